@@ -1,0 +1,84 @@
+"""数据与模型之间的两个约定：DataSpec（数据是什么）和 Batch（一批窗口）。"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """一批时间窗口，已按 spec 的统计量标准化；用 NamedTuple，Fabric 能直接搬运和转换精度。
+
+    history: (B, T_in, C, H, W) float32；future: (B, T_out, C, H, W) float32；
+    time: (B, T_in + T_out) int64，1970 年以来的 UTC 小时；
+    valid: (B, T_in + T_out, C) bool，为假的场不作训练目标，也不计分（插值得来，或被同窗的插值用作来源）。
+    """
+
+    history: Tensor
+    future: Tensor
+    time: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """数据的完整说明；存进每个检查点，没有训练数据也能预报。
+
+    channels 如 ("t2m", "z_level_00")；units 与 pressures（hPa，单层变量为 None）按通道对齐；
+    latitudes、longitudes 单位为度，按文件里的顺序；mean、std 为物理单位；
+    standardized 表示磁盘上的文件已经标准化。
+    """
+
+    channels: tuple[str, ...]
+    units: tuple[str, ...]
+    pressures: tuple[float | None, ...]
+    latitudes: tuple[float, ...]
+    longitudes: tuple[float, ...]
+    frames_in: int
+    frames_out: int
+    interval_hours: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    standardized: bool
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.channels), len(self.units), len(self.pressures), len(self.mean), len(self.std)}
+        assert sizes == {len(self.channels)}, f"per-channel fields disagree in length: {sizes}"
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.channels)
+
+    @property
+    def height(self) -> int:
+        return len(self.latitudes)
+
+    @property
+    def width(self) -> int:
+        return len(self.longitudes)
+
+    @property
+    def window(self) -> int:
+        """窗口长度 t。"""
+        return self.frames_in + self.frames_out
+
+    def to_physical(self, fields: Tensor) -> Tensor:
+        """标准化的 (..., C, H, W) 还原为物理单位。"""
+        mean, std = (torch.tensor(v, dtype=fields.dtype, device=fields.device) for v in (self.mean, self.std))
+        return fields * std[:, None, None] + mean[:, None, None]
+
+    def to_standard(self, fields: Tensor) -> Tensor:
+        """物理单位的 (..., C, H, W) 标准化。"""
+        mean, std = (torch.tensor(v, dtype=fields.dtype, device=fields.device) for v in (self.mean, self.std))
+        return (fields - mean[:, None, None]) / std[:, None, None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """只含普通列表、数字和字符串，weights_only=True 能读回。"""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataSpec:
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

@@ -1,0 +1,17 @@
+"""命令行的共同约定：用户的错误一行说清，退出码 2，不打印 traceback。"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """运行一个命令并退出：正常为 main 的返回值（None 即 0），ValueError 打印一行、退出码 2。"""
+    try:
+        status = main()
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    sys.exit(status or 0)

@@ -1,0 +1,54 @@
+"""时间换算：目录树按「年 + 年内小时」编号，程序里一律用 1970 年以来的小时数。"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta, timezone
+
+EPOCH = datetime(1970, 1, 1)
+
+
+def hours_in_year(year: int) -> int:
+    """非闰年 8760，闰年 8784。"""
+    return year_start(year + 1) - year_start(year)
+
+
+def year_start(year: int) -> int:
+    """该年 1 月 1 日 00 时是 1970 年以来的第几小时。"""
+    return (date(year, 1, 1) - EPOCH.date()).days * 24
+
+
+def hour_of(moment: datetime) -> int:
+    """整点时刻 → 1970 年以来的小时；带时区的先换成 UTC。
+
+    Raises:
+        ValueError: 不是整点。
+    """
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(timezone.utc).replace(tzinfo=None)
+    hours, rest = divmod(moment - EPOCH, timedelta(hours=1))
+    if rest:
+        raise ValueError(f"time {moment.isoformat()} is not a full hour")
+    return hours
+
+
+def moment_of(hour: int) -> datetime:
+    """hour_of 的逆。"""
+    return EPOCH + timedelta(hours=int(hour))
+
+
+def parse_time(text: str) -> int:
+    """`2015-06-01T00`、`2015-06-01 00:00`、`2015-06-01` 等 ISO 写法 → 小时。
+
+    Raises:
+        ValueError: 写法不对，或不是整点。
+    """
+    try:  # Python 3.10 的 fromisoformat 不认识末尾的 Z
+        moment = datetime.fromisoformat(text.strip().removesuffix("Z"))
+    except ValueError:
+        raise ValueError(f"time {text!r} is not understood; write it like 2015-06-01T00") from None
+    return hour_of(moment)
+
+
+def time_text(hour: int) -> str:
+    """小时 → `2015-06-01T00`。"""
+    return moment_of(hour).strftime("%Y-%m-%dT%H")

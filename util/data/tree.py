@@ -1,0 +1,119 @@
+"""目录树的约定：`<root>/t2m_npy/1979/1979-0000.npy`、`<root>/z_npy/level_00/1979/…`，统计量 json 与年份并列。"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from util.config import DataConfig, nearest
+from util.data.calendar import moment_of, year_start
+from util.data.variables import channel_folder, channel_name
+
+Field = np.ndarray  # (H, W) float32
+
+
+def field_path(root: str | Path, channel: str, hour: int) -> Path:
+    """某通道某小时（文件名所用的历法，1970 年以来）的文件；文件号是年内小时。"""
+    year = moment_of(hour).year
+    return Path(root) / channel_folder(channel) / str(year) / f"{year}-{hour - year_start(year):04d}.npy"
+
+
+def read_field(path: Path, shape: tuple[int, int]) -> Field:
+    """读一个场并查验，返回 (H, W) float32。
+
+    Raises:
+        ValueError: 文件不在、打不开、被截断、形状或类型不对、含非有限值；一行说清是哪一种。
+    """
+    try:
+        field = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing") from None
+    except (OSError, ValueError, EOFError) as error:  # 截断、不是 npy、内含 pickle
+        raise ValueError(f"{path}: unreadable ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
+    if not isinstance(field, np.ndarray) or field.shape != shape:
+        raise ValueError(f"{path}: shape {getattr(field, 'shape', None)}, expected {shape}")
+    if field.dtype != np.float32:
+        raise ValueError(f"{path}: dtype {field.dtype}, expected float32")
+    if not np.isfinite(field).all():
+        raise ValueError(f"{path}: {int((~np.isfinite(field)).sum())} non-finite values")
+    return field
+
+
+def write_field(path: Path, field: Field) -> None:
+    """写一个场；文件夹不在就建。"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.asarray(field, dtype=np.float32))
+
+
+def read_statistics(root: str | Path, channel: str) -> tuple[float, float]:
+    """读通道的 mean_std.json（与年份文件夹并列），返回 (均值, 标准差)，物理单位。
+
+    Raises:
+        ValueError: 文件不在或格式不对；给出应有的样子。
+    """
+    path = Path(root) / channel_folder(channel) / "mean_std.json"
+    expected = 'expected {"mean": [number], "std": [positive number]}'
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; {expected}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = (values[key][0] if isinstance(values[key], list) else values[key] for key in ("mean", "std"))
+        mean, std = float(mean), float(std)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: malformed ({type(error).__name__}: {error}); {expected}") from None
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ValueError(f"{path}: mean {mean}, std {std}; {expected}")
+    return mean, std
+
+
+def write_statistics(root: str | Path, channel: str, mean: float, std: float, low: float, high: float) -> None:
+    """写 mean_std.json 与 min_max.json，格式与用户的一致（各为一个元素的列表）。"""
+    folder = Path(root) / channel_folder(channel)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (
+        ("mean_std.json", {"mean": [mean], "std": [std]}),
+        ("min_max.json", {"min": [low], "max": [high]}),
+    ):
+        (folder / name).write_text(json.dumps(values, indent=4), encoding="utf-8")
+
+
+def select_channels(config: DataConfig) -> list[str]:
+    """按 YAML 的 variables 展开成通道名，次序即 YAML 的次序；文件夹不在的当场报错。
+
+    Raises:
+        ValueError: 根目录、变量或层不在：说出要的是哪个、在哪里找的、那里有什么。
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise ValueError(
+            f"data.root {root} is not a directory; give the folder that holds t2m_npy/ and the others "
+            "(a sample: python -m util.data.sample --root data/sample)"
+        )
+    if not config.variables:
+        raise ValueError("data.variables is empty; choose at least one, e.g. {t2m: single, z: [level_00]}")
+    channels: list[str] = []
+    for variable, levels in config.variables.items():
+        folder = root / f"{variable}_npy"
+        if not folder.is_dir():
+            found = sorted(p.name.removesuffix("_npy") for p in root.glob("*_npy"))
+            raise ValueError(f"data.variables: no {variable!r} (looked for {folder}); {nearest(variable, found, 'there')}")
+        present = sorted(p.name for p in folder.glob("level_*") if p.is_dir())
+        if levels == "single":
+            if present:
+                raise ValueError(f"data.variables.{variable} = single, but {folder} holds levels: {', '.join(present)}")
+            channels.append(channel_name(variable, None))
+            continue
+        chosen = present if levels == "all" else levels
+        if not chosen:
+            raise ValueError(f"data.variables.{variable} = {levels}: no levels in {folder}; write 'single' for one level")
+        for level in chosen:
+            if level not in present:
+                raise ValueError(f"data.variables.{variable}: no {level!r} in {folder}; there: {', '.join(present) or 'none'}")
+            channels.append(channel_name(variable, level))
+    doubled = sorted({c for c in channels if channels.count(c) > 1})
+    if doubled:
+        raise ValueError(f"data.variables: listed twice: {', '.join(doubled)}")
+    return channels
