@@ -17,6 +17,7 @@ class ForecastModel(Protocol):
     """
 
     probabilistic: bool
+    can_forecast: bool  # 这一配置能不能预报；AR_pred 的区块不是一帧时只能训练重建
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """训练目标：键 `loss` 参与求导，其余只记录；随机数取自全局发生器。"""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -26,14 +26,30 @@ def _yes_no(value: object) -> object:
 
 def _day_text(value: object) -> object:
     """日期可写年份（1979）或日子（1979-01-01）；统一存成文本，检查点里才是普通值。"""
-    if isinstance(value, date) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
-    if isinstance(value, str) and not re.fullmatch(r"\d{4}", value):
-        date.fromisoformat(value)  # 写错时的 ValueError 由 pydantic 接住，并报出键名
+    if isinstance(value, bool) or not isinstance(value, (str, int, date)):
+        return value  # 类型不对，由 pydantic 报
+    text = str(value)
+    if re.fullmatch(r"[1-9]\d{3}", text):
+        return text
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):  # fromisoformat 在 3.11 起还认别的写法，3.10 不认
+            raise ValueError("neither YYYY nor YYYY-MM-DD")
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"not a date ({error}); write a year like 1979 or a day like 1979-01-31") from None
+    return text
+
+
+def _levels(value: object) -> object:
+    """变量的层：single、all 或层的列表；联合类型自己的报错看不懂，在它之前说清。"""
+    named = isinstance(value, list) and value and all(re.fullmatch(r"level_\d+", str(v)) for v in value)
+    if not named and (isinstance(value, list) or value not in ("single", "all")):
+        raise ValueError("write single, all, or a list of levels like [level_00, level_01]")
     return value
 
 
 Day = Annotated[str, BeforeValidator(_day_text)]
+Levels = Annotated[Literal["single", "all"] | list[str], BeforeValidator(_levels)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -67,12 +83,12 @@ class DataConfig(Strict):
     """data 段与它引用的数据集文件合并之后的样子。"""
 
     root: str
-    variables: dict[str, Annotated[Literal["single", "all"] | list[str], Field(union_mode="left_to_right")]]
+    variables: dict[str, Levels]
     units: dict[str, str] = {}
     pressure_hpa: list[float] = []
     latitude: Axis
     longitude: Axis
-    utc_offset_hours: int = Field(0, ge=-12, le=14)
+    utc_offset_hours: int = Field(default=0, ge=-12, le=14)
     interval_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
     splits: Splits
     frames_in: PositiveInt
@@ -82,7 +98,7 @@ class DataConfig(Strict):
     max_missing: Share = 0.01
     shuffle: bool = True
     eval_stride: PositiveInt = 1
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
     pin_memory: bool = True
     cache_dir: str = "tmp"
 
@@ -91,7 +107,7 @@ class RunSection(Strict):
     """在哪里跑、用什么种子。"""
 
     name: str | None = None
-    seed: int = 42
+    seed: int = Field(default=42, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
@@ -102,7 +118,7 @@ class Schedule(Strict):
     """学习率曲线；warmup_steps 与 min_ratio 只对 cosine 有意义。"""
 
     name: Literal["constant", "cosine", "onecycle"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     min_ratio: Share = 0.0
 
 
@@ -113,13 +129,13 @@ class TrainConfig(Strict):
     batch_size: PositiveInt
     accumulate: PositiveInt = 1
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: float = Field(1e-4, gt=0)
-    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(default=1e-4, gt=0)
+    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    weight_decay: float = Field(default=0.0, ge=0)
     schedule: Schedule = Schedule()
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    ema_decay: float | None = Field(None, gt=0, lt=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
     early_stop_epochs: PositiveInt | None = None
     validate_every_epochs: PositiveInt = 1
     preflight: bool = True
@@ -128,7 +144,7 @@ class TrainConfig(Strict):
 class CheckpointConfig(Strict):
     dir: str = "checkpoints"
     every_epochs: PositiveInt = 10
-    every_minutes: float = Field(15.0, gt=0)
+    every_minutes: float = Field(default=15.0, gt=0)
 
 
 class WandbConfig(Strict):
@@ -141,7 +157,7 @@ class WandbConfig(Strict):
 class LogConfig(Strict):
     dir: str = "log"
     every_steps: PositiveInt = 10
-    figures: int = Field(2, ge=0)
+    figures: int = Field(default=2, ge=0)
     wandb: WandbConfig = WandbConfig()
 
 
@@ -158,7 +174,16 @@ class RunConfig(Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML 把 1e-4 读成字符串（YAML 1.1 的规矩）；补一条规则，读成浮点数。"""
+    """SafeLoader 加三条：1e-4 是浮点数（YAML 1.1 读成字符串）；日期留作文本，由 Day 检查，报得出键名；键不许写两次。"""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -166,6 +191,10 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -203,8 +232,12 @@ def nearest(word: str, options: Iterable[str], what: str = "valid names") -> str
     options = list(options)
     if not options:
         return f"{what}: none"
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f"nearest: {close[0]}" if close else f"{what}: {', '.join(options)}"
+    close = _closest(word, options)
+    return f"nearest: {close}" if close else f"{what}: {', '.join(options)}"
+
+
+def _closest(word: str, options: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.6)), None)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -241,51 +274,92 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
     """
     values = read_mapping(path)
     smoke_list = values.get("smoke") or []
-    if smoke and isinstance(smoke_list, list):
-        values = apply_overrides(values, [str(item) for item in smoke_list])
-    values = apply_overrides(values, overrides)
-    data = values.get("data")
+    changes = [str(item) for item in smoke_list] if smoke and isinstance(smoke_list, list) else []
+    changes += overrides
+    # data.set 先定，余下的改动作用在合并之后：data.variables.z=all 只改一个变量，不丢掉数据集里别的
+    chooses_set = [text.partition("=")[0].strip() == "data.set" for text in changes]
+    values = apply_overrides(values, [text for text, chooses in zip(changes, chooses_set, strict=True) if chooses])
+    where, data = str(path), values.get("data")
     if isinstance(data, dict) and "set" in data:
-        data = dict(data)
-        values["data"] = _merge(read_mapping(data.pop("set")), data)
-    return validate(RunConfig, values, str(path))
+        if not isinstance(data["set"], str):
+            raise ValueError(f"{path}: data.set = {_short(data['set'])}: write the path of a YAML file")
+        where += f" with {data['set']}"
+        values["data"] = _merge(read_mapping(data["set"]), {k: v for k, v in data.items() if k != "set"})
+    values = apply_overrides(values, [text for text, chooses in zip(changes, chooses_set, strict=True) if not chooses])
+    return validate(RunConfig, values, where)
 
 
 def validate(schema: type[BaseModel], values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """按 schema 检查一段配置；第一个错误变成一行 ValueError。"""
+    """按 schema 检查一段配置；第一个错误变成一行 ValueError。prefix 是这一段在整份配置里的位置。"""
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
-        raise ValueError(f"{where}: {_explain(schema, error, prefix)}") from None
+        raise ValueError(f"{where}: {_explain(schema, values, error, prefix)}") from None
 
 
-def _explain(schema: type[BaseModel], error: ValidationError, prefix: str) -> str:
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # 拼错的键常连带「缺键」，先说拼错
-    path = [str(part) for part in first["loc"] if not re.match(r"^(literal|list|function)\[", str(part))]
-    key = ".".join([prefix, *path] if prefix else path) or "top level"
-    kind, value = first["type"], first.get("input")
+def _explain(schema: type[BaseModel], values: Mapping[str, Any], error: ValidationError, prefix: str) -> str:
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # 拼错的键常连带「缺键」，先说拼错
+    key, parent = _locate(schema, values, errors[0]["loc"], prefix)
+    kind, value = errors[0]["type"], errors[0].get("input")
     if kind == "extra_forbidden":
-        fields = _fields_at(schema, path[:-1])
-        hint = nearest(path[-1], fields, "valid keys")
-        return f"unknown key {key} = {_short(value)}; {hint}"
+        return f"unknown key {key} = {_short(value)}; {_suggest(schema, parent, key, prefix)}"
     if kind == "missing":
         return f"missing key {key}"
-    message = first["msg"].removeprefix("Value error, ")
-    if kind == "literal_error" and isinstance(value, str):
-        options = re.findall(r"'([^']+)'", message)
-        message += f"; {nearest(value, options)}" if options else ""
-    return f"{key} = {_short(value)}: {message[:1].lower() + message[1:]}"
+    if kind in ("model_type", "dict_type"):
+        return f"{key} = {_short(value)}: must be a mapping, {{key: value, ...}}"
+    same = [e["msg"] for e in errors if _locate(schema, values, e["loc"], prefix)[0] == key]  # 联合类型每支一条
+    messages = [text[:1].lower() + text[1:] for text in (m.removeprefix("Value error, ") for m in same)]
+    message = " or ".join(dict.fromkeys(messages))
+    if isinstance(value, Mapping | BaseModel):  # 整段的规矩：打印整段没有用处
+        return f"{key}: {message}"
+    close = _closest(value, re.findall(r"'(.+?)'", message)) if isinstance(value, str) and "literal" in kind else None
+    return f"{key} = {_short(value)}: {message}" + (f"; nearest: {close}" if close else "")
 
 
-def _fields_at(schema: type[BaseModel], path: list[str]) -> list[str]:
-    """沿路径走到那一层，列出它的合法键。"""
-    for part in path:
-        field = schema.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        schema = inner
-    return list(schema.model_fields)
+def _locate(
+    schema: type[BaseModel], values: Mapping[str, Any], loc: tuple[int | str, ...], prefix: str
+) -> tuple[str, type[BaseModel] | None]:
+    """pydantic 的 loc → 带点的键名，与键所在那一段的 schema；loc 里夹着联合类型的分支名，值里没有的就不是键。"""
+    key, here, parent = prefix, values, None
+    below: type[BaseModel] | None = schema
+    for part in loc:
+        if isinstance(here, Mapping) and isinstance(part, str):
+            fields = below.model_fields if below else {}
+            if part not in here and part not in fields and part != loc[-1]:
+                continue
+            key, parent = f"{key}.{part}" if key else str(part), below
+            below = _section(fields[part].annotation) if part in fields else None
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int):
+            key, here = f"{key}[{part}]", here[part]
+    return key or "top level", parent
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """类型注解里的配置段：Schedule、Schedule | None、list[Schedule] 都是 Schedule。"""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
+
+
+def _suggest(schema: type[BaseModel], parent: type[BaseModel] | None, key: str, prefix: str) -> str:
+    """不认识的键应当是哪一个：写对了名字放错了段的、同段里相近的、别段里相近的；都没有就列出同段的键。"""
+    section, _, word = key.rpartition(".")
+    everywhere = list(_all_keys(schema, prefix))
+    siblings = [f"{section}.{name}" if section else name for name in (parent.model_fields if parent else {})]
+    for options in ([k for k in everywhere if k.rpartition(".")[2] == word], siblings, everywhere):
+        names = {k.rpartition(".")[2]: k for k in reversed(options)}  # 同名的取先出现的
+        if close := _closest(word, names):
+            return f"nearest: {names[close]}"
+    return f"valid keys: {', '.join(siblings) or 'none'}"
+
+
+def _all_keys(schema: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        yield key
+        if below := _section(field.annotation):
+            yield from _all_keys(below, key)
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,52 @@
+# 两条命令：make train 从零走到一张预报图，make test 跑全部测试；其余见 make help。
+SHELL := bash
+.DELETE_ON_ERROR:
+.PHONY: help train test lint format clean missing
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# 戳记里写着环境中 python 的路径：requirements 改了、或环境被删了，就重新安装；否则立刻可用
+STAMP := tmp/environment
+PYTHON = $(or $(shell cat $(STAMP) 2>/dev/null),.venv/bin/python)
+QUICKSTART_TIME := 2003-07-01T00
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): environment.yml requirements.txt $(if $(wildcard $(PYTHON)),,missing)
+	@bash .ci/environment $@
+
+$(STAMP)-dev: requirements-dev.txt $(STAMP)
+	$(PYTHON) -m pip install -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+train: $(STAMP)  ## environment, sample data, quickstart run, its scores and a forecast; goes on where it stopped
+	$(PYTHON) -m util.data.sample --root data/sample
+	$(PYTHON) train.py --config config/quickstart.yaml --resume auto run.name=quickstart
+	$(PYTHON) evaluate.py --checkpoint checkpoints/quickstart/best.ckpt --split test --out log/quickstart/evaluation
+	$(PYTHON) inference.py --checkpoint checkpoints/quickstart/best.ckpt --time $(QUICKSTART_TIME) --out forecast/quickstart
+	@printf '%s\n' '' 'Done. Where everything is:' \
+	  '  data/sample/                      the sample data, in the layout of your own tree' \
+	  '  log/quickstart/                   train.log, config.yaml, metrics, figures/' \
+	  '  log/quickstart/evaluation/        scores of the test year, beside persistence and climatology' \
+	  '  checkpoints/quickstart/           best.ckpt, last.ckpt' \
+	  '  forecast/quickstart/              the forecast: .npy, NetCDF, PNG' \
+	  "  $(PYTHON)   the Python of this environment" \
+	  'Again: make train goes on with the same run; make clean first starts it afresh.'
+
+test: $(STAMP)-dev  ## the whole test suite; a part of it: make test ARGS="tests/test_imports.py -k help"
+	$(PYTHON) -m pytest -n 2 $(ARGS)
+
+lint: $(STAMP)-dev  ## ruff and pyright
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+format: $(STAMP)-dev  ## let ruff lay out the code
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:  ## remove the quickstart run and all caches; your runs, the sample data and the environment stay
+	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache .hypothesis
+	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' -delete
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""命令行：每个命令的参数在这里、也只在这里；重的库等参数看完再引入，--help 才快。"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from util.config import load_config
+
+Arguments = Sequence[str] | None
+
+
+def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train a forecast model from one YAML file.", allow_abbrev=False)
+    parser.add_argument("--config", default=default_config, required=default_config is None, help="run YAML in config/")
+    parser.add_argument("--resume", metavar="auto|PATH", help="continue from a checkpoint; auto: the newest of this config")
+    parser.add_argument("--smoke", action="store_true", help="preflight only, with the smoke overrides; needs no data")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10")
+    return parser
+
+
+def train_command(argv: Arguments = None, default_config: str | None = None) -> int:
+    """train.py、train_ar_pred_video_vanilla.py。"""
+    args = train_parser(default_config).parse_intermixed_args(argv)
+    config = load_config(args.config, args.overrides, smoke=args.smoke)
+    if args.smoke:
+        from engine.preflight import smoke
+        from models import build_config
+        from util.logger import setup_logging
+
+        setup_logging(None)
+        build_config(config.model, args.config)
+        return smoke(config)
+    from engine.train import train
+
+    return train(config, args.config, args.resume)
+
+
+def inference_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Forecast from a checkpoint.", allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
+    parser.add_argument("--time", help="initial time in UTC: the last input frame, e.g. 2015-06-01T00")
+    parser.add_argument(
+        "--inputs", nargs="+", default=[], metavar="FILE.npy",
+        help="frames (H, W, k), or one (T_in, H, W, k), standardised or raw as the training tree was",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, help="folder for npy, NetCDF, PNG and scores")
+    parser.add_argument("--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)")
+    parser.add_argument("--members", type=_positive, default=1, help="ensemble members")
+    parser.add_argument("--perturb", type=_not_negative, default=0.0, help="initial noise, in standard deviations")
+    return parser
+
+
+def inference_command(argv: Arguments = None) -> int:
+    """inference.py、inference_ar_pred_video_vanilla.py。"""
+    args = inference_parser().parse_args(argv)
+    if args.time is None and not args.inputs:
+        raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
+    from engine.forecast import forecast
+
+    return forecast(args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb)
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Score a checkpoint beside the baselines.", allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="which dates (default: test)")
+    parser.add_argument("--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)")
+    parser.add_argument("--stride", type=_positive, default=1, help="score every n-th window start (default: every one)")
+    parser.add_argument("--out", required=True, type=Path, help="folder for metrics.json")
+    return parser
+
+
+def evaluate_command(argv: Arguments = None) -> int:
+    """evaluate.py。"""
+    args = evaluate_parser().parse_args(argv)
+    from engine.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(args.checkpoint, args.split, args.stride, args.steps, args.out)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value

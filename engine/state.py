@@ -1,0 +1,181 @@
+"""一次训练的全部状态：模型、优化器、学习率、EMA、进度；怎样走一步，怎样存成检查点、怎样读回。"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn, optim
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from models import build_model
+from util.batch import Batch, DataSpec
+from util.checkpoint import random_state, set_random_state
+from util.config import RunConfig
+from util.optim import make_optimizer, make_scheduler
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
+Content = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """循环走到哪里；batches 是本轮已用掉的全局批数，loss_sum / loss_count 是本轮训练损失的累计。"""
+
+    epoch: int = 0
+    step: int = 0
+    batches: int = 0
+    best: float | None = None
+    stale: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+@dataclass
+class State:
+    """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。"""
+
+    model: Any
+    wrapped: Any
+    optimizer: optim.Optimizer | None
+    scheduler: LRScheduler | None
+    ema: AveragedModel | None
+    progress: Progress
+
+    @property
+    def best_model(self) -> Any:
+        """拿去验证和预报的权重：有 EMA 用 EMA。"""
+        return self.ema.module if self.ema is not None else self.model
+
+
+def build_state(fabric: Fabric, config: RunConfig, spec: DataSpec, total_steps: int) -> State:
+    """按配置造出训练的起点；初始化的随机数取自全局发生器。"""
+    model = build_model(config.model, spec)
+    if not any(p.requires_grad for p in model.parameters()):
+        return State(fabric.to_device(model), None, None, None, None, Progress())
+    model = fabric.to_device(model)
+    ema = None
+    if config.train.ema_decay is not None:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay), use_buffers=True)
+    optimizer = make_optimizer(model, config.train)
+    scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    wrapped.mark_forward_method("loss")
+    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress())
+
+
+def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> float:
+    """一次参数更新：几个小批的梯度取平均；返回（各进程平均的）损失。
+
+    Raises:
+        ValueError: 损失或梯度不是有限值；参数还没有动。
+    """
+    assert state.optimizer is not None and state.scheduler is not None
+    state.wrapped.train()
+    total = 0.0
+    for i, batch in enumerate(batches):
+        with fabric.no_backward_sync(state.wrapped, enabled=i < len(batches) - 1):
+            loss = state.wrapped.loss(batch)["loss"] / len(batches)
+            fabric.backward(loss)
+        total += float(fabric.all_reduce(loss.detach(), reduce_op="mean"))
+    norm = None
+    if config.train.clip_norm is not None:
+        limit = config.train.clip_norm
+        norm = fabric.clip_gradients(state.wrapped, state.optimizer, max_norm=limit, error_if_nonfinite=False)
+    if not math.isfinite(total) or (norm is not None and not math.isfinite(float(norm))):
+        what = f"gradient norm {float(norm):g}" if norm is not None and math.isfinite(total) else f"loss {total:g}"
+        raise ValueError(f"{what} is not finite")
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.scheduler.step()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    return total
+
+
+def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, run_name: str) -> Content:
+    """状态 → 张量与普通值；每个进程都要调用（聚合权重与各自的随机状态）。"""
+    ranks: list[Any] = [random_state()]
+    if fabric.world_size > 1:
+        ranks = [None] * fabric.world_size
+        torch.distributed.all_gather_object(ranks, random_state())
+    return {
+        "run": run_name,
+        "model": get_model_state_dict(state.model, options=FULL),
+        "optimizer": get_optimizer_state_dict(state.model, _raw(state.optimizer), options=FULL) if state.optimizer else None,
+        "scheduler": state.scheduler.state_dict() if state.scheduler else None,
+        "ema": state.ema.state_dict() if state.ema else None,
+        "progress": asdict(state.progress),
+        "random": ranks,
+        "config": config.model_dump(),
+        "spec": spec.to_dict(),
+        "versions": versions(),
+    }
+
+
+def restore(fabric: Fabric, state: State, content: Content) -> None:
+    """snapshot 的逆；进程数变了时随机状态对不上，只恢复其余的。
+
+    Raises:
+        ValueError: 检查点的权重与模型对不上。
+    """
+    load_weights(state.model, content["model"])
+    if state.optimizer is not None and state.scheduler is not None:
+        set_optimizer_state_dict(state.model, _raw(state.optimizer), content["optimizer"], options=FULL)
+        state.scheduler.load_state_dict(content["scheduler"])
+    if state.ema is not None:
+        state.ema.load_state_dict(content["ema"])
+    state.progress = Progress(**content["progress"])
+    if len(content["random"]) == fabric.world_size:
+        set_random_state(content["random"][fabric.global_rank])
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """把检查点的权重装进模型。
+
+    Raises:
+        ValueError: 名字或形状不符（检查点属于另一个网格、通道组或另一种大小的模型）。
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        found = tuple(weights[name].shape) if name in weights else "absent"
+        expected = tuple(own[name].shape) if name in own else "absent"
+        if found != expected:
+            raise ValueError(f"checkpoint does not fit this model: {name} is {found} in the checkpoint, {expected} here")
+    set_model_state_dict(model, weights, options=FULL)
+
+
+def load_forecaster(content: Content, device: torch.device) -> tuple[Any, DataSpec]:
+    """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec。"""
+    spec = DataSpec.from_dict(content["spec"])
+    model = build_model(content["config"]["model"], spec)
+    weights = content["model"]
+    if content["ema"] is not None:
+        weights = {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
+    load_weights(model, weights)
+    return model.to(device).eval(), spec
+
+
+def versions() -> dict[str, str]:
+    """复现要用的版本。"""
+    packages = ("torch", "lightning", "numpy", "xarray", "pydantic", "einops", "wandb")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _raw(optimizer: Any) -> optim.Optimizer:
+    """Fabric 包过的优化器里原来的那个。"""
+    return getattr(optimizer, "optimizer", optimizer)

@@ -1,0 +1,375 @@
+"""训练：打开数据 → 预检 → 循环（走一步、存、验证、选优、停） → 用最优权重在测试集上对照基线计分、画图。"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+from tqdm import tqdm
+
+from engine.evaluate import (
+    eval_batch_size,
+    fit_baselines,
+    fit_one_pass,
+    score,
+    score_table,
+    table_text,
+    validation_loss,
+)
+from engine.figures import draw_samples
+from engine.preflight import preflight
+from engine.state import State, build_state, load_forecaster, restore, snapshot, train_step, versions
+from models import build_config
+from models.interface import OnePass
+from util.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
+from util.config import RunConfig
+from util.data.calendar import time_text
+from util.data.dataset import WeatherData, open_data
+from util.data.windows import epoch_starts, make_loader, share_batches, split_batches
+from util.logger import MetricsLog, open_wandb, setup_logging
+from util.plot import curves_figure, save_figures
+from util.shapes import record_shapes, shape_table
+from util.signals import Interrupted, StopFlag, catch_signals
+
+log = logging.getLogger("ar_pred")
+
+
+@dataclass
+class Run:
+    """一次运行手里的东西。"""
+
+    config: RunConfig
+    config_path: str
+    name: str
+    fabric: Fabric
+    data: WeatherData
+    state: State
+    metrics: MetricsLog | None  # 只有零号进程记
+    wandb: Any
+    stop: StopFlag
+    saved_at: float
+
+    @property
+    def log_dir(self) -> Path:
+        return Path(self.config.log.dir) / self.name
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return Path(self.config.checkpoint.dir) / self.name
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoint_dir / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoint_dir / "best.ckpt"
+
+
+def train(config: RunConfig, config_path: str, resume: str | None) -> int:
+    """一次完整的训练；返回退出码（被信号停下时 130 / 143）。
+
+    Raises:
+        ValueError: 配置、数据、检查点的任何一处不对，或损失不再有限。
+    """
+    build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
+    fabric = make_fabric(config)
+    content, name = find_resume(config, config_path, resume)
+    with catch_signals() as stop, errors_in_log():
+        run = open_run(config, config_path, name, fabric, content, stop)
+        try:
+            if content is None:
+                start_fresh(run)
+            fit(run)
+            finish(run)
+            return 0
+        except Interrupted as signal:
+            if run.state.optimizer is not None:
+                save(run)
+            message = f"stopped by {signal}; resume with: python train.py --config {config_path} --resume {run.last}"
+            log.warning("%s", message)
+            return 128 + signal.signum
+        finally:
+            run.wandb.finish()
+            if run.metrics:
+                run.metrics.close()
+
+
+@contextmanager
+def errors_in_log() -> Iterator[None]:
+    """屏幕上的那一行错误由命令行打印；日志文件里也留一行，第二天早上才知道为什么停了。"""
+    try:
+        yield
+    except ValueError as error:
+        log.debug("stopped: %s", error)
+        raise
+
+
+def make_fabric(config: RunConfig) -> Fabric:
+    """设备、精度与多进程由 Fabric 管；循环是我们自己的。"""
+    run = config.run
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
+    fabric = Fabric(
+        accelerator=run.device,
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        strategy=run.strategy,
+        precision=config.train.precision,
+    )
+    fabric.launch()
+    parts = fabric.world_size * config.train.accumulate
+    if config.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
+        )
+    return fabric
+
+
+def find_resume(config: RunConfig, config_path: str, resume: str | None) -> tuple[dict[str, Any] | None, str]:
+    """--resume → (检查点内容或 None, 运行名)。auto：这份配置最近一次存过的运行；没有就从头开始。"""
+    stem = Path(config_path).stem
+    if resume == "auto":
+        pattern = f"{config.run.name or stem + '-*'}/last.ckpt"
+        found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
+        resume = str(found[-1]) if found else None
+    if resume is None:
+        return None, config.run.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    content = load_checkpoint(resume)
+    check_same_run(content["config"], config.model_dump(), resume)
+    return content, content["run"]
+
+
+def check_same_run(saved: dict[str, Any], current: dict[str, Any], path: str) -> None:
+    """续训的模型和数据必须与检查点一致；别的键（轮数、学习率、日志）可以改。"""
+    changed = [
+        f"{part}.{key} = {saved[part].get(key)!r} in the checkpoint, {current[part].get(key)!r} now"
+        for part in ("model", "data")
+        for key in sorted(saved[part].keys() | current[part].keys())
+        if key not in ("workers", "pin_memory", "cache_dir", "root") and saved[part].get(key) != current[part].get(key)
+    ]
+    if changed:
+        raise ValueError(f"cannot resume {path}: {'; '.join(changed)}")
+
+
+def open_run(
+    config: RunConfig, config_path: str, name: str, fabric: Fabric, content: dict[str, Any] | None, stop: StopFlag
+) -> Run:
+    """建好日志、数据、模型；续训时读回状态。"""
+    log_dir = Path(config.log.dir) / name
+    main = fabric.is_global_zero
+    if main and content is None and (Path(config.checkpoint.dir) / name / "last.ckpt").exists():
+        raise ValueError(f"run {name} has checkpoints already; use --resume auto, or another run.name")
+    setup_logging(log_dir / "train.log" if main else None)
+    resolved = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
+    log.info("run %s, config %s, log in %s", name, config_path, log_dir)
+    log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
+    data = open_data(config.data, log_dir / "missing.csv" if main else None)
+    fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
+    state = build_state(fabric, config, data.spec, config.train.epochs * len(epoch_batches(config, data, fabric, 0)))
+    if content is not None:
+        restore(fabric, state, content)
+        log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
+    if main:
+        (log_dir / "config.yaml").write_text(resolved, encoding="utf-8")
+        for leftover in (Path(config.checkpoint.dir) / name).glob(".*.tmp"):
+            leftover.unlink()  # 上一次在写的时候被杀掉
+    metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None
+    wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})
+    wandb = open_wandb(wandb_config, name, config.model_dump(), log)
+    return Run(config, config_path, name, fabric, data, state, metrics, wandb, stop, time.monotonic())
+
+
+def start_fresh(run: Run) -> None:
+    """新的运行：参数个数、预检、每一层的形状；不动运行的随机状态。"""
+    model, spec = run.state.model, run.data.spec
+    count = sum(p.numel() for p in model.parameters())
+    log.info("model %s: %d parameters", run.config.model["name"], count)
+    for split, segments in run.data.segments.items():
+        log.info("split %s: %d samples, windows of %d", split, run.data.samples(split), spec.window)
+        assert segments
+    if run.config.train.preflight:
+        preflight(run.fabric, run.config, spec, run.checkpoint_dir)
+    if run.state.optimizer is None:
+        return
+    batches = epoch_batches(run.config, run.data, run.fabric, 0)
+    first = next(share_batches(batches, run.fabric.global_rank, run.fabric.world_size, run.config.train.accumulate))
+    batch = run.fabric.to_device(run.data.windows.__getitems__(first))
+    devices = [run.fabric.device] if run.fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), record_shapes(model) as rows, run.fabric.autocast():
+        model.loss(batch)
+    log.info("input and output shapes of every layer (first batch):\n%s", shape_table(rows))
+
+
+def fit(run: Run) -> None:
+    """循环本身：每轮训练，验证，存 last，更好就复制成 best，隔几轮留一份，太久不进步就停。"""
+    config, progress = run.config, run.state.progress
+    if isinstance(run.state.model, OnePass):
+        fit_one_pass(run.state.model, run.data, eval_batch_size(config, run.fabric), run.stop.check)
+    if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
+        save(run)
+        if run.fabric.is_global_zero:
+            copy_checkpoint(run.last, run.best)
+        return
+    patience = config.train.early_stop_epochs
+    while progress.epoch < config.train.epochs and not (patience and progress.stale >= patience):
+        train_epoch(run)
+        number = progress.epoch + 1
+        improved = False
+        if number % config.train.validate_every_epochs == 0 or number == config.train.epochs:
+            improved = validate_epoch(run)
+        progress.epoch, progress.batches = number, 0
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        save(run)
+        if run.fabric.is_global_zero:
+            if improved:
+                copy_checkpoint(run.last, run.best)
+            if number % config.checkpoint.every_epochs == 0:
+                copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{number:04d}.ckpt")
+
+
+def train_epoch(run: Run) -> None:
+    """从 progress.batches 处接着走完这一轮。"""
+    config, progress, fabric = run.config, run.state.progress, run.fabric
+    batches = epoch_batches(config, run.data, fabric, progress.epoch)
+    parts = config.train.accumulate
+    mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
+    pin = config.data.pin_memory and fabric.device.type == "cuda"
+    loader = iter(make_loader(run.data.windows, mine, config.data.workers, pin))
+    bar = tqdm(
+        total=len(batches), initial=progress.batches, desc=f"epoch {progress.epoch + 1}/{config.train.epochs}",
+        disable=not fabric.is_global_zero, leave=False,
+    )  # fmt: skip
+    begin, waited, samples = time.perf_counter(), 0.0, 0
+    for batch_number in range(progress.batches, len(batches)):
+        check_stop(run)
+        asked = time.perf_counter()
+        micro = [fabric.to_device(next(loader)) for _ in range(parts)]
+        waited += time.perf_counter() - asked
+        try:
+            loss = train_step(fabric, run.state, config, micro)
+        except ValueError as error:
+            hours = ", ".join(time_text(h) for h in batches[batch_number][:4])
+            raise ValueError(
+                f"{error} at step {progress.step + 1} (epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from "
+                f"{hours} ...); no weights were changed; lower train.lr or set train.clip_norm, and check the data"
+            ) from None
+        progress.step += 1
+        progress.batches = batch_number + 1
+        progress.loss_sum += loss
+        progress.loss_count += 1
+        samples += len(batches[batch_number])
+        elapsed = time.perf_counter() - begin
+        assert run.state.scheduler is not None
+        now = {
+            "loss": loss,
+            "lr": float(run.state.scheduler.get_last_lr()[0]),
+            "samples_per_second": samples / elapsed,
+            "data_wait_share": waited / elapsed,
+        }
+        bar.set_postfix(step=progress.step, loss=f"{loss:.4f}", lr=f"{now['lr']:.1e}",
+                        rate=f"{now['samples_per_second']:.1f}/s", wait=f"{now['data_wait_share']:.0%}", refresh=False)  # fmt: skip
+        bar.update()
+        if progress.step % config.log.every_steps == 0:
+            record(run, "train", now)
+        if time.monotonic() - run.saved_at > 60 * config.checkpoint.every_minutes:
+            save(run)
+    bar.close()
+
+
+def validate_epoch(run: Run) -> bool:
+    """验证一次；返回是否更好。"""
+    progress = run.state.progress
+    check = run.stop.check if run.fabric.world_size == 1 else lambda: None  # 多进程时各进程要一起停
+    value = validation_loss(run.state.best_model, run.data, "val", run.config, run.fabric, check)
+    if not math.isfinite(value):
+        raise ValueError(f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}")
+    improved = progress.best is None or value < progress.best
+    if improved:
+        progress.best, progress.stale = value, 0
+    else:
+        progress.stale += run.config.train.validate_every_epochs
+    mean = progress.loss_sum / max(1, progress.loss_count)
+    record(run, "train", {"epoch_loss": mean})
+    record(run, "val", {"loss": value})
+    star = " (best)" if improved else ""
+    log.info("epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star)
+    return improved
+
+
+def finish(run: Run) -> None:
+    """最优权重在测试集上的成绩，旁边是持续性预报和气候态；各划分的图。"""
+    fabric, config = run.fabric, run.config
+    fabric.barrier()
+    model, spec = load_forecaster(load_checkpoint(run.best), fabric.device)
+    check = run.stop.check if fabric.world_size == 1 else lambda: None
+    test_loss = validation_loss(model, run.data, "test", config, fabric, check)
+    size = eval_batch_size(config, fabric)
+    models = {**fit_baselines(run.data, size, fabric.device, check), config.model["name"]: model}
+    table: dict[str, Any] = {"run": run.name, "split": "test", "test_loss": test_loss}
+    if model.can_forecast:
+        table |= score_table(score(models, run.data, "test", size, fabric, config.data.eval_stride, check=check), spec)
+    else:
+        log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
+    if not fabric.is_global_zero:
+        return
+    log.info("test loss of the best checkpoint: %.5f", test_loss)
+    if model.can_forecast:
+        log.info("test split, best checkpoint\n%s", table_text(table))
+    (run.log_dir / "metrics.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    record(run, "test", {"test_loss": test_loss})
+    assert run.metrics is not None
+    pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
+    if model.can_forecast:
+        pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
+    run.wandb.images(run.state.progress.step, "samples", pictures)
+    log.info("done: %s, %s, figures in %s", run.log_dir, run.best, run.log_dir / "figures")
+
+
+def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: int) -> list[list[int]]:
+    """这一轮的全局批次表；不够每个进程每个小批一个窗口的零头不要。
+
+    Raises:
+        ValueError: 一批也凑不出来。
+    """
+    starts = epoch_starts(data.segments["train"], data.spec.window, config.data.shuffle, config.run.seed, epoch)
+    least = fabric.world_size * config.train.accumulate
+    batches = [b for b in split_batches(starts, config.train.batch_size) if len(b) >= least]
+    if not batches:
+        raise ValueError(
+            f"data.splits.train gives {len(starts)} windows an epoch, fewer than devices x train.accumulate = {least}"
+        )
+    return batches
+
+
+def check_stop(run: Run) -> None:
+    """多进程时任何一个收到信号，大家在同一步停下。"""
+    if run.fabric.world_size > 1:
+        signum = torch.tensor(run.stop.signum, device=run.fabric.device)
+        run.stop.signum = int(run.fabric.all_reduce(signum, reduce_op="max"))
+    run.stop.check()
+
+
+def save(run: Run) -> None:
+    content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name)
+    if run.fabric.is_global_zero:
+        save_checkpoint(run.last, content)
+    run.saved_at = time.monotonic()
+
+
+def record(run: Run, split: str, values: dict[str, float]) -> None:
+    """同样的标量进 metrics.csv 和 W&B。"""
+    if run.metrics is not None:
+        run.metrics.log(run.state.progress.step, run.state.progress.epoch, split, values)
+        run.wandb.log(run.state.progress.step, {f"{split}/{name}": value for name, value in values.items()})

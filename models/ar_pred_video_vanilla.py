@@ -1,0 +1,391 @@
+"""AR_pred video vanilla：t 帧切成 token，按区块编码，拿掉一个区块，由其余区块和它的位置编码把它预测出来。
+
+训练：随机拿掉一帧（每个窗口各抽一次），目标是它的原始像素；验证、测试、推理：拿掉最后一帧，即由前 t-1 帧预报第 t 帧。
+编码器是 ViT 式的块，注意力逐区块因果：看得见自己和更早的区块，更晚的按 mask_ratio 遮住。
+解码器只有交叉注意力（CrossMAE 式），query 是参数加上被拿掉区块的位置编码，与编码器同一张表。
+需求没有写明而补上的开关：spatial_position、query、predict、last_group_share、eval_mask、attention；
+理由见 docs/architecture.md。
+
+字母：B 批，t 帧数，k 通道，H×W 网格，p×q 一个 token，h×w = (H/p)×(W/q)，N = t·h·w 个 token，
+G 个区块、每块 n 个 token，P = p·q·k，D 编码宽度，E 解码宽度。
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from torch import Generator, Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from models.layers.attention import FLEX_BLOCK, CrossAttention, GroupAttention, block_mask, token_mask
+from models.layers.position import sincos_codes
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Share, Strict
+
+log = logging.getLogger("ar_pred")
+
+
+class Grouping(Strict):
+    """token 排成一列的次序，和每个区块取相邻的几个。"""
+
+    order: str = "t h w"
+    size: Literal["frame"] | PositiveInt = "frame"
+
+    @field_validator("order")
+    @classmethod
+    def _permutation(cls, order: str) -> str:
+        if sorted(order.split()) != ["h", "t", "w"]:
+            raise ValueError("must name t, h and w once each, e.g. 't h w'")
+        return " ".join(order.split())
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _one_rule(cls, size: Any) -> Any:  # 否则报错只提联合类型的第一种
+        if size != "frame" and (type(size) is not int or size < 1):
+            raise ValueError("must be frame or a positive number of tokens")
+        return size
+
+
+class Config(Strict):
+    """AR_pred 的全部选项；t 和 k 来自 data 段，不在这里重写。"""
+
+    token_size: list[PositiveInt] = Field([16, 16], min_length=2, max_length=2)
+    grouping: Grouping = Grouping()
+    dim: PositiveInt = 768
+    depth: PositiveInt = 8
+    heads: PositiveInt = Field(12, validate_default=True)
+    mlp_ratio: float = Field(4.0, gt=0)
+    decoder_depth: PositiveInt = 4
+    decoder_width: PositiveInt = 512
+    decoder_heads: PositiveInt = Field(8, validate_default=True)
+    mask_ratio: Share = 0.8
+    eval_mask: Literal["causal", "none"] = "causal"
+    random_patchify: bool = True
+    last_group_share: Share = 0.0
+    spatial_position: Literal["sincos", "learned", "none"] = "sincos"
+    query: Literal["learned", "resampled"] = "learned"
+    predict: Literal["state", "tendency"] = "state"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    act: Literal["GELU", "ReLU", "SiLU"] = "GELU"
+    norm: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _requirement_spelling(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "mask_radio" in values:  # 需求里的拼法
+            if "mask_ratio" in values:
+                raise ValueError("mask_ratio and mask_radio are two spellings of one key; give one of them")
+            values = dict(values)
+            values["mask_ratio"] = values.pop("mask_radio")
+        return values
+
+    @field_validator("heads", "decoder_heads")
+    @classmethod
+    def _divides(cls, heads: int, info: ValidationInfo) -> int:
+        key = {"heads": "dim", "decoder_heads": "decoder_width"}[str(info.field_name)]
+        width = info.data.get(key, heads)  # 宽度自己就写错时，只报宽度
+        if width % heads:
+            works = [n for n in range(1, 4 * heads) if width % n == 0]
+            raise ValueError(f"does not divide model.{key} = {width}; heads that work: {works}")
+        return heads
+
+
+class Tokenize(nn.Module):
+    """(B, H, W, k·t) → (B, N, P)：每个 token 是一帧里 p×q 的一块，次序由 grouping.order 定。"""
+
+    def __init__(self, size: list[int], channels: int, order: str) -> None:
+        super().__init__()
+        self.size, self.channels, self.order = size, channels, order
+
+    def forward(self, fields: Tensor) -> Tensor:
+        p, q = self.size
+        pattern = f"b (h p) (w q) (t k) -> b ({self.order}) (p q k)"
+        return rearrange(fields, pattern, p=p, q=q, k=self.channels)
+
+
+class PositionCodes(nn.Module):
+    """给每个区块加它自己的可学习编码，给每个 token 加它的空间编码。"""
+
+    def __init__(self, groups: int, places: Tensor, dim: int, spatial: str) -> None:
+        """places 见 Model：区块是一帧时 (1, n, 2)，各块共用；否则 (G, n, 3)。"""
+        super().__init__()
+        self.group = nn.Parameter(torch.empty(groups, dim))
+        self.spatial = spatial_codes(places, dim, spatial)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N', D) → (B, N', D)；推理时只有前 G-1 个区块，N' = (G-1)·n。"""
+        blocks = tokens.unflatten(1, (-1, self.spatial.shape[1]))  # (B, G', n, D)
+        count = blocks.shape[1]
+        return (blocks + self.group[:count, None] + self.spatial[:count]).flatten(1, 2)
+
+
+class RemoveGroup(nn.Module):
+    """random_patchify 的裁去：每个窗口去掉各自的一个区块，其余按原次序。"""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, tokens: Tensor, removed: Tensor) -> Tensor:
+        """(B, G·n, D)、(B,) → (B, (G-1)·n, D)。"""
+        blocks = rearrange(tokens, "b (g n) d -> b g n d", n=self.size)
+        keep = torch.arange(blocks.shape[1] - 1, device=removed.device)[None]
+        keep = keep + (keep >= removed[:, None])  # (B, G-1)
+        return blocks[torch.arange(len(removed), device=removed.device)[:, None], keep].flatten(1, 2)
+
+
+class Mlp(nn.Sequential):
+    def __init__(self, dim: int, config: Config) -> None:
+        hidden = int(dim * config.mlp_ratio)
+        act = getattr(nn, config.act)()
+        super().__init__(nn.Linear(dim, hidden), act, nn.Dropout(config.dropout), nn.Linear(hidden, dim))
+
+
+class EncoderBlock(nn.Module):
+    """Norm – 逐区块自注意力 – 残差 – Norm – MLP – 残差。"""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        norm = getattr(nn, config.norm)
+        self.norm1, self.norm2 = norm(config.dim), norm(config.dim)
+        self.attention = GroupAttention(config.dim, config.heads, config.dropout)
+        self.mlp = Mlp(config.dim, config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        x = x + self.drop(self.attention(self.norm1(x), mask))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class DecoderBlock(nn.Module):
+    """Norm – 交叉注意力 – 残差 – Norm – MLP – 残差；没有自注意力。"""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        norm = getattr(nn, config.norm)
+        width = config.decoder_width
+        self.norm1, self.norm2 = norm(width), norm(width)
+        self.attention = CrossAttention(width, config.decoder_heads, config.dropout)
+        self.mlp = Mlp(width, config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        query = query + self.drop(self.attention(self.norm1(query), memory))
+        return query + self.drop(self.mlp(self.norm2(query)))
+
+
+class Decoder(nn.Module):
+    """编码结果与被拿掉区块的位置编码 → 那个区块的像素。"""
+
+    def __init__(self, config: Config, places: Tensor, pixels: int) -> None:
+        super().__init__()
+        width, norm = config.decoder_width, getattr(nn, config.norm)
+        self.resample = config.query == "resampled"
+        self.memory = nn.Linear(config.dim, width)
+        self.code = nn.Linear(config.dim, width)
+        start = torch.empty(places.shape[1], width)
+        self.query = nn.Buffer(start) if self.resample else nn.Parameter(start)
+        self.spatial = spatial_codes(places, width, config.spatial_position)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
+        self.norm = norm(width)
+        self.head = nn.Linear(width, pixels)
+
+    def forward(self, encoded: Tensor, code: Tensor, removed: Tensor) -> Tensor:
+        """encoded (B, (G-1)·n, D)、被拿掉区块的位置编码 code (B, 1, D) 与序号 removed (B,) → (B, n, P)。"""
+        query = self.query.expand(len(encoded), -1, -1)
+        if self.resample and self.training:  # 每步重新随机；评测时用存下的一份，结果才能重复
+            query = torch.randn_like(query)
+        spatial = self.spatial[removed % len(self.spatial)]  # 各块共用一份时总是第 0 份
+        query = query + self.code(code) + spatial  # (B, n, E)
+        memory = self.memory(encoded)  # (B, (G-1)·n, E)
+        for block in self.blocks:
+            query = block(query, memory)
+        return self.head(self.norm(query))
+
+
+class ToFrame(nn.Module):
+    """(B, n, P) → (B, H, W, k)：区块就是一帧时，把 token 拼回场；否则只分出通道，(B, n, p·q, k)。"""
+
+    def __init__(self, size: list[int], rows: int, channels: int, order: str, whole: bool) -> None:
+        super().__init__()
+        inside = " ".join(axis for axis in order.split() if axis != "t")
+        self.pattern = f"b ({inside}) (p q k) -> b (h p) (w q) k" if whole else "b n (p q k) -> b n (p q) k"
+        self.sizes = {"p": size[0], "q": size[1], "k": channels} | ({"h": rows} if whole else {})
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return rearrange(tokens, self.pattern, **self.sizes)
+
+
+class Model(nn.Module):
+    """见文件开头。frames_out 只能是 1；网格须能被 token 整除，token 总数须能被区块整除。"""
+
+    probabilistic = False
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        """Raises ValueError: T_out ≠ 1、网格不能整除、区块不能整除、tendency 而区块不是一帧、flex 用不了。"""
+        super().__init__()
+        self.config, self.spec = config, spec
+        rows, cols = _token_grid(config, spec)
+        self.size = rows * cols if config.grouping.size == "frame" else config.grouping.size
+        self.groups = _num_groups(config, spec, rows * cols, self.size)
+        self.can_forecast = self.size == rows * cols and config.grouping.order.startswith("t")
+        if config.predict == "tendency" and not self.can_forecast:
+            raise ValueError("model.predict = tendency needs one group per frame: grouping {order: t h w, size: frame}")
+        if config.attention == "flex" and (self.size % FLEX_BLOCK or config.dropout):
+            raise ValueError(
+                f"model.attention = flex needs groups of a multiple of {FLEX_BLOCK} tokens (found {self.size}) "
+                f"and model.dropout = 0 (found {config.dropout:g}); use auto or sdpa"
+            )
+        places = _places(config.grouping.order, spec.window, rows, cols)  # (N, 3)：t, h, w
+        self.token_time = nn.Buffer(places[:, 0].clone(), persistent=False)
+        places = places.unflatten(0, (self.groups, self.size))
+        coded = places[:1, :, 1:] if self.can_forecast else places  # 区块跨帧时，时间也要由 token 自己带着
+        pixels = config.token_size[0] * config.token_size[1] * spec.num_channels
+        self.tokenize = Tokenize(config.token_size, spec.num_channels, config.grouping.order)
+        self.embed = nn.Linear(pixels, config.dim)
+        self.position = PositionCodes(self.groups, coded, config.dim, config.spatial_position)
+        self.remove_group = RemoveGroup(self.size)
+        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
+        self.decoder = Decoder(config, coded, pixels)
+        self.to_frame = ToFrame(config.token_size, rows, spec.num_channels, config.grouping.order, self.can_forecast)
+        self.init_weights()
+        values, numbers = self.size * pixels, self.size * config.decoder_width
+        ratio = values / numbers
+        log.info("a group of %d values leaves the decoder through %d numbers, ratio %.2f", values, numbers, ratio)
+
+    def init_weights(self) -> None:
+        """Linear：Xavier 均匀、偏置 0；区块编码与 query：单位方差，与 token 嵌入同量级
+        （0.02 起步时区块分不开，停在持续性预报）；可学习的空间编码 0.02；输出层 0.02，起步接近 0。"""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.position.group)
+        nn.init.normal_(self.decoder.query)
+        nn.init.normal_(self.decoder.head.weight, std=0.02)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计。"""
+        fields = rearrange(torch.cat([batch.history, batch.future], 1), "b t k h w -> b h w (t k)")  # (B, H, W, k·t)
+        raw = self.tokenize(fields)  # (B, N, P)
+        removed = self._draw_removed(len(raw), raw.device)  # (B,)
+        tokens = self.position(self.embed(raw))  # (B, N, D)
+        kept = self.remove_group(tokens, removed)  # (B, (G-1)·n, D)
+        predicted = self._reconstruct(kept, removed)  # (B, n, P)
+        if self.config.predict == "tendency":
+            predicted = predicted + self._take_group(raw, torch.where(removed > 0, removed - 1, 1))
+        error = self.to_frame(predicted) - self.to_frame(self._take_group(raw, removed))  # (B, H, W, k)
+        valid = self._take_group(batch.valid[:, self.token_time], removed)[:, :, None]  # (B, n, 1, k)
+        if self.can_forecast:
+            valid = valid[:, :1]  # (B, 1, 1, k)：一帧里的 token 同真同假
+        weight = valid.to(error.dtype).expand_as(error)
+        return {"loss": (error.square() * weight).sum() / weight.sum().clamp(min=1)}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, t-1, k, H, W) → (B, 1, 1, k, H, W)，标准化空间。
+
+        Raises:
+            ValueError: num_members > 1；区块不是一帧。
+        """
+        if num_members != 1:
+            raise ValueError(f"ar_pred_video_vanilla is deterministic: {num_members} members need --perturb")
+        if not self.can_forecast:
+            raise ValueError(
+                f"grouping {self.config.grouping.model_dump()} trains masked reconstruction only; "
+                "a forecast needs one group per frame: {order: t h w, size: frame}"
+            )
+        raw = self.tokenize(rearrange(history, "b t k h w -> b h w (t k)"))  # (B, (t-1)·n, P)
+        removed = torch.full((len(raw),), self.groups - 1, device=raw.device)
+        predicted = self._reconstruct(self.position(self.embed(raw)), removed)  # (B, n, P)
+        if self.config.predict == "tendency":
+            predicted = predicted + raw[:, -self.size :]
+        return rearrange(self.to_frame(predicted), "b h w k -> b 1 1 k h w")
+
+    def _reconstruct(self, tokens: Tensor, removed: Tensor) -> Tensor:
+        """(B, (G-1)·n, D)、(B,) → (B, n, P)。"""
+        for block in self.encoder:
+            tokens = block(tokens, self._mask(tokens.device))
+        return self.decoder(tokens, self.position.group[removed][:, None], removed)
+
+    def _draw_removed(self, count: int, device: torch.device) -> Tensor:
+        last = torch.full((count,), self.groups - 1, device=device)
+        if not (self.training and self.config.random_patchify):
+            return last
+        drawn = torch.randint(self.groups, (count,), device=device)
+        return torch.where(torch.rand(count, device=device) < self.config.last_group_share, last, drawn)
+
+    def _take_group(self, tokens: Tensor, which: Tensor) -> Tensor:
+        """(B, G·n, X)、(B,) → (B, n, X)。"""
+        blocks = tokens.unflatten(1, (self.groups, self.size))
+        return blocks[torch.arange(len(which), device=which.device), which]
+
+    def _mask(self, device: torch.device) -> Tensor | BlockMask | None:
+        """这一层的遮挡：训练时每对「更晚的区块」按 mask_ratio 各抽一次，评测时全遮或全不遮。"""
+        count = self.groups - 1
+        later = torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
+        if self.training:
+            hidden = later & (torch.rand(count, count, device=device) < self.config.mask_ratio)
+        elif self.config.eval_mask == "causal":
+            hidden = later
+        else:
+            return None
+        return block_mask(hidden, self.size) if self._use_flex(device) else token_mask(hidden, self.size)
+
+    def _use_flex(self, device: torch.device) -> bool:
+        """auto：只在 CUDA 上、区块由整块组成、训练时没有注意力 dropout（FlexAttention 不支持）才用。"""
+        if self.config.attention == "flex" and self.training and device.type == "cpu":
+            raise ValueError("model.attention = flex cannot train on a CPU (no backward there); use auto or sdpa")
+        able = self.size % FLEX_BLOCK == 0 and (self.config.dropout == 0 or not self.training)
+        return able and (self.config.attention == "flex" or (self.config.attention == "auto" and device.type == "cuda"))
+
+
+def spatial_codes(places: Tensor, dim: int, kind: str) -> Tensor:
+    """(..., A) 的坐标 → (..., dim) 的空间位置编码：固定的正余弦、可学习的参数，或全零。"""
+    shape = (*places.shape[:-1], dim)
+    if kind == "learned":
+        return nn.Parameter(torch.randn(shape) * 0.02)
+    return nn.Buffer(sincos_codes(places, dim) if kind == "sincos" else torch.zeros(shape), persistent=False)
+
+
+def _places(order: str, frames: int, rows: int, cols: int) -> Tensor:
+    """(N, 3)：按 order 排成一列之后，每个 token 的 (t, h, w)。"""
+    index = torch.arange(frames * rows * cols).view(frames, rows, cols)
+    flat = rearrange(index, f"t h w -> ({order})")
+    return torch.stack([flat // (rows * cols), flat // cols % rows, flat % cols], dim=1)
+
+
+def _token_grid(config: Config, spec: DataSpec) -> tuple[int, int]:
+    if spec.frames_out != 1:
+        raise ValueError(f"ar_pred_video_vanilla predicts one frame: data.frames_out = {spec.frames_out}, must be 1")
+    for length, side, name in (
+        (spec.height, config.token_size[0], "latitude"),
+        (spec.width, config.token_size[1], "longitude"),
+    ):
+        if length % side:
+            works = [n for n in range(1, length + 1) if length % n == 0]
+            raise ValueError(
+                f"model.token_size = {config.token_size} does not divide the grid {spec.height} x {spec.width} "
+                f"in {name}: {length} / {side}; sizes that work there: {works}"
+            )
+    return spec.height // config.token_size[0], spec.width // config.token_size[1]
+
+
+def _num_groups(config: Config, spec: DataSpec, per_frame: int, size: int) -> int:
+    total = spec.window * per_frame
+    if total % size or total // size < 2:
+        works = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
+        works = sorted({*works, *(total // n for n in works if n > 1)})
+        raise ValueError(
+            f"model.grouping.size = {config.grouping.size}: {total} tokens do not split into two or more groups "
+            f"of {size}; sizes that work: {works}"
+        )
+    return total // size

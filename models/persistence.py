@@ -1,0 +1,37 @@
+"""持续性预报：最后看到的一帧就是预报。一切模型都要拿来比的基线，也是写新模型的样板。"""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor, nn
+
+from util.batch import Batch, DataSpec
+from util.config import Strict
+
+
+class Config(Strict):
+    """没有选项。"""
+
+
+class Model(nn.Module):
+    """没有参数；loss 只是预报的均方误差。"""
+
+    probabilistic = False
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        super().__init__()
+        self.frames_out = spec.frames_out
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标场的均方误差（标准化空间）。"""
+        valid = batch.valid[:, -self.frames_out :, :, None, None].to(batch.future.dtype)  # (B, T_out, C, 1, 1)
+        error = (self.forecast(batch.history, batch.time)[:, 0] - batch.future).square() * valid
+        return {"loss": error.mean((-2, -1)).sum() / valid.sum().clamp(min=1)}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
+        if num_members != 1:
+            raise ValueError(f"persistence is deterministic: {num_members} members need --perturb")
+        return history[:, None, -1:].expand(-1, -1, self.frames_out, -1, -1, -1)

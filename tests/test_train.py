@@ -1,0 +1,252 @@
+"""训练循环：续训与没中断时逐位相同，随时被杀都有好检查点，坏事一行说清。"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import engine.train
+from engine.state import train_step
+from tests.runs import checkpoint, losses, run_script, start_script, train_here, write_run
+from util.checkpoint import load_checkpoint
+
+RANDOM = {"dropout": 0.1}  # 让每一步都用到随机数
+FIXED = {"random_patchify": False, "mask_ratio": 1.0}  # 损失不含随机数，才好比较不同的切法
+EVERYTHING = {
+    "epochs": 3,
+    "accumulate": 2,
+    "ema_decay": 0.9,
+    "clip_norm": 1.0,
+    "schedule": {"name": "onecycle"},
+}
+
+
+@pytest.fixture(scope="module")
+def tree(make_tree, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree") / "tree"
+    return make_tree(root, ("t2m", "z_level_00"), (8, 16), "2000-01-01", "2000-02-20")
+
+
+@pytest.fixture
+def tree_run(tree, tmp_path):
+    """写一份运行 YAML 的函数。"""
+    data = {**tree.data, "pressure_hpa": [50.0]}
+    return lambda **changes: write_run(tmp_path, tree._replace(data=data), **changes)
+
+
+def same_weights(a: dict, b: dict) -> bool:
+    return a["model"].keys() == b["model"].keys() and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+def interrupt_at(monkeypatch, step: int, signum: int = signal.SIGINT) -> None:
+    """第 step 步之后给自己发一个信号。"""
+
+    def stepping(fabric, state, config, batches):
+        value = train_step(fabric, state, config, batches)
+        if state.progress.step + 1 == step:
+            os.kill(os.getpid(), signum)
+        return value
+
+    monkeypatch.setattr(engine.train, "train_step", stepping)
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options):
+    config = tree_run(model={**RANDOM}, train=options)
+    assert train_here(config, "run.name=whole") == 0
+    whole = losses(tmp_path, "whole")
+    middle = len(whole) // 2 + 1  # 在一轮的中间
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, middle)
+        assert train_here(config, "run.name=cut") == 130
+    assert len(losses(tmp_path, "cut")) == middle
+    torch.rand(7), np.random.rand(3)  # noqa: NPY002  换了进程，全局随机状态自然不同
+    assert train_here(config, "run.name=cut", resume="auto") == 0
+    assert losses(tmp_path, "cut") == whole
+    assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
+    assert same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "cut"))
+    assert checkpoint(tmp_path, "whole")["progress"] == checkpoint(tmp_path, "cut")["progress"]
+
+
+def test_interrupted_during_validation_resumes_there(tree_run, tmp_path, monkeypatch):
+    config = tree_run(model=RANDOM)
+    assert train_here(config, "run.name=whole") == 0
+    steps = len(losses(tmp_path, "whole")) // 2
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, steps, signal.SIGTERM)  # 最后一步之后：验证里停下
+        assert train_here(config, "run.name=cut") == 143
+    assert train_here(config, "run.name=cut", resume=str(tmp_path / "checkpoints/cut/last.ckpt")) == 0
+    assert losses(tmp_path, "cut") == losses(tmp_path, "whole")
+    assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
+
+
+def test_preflight_leaves_the_run_untouched(tree_run, tmp_path):
+    config = tree_run(model=RANDOM, train={"epochs": 1})
+    train_here(config, "run.name=without")
+    train_here(config, "run.name=with", "train.preflight=true")
+    assert losses(tmp_path, "with") == losses(tmp_path, "without")
+    assert "preflight passed" in (tmp_path / "log/with/train.log").read_text(encoding="utf-8")
+
+
+def test_workers_do_not_change_the_losses(tree_run, tmp_path):
+    config = tree_run(model=RANDOM, train={"epochs": 1})
+    train_here(config, "run.name=none")
+    train_here(config, "run.name=two", "data.workers=2")
+    assert losses(tmp_path, "two") == losses(tmp_path, "none")
+
+
+def test_accumulated_batches_equal_one_big_batch(tree_run, tmp_path):
+    config = tree_run(model=FIXED, train={"epochs": 1})
+    train_here(config, "run.name=big")
+    train_here(config, "run.name=small", "train.accumulate=4")
+    big, small = losses(tmp_path, "big"), losses(tmp_path, "small")
+    assert (len(big), len(small)) == (8, 7)  # 31 个窗口：最后一批三个，分不成四份，不要
+    assert [v for _, v in small] == pytest.approx([v for _, v in big][:7], rel=1e-5)
+
+
+def test_outputs_of_a_run(tree_run, tmp_path):
+    train_here(tree_run(checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1}), "run.name=one", "log.figures=1")
+    folder = tmp_path / "log/one"
+    text = (folder / "train.log").read_text(encoding="utf-8")
+    for part in ("token_size", "versions", "parameters", "split train: 124 samples", "decoder.head", "test split"):
+        assert part in text, part
+    for name in ("config.yaml", "metrics.csv", "metrics.json", "missing.csv", "figures/curves.png", "figures/test-1.png"):
+        assert (folder / name).is_file(), name
+    names = {p.name for p in (tmp_path / "checkpoints/one").iterdir()}
+    assert names == {"last.ckpt", "best.ckpt", "epoch-0001.ckpt", "epoch-0002.ckpt"}
+
+
+def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path):
+    """每一步都在存的训练，反复在写临时文件的当口 kill -9；每次留下的检查点都能读，最后能续完。"""
+    config = tree_run(train={"epochs": 40}, checkpoint={"dir": str(tmp_path / "checkpoints"), "every_minutes": 1e-6})
+    folder = tmp_path / "checkpoints/kill"
+    arguments = ["train.py", "--config", str(config), "--resume", "auto", "run.name=kill"]
+    for _ in range(3):
+        process = start_script(*arguments)
+        deadline = time.monotonic() + 60
+        while not (list(folder.glob(".last*")) and (folder / "best.ckpt").exists()) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+        process.kill()
+        process.communicate()
+        for path in folder.glob("*.ckpt"):
+            assert load_checkpoint(path)["progress"]["step"] > 0
+    done = run_script(*arguments, "train.epochs=5") if load_checkpoint(folder / "last.ckpt")["progress"]["epoch"] < 5 else None
+    assert done is None or done.returncode == 0, done.stderr
+    assert not list(folder.glob(".*")) or done is None
+
+
+def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
+    config = tree_run(train={"epochs": 1000}, data={"workers": 1, **{}})
+    process = start_script("train.py", "--config", str(config), "run.name=term")
+    metrics = tmp_path / "log/term/metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert f"--resume {tmp_path / 'checkpoints/term/last.ckpt'}" in output
+    assert checkpoint(tmp_path, "term")["progress"]["step"] > 0
+
+
+def test_non_finite_loss_stops_before_the_weights(tree_run, tmp_path):
+    config = tree_run(train={"lr": 1e30, "epochs": 3})
+    with pytest.raises(ValueError, match=r"not finite at step 2 \(epoch 1, batch 2; windows from 2000-01-"):
+        train_here(config, "run.name=nan")
+
+
+def test_two_processes_equal_one(tree_run, tmp_path):
+    config = tree_run(model=FIXED, train={"epochs": 1})
+    train_here(config, "run.name=one")
+    done = run_script("train.py", "--config", str(config), "run.name=two", "run.devices=2", "run.strategy=ddp")
+    assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path, "one"), losses(tmp_path, "two")
+    assert len(two) == len(one) == 8
+    assert [v for _, v in two][:7] == pytest.approx([v for _, v in one][:7], rel=1e-4)  # 最后一批三个窗口，两个进程只用两个
+
+
+def test_early_stop_and_ema(tree_run, tmp_path):
+    config = tree_run(train={"epochs": 30, "lr": 1e-9, "early_stop_epochs": 2, "ema_decay": 0.5})
+    assert train_here(config, "run.name=early") == 0
+    saved = checkpoint(tmp_path, "early")
+    assert saved["progress"]["epoch"] < 30
+    assert saved["ema"] is not None
+
+
+@pytest.mark.parametrize("name", ["persistence", "climatology"])
+def test_baselines_run_like_any_model(tree_run, tmp_path, name):
+    import json
+
+    config = tree_run()
+    text = config.read_text(encoding="utf-8")
+    start = text.index("model:")
+    end = text.index("run:")
+    config.write_text(text[:start] + f"model: {{name: {name}}}\n" + text[end:], encoding="utf-8")
+    assert train_here(config, f"run.name={name}", "train.epochs=0", "train.preflight=true") == 0
+    table = json.loads((tmp_path / "log" / name / "metrics.json").read_text())
+    assert set(table["rmse"]) == {"persistence", "climatology"}
+    if name == "climatology":  # 检查点里就是解好的系数
+        assert checkpoint(tmp_path, name)["model"]["coefficients"].abs().sum() > 0
+
+
+def test_resume_refuses_another_model_or_data(tree_run, tmp_path):
+    config = tree_run(train={"epochs": 1})
+    train_here(config, "run.name=first")
+    with pytest.raises(ValueError, match="model.depth = 1 in the checkpoint, 2 now"):
+        train_here(config, "run.name=first", "model.depth=2", resume="auto")
+    with pytest.raises(ValueError, match="has checkpoints already"):
+        train_here(config, "run.name=first")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train_here(config, resume=str(tmp_path / "none.ckpt"))
+
+
+def test_bad_checkpoints_are_refused(tree_run, tmp_path):
+    import pickle
+
+    train_here(tree_run(train={"epochs": 1}), "run.name=good")
+    good = tmp_path / "checkpoints/good/best.ckpt"
+    content = good.read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    for length in (0, 10, len(content) // 2, len(content) - 50):
+        cut.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"cut.ckpt: truncated, damaged"):
+            load_checkpoint(cut)
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    for write in (lambda f: torch.save({"format": 1, "model": Evil()}, f), lambda f: pickle.dump(Evil(), f)):
+        with (tmp_path / "evil.ckpt").open("wb") as file:
+            write(file)
+        with pytest.raises(ValueError, match="nothing .*was executed"):
+            load_checkpoint(tmp_path / "evil.ckpt")
+    assert not marker.exists()
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not an ar_pred checkpoint"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_test_scores_equal_numpy(tree_run, tree, tmp_path):
+    """metrics.json 的持续性预报 RMSE 等于直接从原始场算出来的（纬度权重按余弦积分）。"""
+    import json
+
+    train_here(tree_run(train={"epochs": 1}), "run.name=scores")
+    table = json.loads((tmp_path / "log/scores/metrics.json").read_text())
+    fields = tree.fields[-40:].astype(np.float64)  # 二月 11–20 日
+    edges = np.deg2rad(np.linspace(90, -90, 9))
+    weights = np.sin(edges[:-1]) - np.sin(edges[1:])
+    weights /= weights.mean()
+    error = (fields[3:] - fields[2:-1]) ** 2 * weights[:, None]
+    expected = np.sqrt(error.mean((0, 2, 3)))
+    found = [table["rmse"]["persistence"][c][0] for c in tree.channels]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert table["fields_scored"] == {"t2m": [37.0], "z_level_00": [37.0]}

@@ -1,0 +1,85 @@
+"""检查点文件：只有张量和普通值；先写临时名、落盘、再改名，任何时刻被杀都不会留下坏文件。"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """原子地写一个检查点。"""
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """原子地复制（best、epoch-NNNN 由 last 复制而来，不重写一遍）。"""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """读检查点到 CPU；不执行文件里的任何代码。
+
+    Raises:
+        ValueError: 文件不在、被截断、不是本程序的检查点、内含普通值以外的对象。
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        raise ValueError(f"no checkpoint {path}; there: {', '.join(beside) or 'none'}")
+    damaged = f"{path}: truncated, damaged or not a checkpoint; nothing in it was executed"
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch.save 写的是 zip；裸的 pickle 连试都不试
+            raise ValueError(damaged)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path}: refused, it holds objects other than tensors and plain values (possibly code); nothing was executed"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{damaged} ({type(error).__name__})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path}: not an ar_pred checkpoint of format {FORMAT}")
+    return content
+
+
+def random_state() -> dict[str, Any]:
+    """全部全局随机发生器的状态，换成普通值。"""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002  存的正是全局状态
+    version, internal, gauss = random.getstate()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """random_state 的逆；显卡数不同时显卡的状态不动。"""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

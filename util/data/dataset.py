@@ -1,0 +1,127 @@
+"""数据的入口：从配置到 spec、各划分的段和读取器。"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from util.batch import DataSpec
+from util.config import DataConfig
+from util.data.index import SPLITS, describe_gaps, find_segments, scan, split_years
+from util.data.normalize import decide_standardized
+from util.data.reader import LINES_SHOWN, FieldReader
+from util.data.tree import read_statistics, select_channels
+from util.data.variables import describe, split_channel
+from util.data.windows import Segments, WindowDataset
+
+log = logging.getLogger("ar_pred")
+
+
+@dataclass(frozen=True)
+class WeatherData:
+    """打开了的数据：说明、三个划分的段、以起点取窗口的数据集。"""
+
+    config: DataConfig
+    spec: DataSpec
+    segments: dict[str, Segments]
+    windows: WindowDataset
+
+    def samples(self, split: str) -> int:
+        return sum(s.size for s in self.segments[split])
+
+
+def open_data(config: DataConfig, report: Path | None = None) -> WeatherData:
+    """检查并打开一棵目录树；每一处缺失都进日志和 report（missing.csv）。
+
+    Raises:
+        ValueError: 路径、变量、层、年份、统计量、划分、窗口长度等任何一处不对。
+    """
+    channels = select_channels(config)
+    index = scan(config, channels, split_years(config))
+    segments = find_segments(index, config)
+    window = config.frames_in + config.frames_out
+    for split in SPLITS:
+        _check_split(config, split, segments[split], window)
+    for number, line in enumerate(gaps := describe_gaps(index, config, segments)):
+        if number < LINES_SHOWN:
+            log.warning("gap not bridged, %s", line)
+    if len(gaps) > LINES_SHOWN:
+        log.warning("... and %d more gaps not bridged", len(gaps) - LINES_SHOWN)
+    mean, std = zip(*(read_statistics(config.root, c) for c in channels), strict=True)
+    shape = (config.latitude.count, config.longitude.count)
+    training = np.concatenate(segments["train"])
+    standardized = decide_standardized(config, index, training, shape, mean, std, log)
+    spec = make_spec(config, channels, mean, std, standardized)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text("channel,time,path,reason\n", encoding="utf-8")
+    used = np.concatenate([np.concatenate(segments[split]) for split in SPLITS])
+    reader = FieldReader(config, spec, index, used, report)
+    data = WeatherData(config, spec, segments, WindowDataset(reader))
+    counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
+    log.info("data: %s; %d channels, %d x %d; samples: %s", config.root, len(channels), *shape, counts)
+    return data
+
+
+def make_spec(
+    config: DataConfig, channels: list[str], mean: tuple[float, ...], std: tuple[float, ...], standardized: bool
+) -> DataSpec:
+    """配置里的坐标、单位、气压与统计量合成 DataSpec。
+
+    Raises:
+        ValueError: 坐标越界，层没有对应的气压，变量没有单位。
+    """
+    latitudes, longitudes = config.latitude.values(), config.longitude.values()
+    if max(abs(v) for v in latitudes) > 90 + 1e-6:
+        raise ValueError(f"data.latitude runs from {latitudes[0]:g} to {latitudes[-1]:g}: outside -90 to 90")
+    if abs(config.longitude.step) * config.longitude.count > 360 + 1e-6:
+        raise ValueError(f"data.longitude covers more than 360 degrees: {config.longitude}")
+    return DataSpec(
+        channels=tuple(channels),
+        units=tuple(_units(config, c) for c in channels),
+        pressures=tuple(_pressure(config, c) for c in channels),
+        latitudes=latitudes,
+        longitudes=longitudes,
+        frames_in=config.frames_in,
+        frames_out=config.frames_out,
+        interval_hours=config.interval_hours,
+        mean=tuple(mean),
+        std=tuple(std),
+        standardized=standardized,
+    )
+
+
+def _units(config: DataConfig, channel: str) -> str:
+    variable, _ = split_channel(channel)
+    units = config.units.get(variable) or describe(channel).units
+    if not units:
+        raise ValueError(f"data.units has no entry for {variable!r}; add e.g. {variable}: K")
+    return units
+
+
+def _pressure(config: DataConfig, channel: str) -> float | None:
+    _, level = split_channel(channel)
+    if level is None:
+        return None
+    number = int(level.removeprefix("level_"))
+    if number >= len(config.pressure_hpa):
+        raise ValueError(
+            f"data.pressure_hpa has {len(config.pressure_hpa)} entries, but {channel} needs entry {number}: "
+            "list the pressure of every level_NN in order, in hPa"
+        )
+    return config.pressure_hpa[number]
+
+
+def _check_split(config: DataConfig, split: str, segments: Segments, window: int) -> None:
+    dates = getattr(config.splits, split)
+    if not segments:
+        raise ValueError(f"data.splits.{split} = {dates}: empty, no samples there (root {config.root})")
+    longest = max(s.size for s in segments)
+    if longest < window:
+        raise ValueError(
+            f"data.splits.{split} = {dates}: the longest run without a gap has {longest} samples, a window needs "
+            f"data.frames_in + data.frames_out = {window}"
+        )

@@ -1,0 +1,157 @@
+"""目录树的索引：扫一遍文件名，记住每个通道有哪些小时；再按日期分段，段内没有补不上的空缺。"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from util.config import DataConfig
+from util.data.calendar import hour_of, hours_in_year, moment_of, time_text, year_start
+from util.data.variables import channel_folder
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Index:
+    """present[c, h]：通道 c 在 start + h 小时（文件名的历法）有没有文件；逐小时，插值要用到抽样之外的邻居。"""
+
+    channels: tuple[str, ...]
+    start: int
+    present: np.ndarray  # (C, hours) bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.present.shape[1]
+
+
+def split_hours(config: DataConfig) -> dict[str, range]:
+    """三段日期 → 小时范围（含止日的最后一小时）。
+
+    Raises:
+        ValueError: 止早于起，或两段重叠。
+    """
+    spans: dict[str, range] = {}
+    for name in SPLITS:
+        first, last = getattr(config.splits, name)
+        start = hour_of(_midnight(first, end=False))
+        stop = hour_of(_midnight(last, end=True)) + 24
+        if stop <= start:
+            raise ValueError(f"data.splits.{name} = [{first}, {last}]: the end lies before the start")
+        for other, span in spans.items():
+            if start < span.stop and span.start < stop:
+                raise ValueError(f"data.splits.{name} = [{first}, {last}] overlaps data.splits.{other}")
+        spans[name] = range(start, stop)
+    return spans
+
+
+def sampled_hours(span: range, interval: int) -> np.ndarray:
+    """范围内每 interval 小时一个；interval 整除 24，所以与年内编号对齐。"""
+    first = -(-span.start // interval) * interval
+    return np.arange(first, span.stop, interval, dtype=np.int64)
+
+
+def split_years(config: DataConfig) -> list[int]:
+    """三段日期涉及的年份。"""
+    spans = split_hours(config).values()
+    return sorted({y for s in spans for y in range(moment_of(s.start).year, moment_of(s.stop - 1).year + 1)})
+
+
+def scan(config: DataConfig, channels: list[str], years: list[int]) -> Index:
+    """扫描这些年份；结果存进 cache_dir，以各年份文件夹的修改时间为键，没变就直接读回。
+
+    Raises:
+        ValueError: 某通道缺某一年的文件夹。
+    """
+    start = year_start(years[0])
+    folders = [(c, y, Path(config.root) / channel_folder(name) / str(y)) for c, name in enumerate(channels) for y in years]
+    stamps = [_stamp(folder, channels[c]) for c, _, folder in folders]
+    key = hashlib.sha256(json.dumps([str(Path(config.root).resolve()), channels, years, stamps]).encode()).hexdigest()
+    cache = Path(config.cache_dir) / f"index-{key[:16]}.npz"
+    hours = year_start(years[-1] + 1) - start
+    if cache.is_file():
+        packed = np.load(cache)["present"]
+        return Index(tuple(channels), start, np.unpackbits(packed, axis=1, count=hours).astype(bool))
+    present = np.zeros((len(channels), hours), dtype=bool)
+    with ThreadPoolExecutor(8) as pool:  # 网络盘上列目录的时间是等待，不是计算
+        numbers = pool.map(lambda item: _file_numbers(item[2], item[1]), folders)
+        for (c, year, _), found in zip(folders, tqdm(numbers, "index", len(folders), leave=False), strict=True):
+            present[c, year_start(year) - start + found] = True
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_suffix(f".{os.getpid()}.npz")
+    np.savez(temporary, present=np.packbits(present, axis=1))
+    os.replace(temporary, cache)
+    return Index(tuple(channels), start, present)
+
+
+def bridgeable(present: np.ndarray, max_gap: int) -> np.ndarray:
+    """(hours,) bool：这一小时有文件，或两侧最近的文件相距不超过 max_gap（序列两端只有一侧时看到它的距离）。"""
+    hours = np.arange(present.size)
+    before = np.maximum.accumulate(np.where(present, hours, -1))
+    after = np.minimum.accumulate(np.where(present, hours, present.size)[::-1])[::-1]
+    gap = np.where(before < 0, after - hours, np.where(after >= present.size, hours - before, after - before))
+    neither = (before < 0) & (after >= present.size)
+    return (gap <= max_gap) & ~neither
+
+
+def find_segments(index: Index, config: DataConfig) -> dict[str, list[np.ndarray]]:
+    """每个划分 → 若干段；每段是连续的抽样小时，段内每个通道或有文件、或补得上。"""
+    usable = np.ones(index.present.shape[1], dtype=bool)
+    for row in index.present:
+        usable &= bridgeable(row, config.max_gap_hours)
+    result: dict[str, list[np.ndarray]] = {}
+    for name, span in split_hours(config).items():
+        hours = sampled_hours(span, config.interval_hours)
+        good = hours[usable[hours - index.start]]
+        cuts = np.flatnonzero(np.diff(good) != config.interval_hours) + 1
+        result[name] = [piece for piece in np.split(good, cuts) if piece.size]
+    return result
+
+
+def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.ndarray]]) -> list[str]:
+    """各划分里没有被任何段覆盖的时间，一处一行：起止时刻，以及缺了哪些通道。"""
+    lines = []
+    for name, span in split_hours(config).items():
+        hours = sampled_hours(span, config.interval_hours)
+        lost = np.setdiff1d(hours, np.concatenate(segments[name]) if segments[name] else [])
+        for gap in np.split(lost, np.flatnonzero(np.diff(lost) != config.interval_hours) + 1):
+            if gap.size:
+                absent = ~index.present[:, gap[0] - index.start]
+                names = [c for c, gone in zip(index.channels, absent, strict=True) if gone]
+                shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                lines.append(f"{name}: {time_text(gap[0])} to {time_text(gap[-1])} ({gap.size} samples), no file of {shown}")
+    return lines
+
+
+def _midnight(text: str, end: bool):
+    from datetime import datetime
+
+    day = date(int(text), 12 if end else 1, 31 if end else 1) if len(text) == 4 else date.fromisoformat(text)
+    return datetime(day.year, day.month, day.day)
+
+
+def _stamp(folder: Path, channel: str) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        beside = sorted(p.name for p in folder.parent.glob("[0-9]*") if p.is_dir())
+        there = f"{beside[0]} to {beside[-1]} ({len(beside)} years)" if beside else "none"
+        raise ValueError(
+            f"channel {channel}: no year {folder.name} (looked for {folder}); years there: {there}; change data.splits"
+        ) from None
+
+
+def _file_numbers(folder: Path, year: int) -> np.ndarray:
+    """文件夹里 `YYYY-NNNN.npy` 的 NNNN；别的名字不理会。"""
+    prefix, limit = f"{year}-", hours_in_year(year)
+    names = (n for n in os.listdir(folder) if len(n) == 13 and n.startswith(prefix) and n.endswith(".npy"))
+    numbers = np.array([int(n[5:9]) for n in names if n[5:9].isdigit()], dtype=np.int64)
+    return numbers[numbers < limit]

@@ -1,0 +1,116 @@
+"""时间窗口：取哪些起点、按什么次序；一批窗口怎样从帧拼成 Batch。窗口以起始小时为名，次序只由种子和轮次决定。"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from util.batch import Batch
+from util.data.reader import FieldReader, Frame
+
+Segments = list[np.ndarray]  # 每段是连续的抽样小时
+
+
+def all_starts(segments: Segments, window: int, stride: int = 1) -> np.ndarray:
+    """每个可能的起点（步长 stride），不跨段。"""
+    return np.concatenate([s[: s.size - window + 1] for s in segments if s.size >= window] or [np.empty(0, np.int64)])[
+        ::stride
+    ]
+
+
+def epoch_starts(segments: Segments, window: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+    """一轮训练的起点。
+
+    shuffle：从所有起点里不放回地随机取，个数与不打乱时相同（一段时即 N // t）；
+    不打乱：互不重叠，段长不能整除时丢掉段首最早的几个样本。
+    """
+    count = sum(s.size // window for s in segments)
+    if shuffle:
+        return np.random.default_rng([seed, epoch]).permutation(all_starts(segments, window))[:count]
+    return np.concatenate([s[s.size % window :: window] for s in segments if s.size >= window])
+
+
+class WindowDataset(Dataset[Batch]):
+    """以起始小时列表取一批窗口；批内重复的时刻只读一次（相邻窗口共用 t-1 帧）。"""
+
+    def __init__(self, reader: FieldReader, frames_out: int | None = None) -> None:
+        """frames_out: 目标帧数，默认与 spec 相同；滚动评测时更长。"""
+        self.reader, self.spec = reader, reader.spec
+        self.window = self.spec.frames_in + (frames_out or self.spec.frames_out)
+
+    def with_future(self, frames_out: int) -> WindowDataset:
+        """同一份数据，目标取 frames_out 帧。"""
+        return WindowDataset(self.reader, frames_out)
+
+    def __getitem__(self, start: int) -> Batch:
+        return self.__getitems__([start])
+
+    def __getitems__(self, starts: Sequence[int]) -> Batch:
+        """长度 B 的起点 → Batch，时间换成 UTC。"""
+        spec = self.spec
+        steps = np.arange(self.window) * spec.interval_hours
+        hours = np.asarray(starts, dtype=np.int64)[:, None] + steps  # (B, t)
+        frames = {int(h): self.reader.frame(int(h)) for h in np.unique(hours)}
+        fields = np.stack([np.stack([frames[int(h)].fields for h in row]) for row in hours])  # (B, t, C, H, W)
+        valid = np.stack([window_valid(row, frames) for row in hours])  # (B, t, C)
+        tensor = torch.from_numpy(fields)
+        return Batch(
+            history=tensor[:, : spec.frames_in],
+            future=tensor[:, spec.frames_in :],
+            time=torch.from_numpy(hours - self.reader.config.utc_offset_hours),
+            valid=torch.from_numpy(valid),
+        )
+
+
+def window_valid(hours: np.ndarray, frames: dict[int, Frame]) -> np.ndarray:
+    """(t, C) bool：插值得来的为假；本窗口别的帧插值时用过的那个场也为假，否则输入里就带着目标。"""
+    valid = np.stack([frames[int(h)].valid for h in hours])
+    place = {int(h): i for i, h in enumerate(hours)}
+    for hour in place:
+        for channel, source in frames[hour].sources:
+            if source in place:
+                valid[place[source], channel] = False
+    return valid
+
+
+def make_loader(dataset: WindowDataset, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> DataLoader[Any]:
+    """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。"""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  列表就是合法的 Sampler
+        collate_fn=_same,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator().manual_seed(0),  # 不动全局随机数：续训要逐位相同
+    )
+
+
+def split_batches(starts: np.ndarray, batch_size: int) -> list[list[int]]:
+    """起点依次切成批，最后一批可以小。"""
+    return [starts[i : i + batch_size].tolist() for i in range(0, len(starts), batch_size)]
+
+
+def share_batches(batches: list[list[int]], rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
+    """每个全局批 → 本进程的 parts 个小批；不能整除的零头去掉（只可能在最后一批）。"""
+    for batch in batches:
+        size = len(batch) // (world * parts)
+        if size:
+            for part in range(parts):
+                first = (part * world + rank) * size
+                yield batch[first : first + size]
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C 会发给整个进程组；读取进程若先死，主进程就来不及存检查点。"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

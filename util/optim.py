@@ -1,0 +1,44 @@
+"""优化器与学习率曲线。"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn, optim
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from util.config import Schedule, TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:
+    """Adam（默认）或 AdamW；权重衰减只作用于矩阵，偏置、归一化和编码不衰减。"""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer]
+    return kind([g for g in groups if g["params"]], lr=config.lr, betas=(config.betas[0], config.betas[1]))
+
+
+def make_scheduler(optimizer: optim.Optimizer, schedule: Schedule, lr: float, total_steps: int) -> LRScheduler:
+    """每次参数更新走一步。constant：不变；cosine：线性预热后余弦降到 min_ratio；onecycle：PyTorch 的默认形状。
+
+    Raises:
+        ValueError: 预热比整个训练还长。
+    """
+    if schedule.name == "onecycle":
+        return OneCycleLR(optimizer, max_lr=lr, total_steps=max(1, total_steps))
+    if schedule.name == "constant":
+        return LambdaLR(optimizer, lambda step: 1.0)
+    warmup, floor = schedule.warmup_steps, schedule.min_ratio
+    if total_steps and warmup >= total_steps:
+        raise ValueError(f"train.schedule.warmup_steps = {warmup}, but the whole training has {total_steps} steps")
+
+    def ratio(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, ratio)

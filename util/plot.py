@@ -1,0 +1,323 @@
+"""图：真值、预报、差值的地图，和训练曲线。只用 Figure 对象（Agg），不碰 pyplot 的全局状态。"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from util.data.variables import describe
+from util.metrics import latitude_weights
+from util.netcdf import OutputGrid, output_grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from util.batch import DataSpec
+    from util.logger import MetricRow
+
+Extent = tuple[float, float, float, float]  # 西、东、南、北
+CHANNELS_PER_FIGURE = 9
+COLORS = {  # 色盲可辨
+    "temperature": "plasma",
+    "wind": "PuOr_r",
+    "rain": "Blues",
+    "humidity": "YlGnBu",
+    "height": "viridis",
+    "other": "cividis",
+}
+DIFFERENCE = "RdBu_r"
+INK, QUIET = "#222222", "#666666"
+TRAIN, VALIDATION = "#0072B2", "#D55E00"
+
+# 版面尺寸，单位英寸：一律写明，面板才不会因为刻度文字的长短而错位
+LEFT, RIGHT, GAP, BAR_GAP, BAR, BAR_LABELS = 0.62, 0.10, 0.28, 0.10, 0.10, 0.62
+HEADER, PANEL_TITLE, TICKS, TOP, BOTTOM = 0.34, 0.22, 0.34, 0.30, 0.06
+PANEL_WIDTH, PANEL_HEIGHT, NARROWEST, SLOT = 3.6, 3.6, 1.35, 1.8  # 面板的上限；窄高的区域仍占 SLOT 宽，标题才放得下
+TITLE_SIZE, TITLE_LINE = 13, 0.24
+
+
+class Layout(NamedTuple):
+    """一页的尺寸，单位英寸；columns 是各列面板左缘，bars 是色标左缘。"""
+
+    width: float
+    height: float
+    panel_width: float
+    panel_height: float
+    columns: list[float]
+    bars: list[float]
+
+
+def forecast_figure(spec: DataSpec, truth: np.ndarray | None, forecast: np.ndarray, title: str) -> list[Figure]:
+    """每个通道一行：真值、预报、差值；没有真值时只有预报一列。每张图最多 9 个通道。
+
+    Args:
+        truth, forecast: (C, H, W)，物理单位，按 spec 的通道与网格顺序；NaN 处留空，不计入 RMSE。
+        title: 图的标题。
+
+    Returns:
+        一张或几张图；真值与预报共用色标，差值的色标关于 0 对称，RMSE 按纬度加权。
+    """
+    size = (spec.num_channels, spec.height, spec.width)
+    assert forecast.shape == size and (truth is None or truth.shape == size), f"fields are not (C, H, W) = {size}"
+    grid = output_grid(spec)
+    pages = range(0, spec.num_channels, CHANNELS_PER_FIGURE)
+    figures = []
+    for number, start in enumerate(pages, 1):
+        heading = f"{title} ({number} of {len(pages)})" if len(pages) > 1 else title
+        channels = range(start, min(start + CHANNELS_PER_FIGURE, spec.num_channels))
+        figures.append(_page(spec, grid, truth, forecast, channels, heading))
+    return figures
+
+
+def _page(
+    spec: DataSpec,
+    grid: OutputGrid,
+    truth: np.ndarray | None,
+    forecast: np.ndarray,
+    channels: Sequence[int],
+    title: str,
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    extent, aspect = _extent(grid)
+    num_maps = 1 if truth is None else 3
+    layout, lines = _layout(extent, aspect, num_maps, len(channels), title)
+    figure = Figure(figsize=(layout.width, layout.height), dpi=130, facecolor="white")
+    x = LEFT / layout.width
+    figure.text(x, 1 - 0.16 / layout.height, "\n".join(lines), size=TITLE_SIZE, weight="bold", color=INK, va="top")
+    row_height = HEADER + PANEL_TITLE + layout.panel_height + TICKS
+    for row, i in enumerate(channels):
+        bottom = BOTTOM + (len(channels) - 1 - row) * row_height + TICKS
+        header = (bottom + layout.panel_height + PANEL_TITLE + 0.07) / layout.height
+        figure.text(x, header, _describe(spec, i), size=10.5, weight="bold", color=INK, va="bottom")
+        fields = [f[i][grid.rows][:, grid.columns] for f in (truth, forecast) if f is not None]  # (H, W)，北在上
+        if truth is not None:
+            fields.append(fields[1] - fields[0])
+            error = f"RMSE {weighted_rmse(fields[2], grid.latitudes):.3g} {pretty_unit(spec.units[i])}"
+            figure.text(layout.columns[2] / layout.width, header, error, size=10, color=INK, va="bottom")
+        axes = [_panel(figure, layout, column, bottom, extent) for column in range(num_maps)]
+        _draw_row(axes, fields, describe(spec.channels[i]).kind, spec.units[i], extent)
+        for bar, panel in zip(layout.bars, axes[-2:], strict=True):
+            _color_bar(figure, layout, bar, bottom, panel)
+    return figure
+
+
+def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, extent: Extent) -> None:
+    """fields: [预报] 或 [真值, 预报, 差值]，各 (H, W)；一行用同一个 10 的幂。"""
+    low, high = _limits(np.stack(fields[:2]), kind)
+    exponent = _exponent(max(abs(low), abs(high)))
+    scale = 10.0**exponent
+    maps = [(field, low, high, COLORS[kind]) for field in fields[:2]]
+    if len(fields) == 3:
+        limit = _limits(fields[2], "wind")[1]
+        maps.append((fields[2], -limit, limit, DIFFERENCE))
+    names = ["truth", "forecast", "forecast − truth"] if len(fields) == 3 else ["forecast"]
+    for panel, name, (field, vmin, vmax, colors) in zip(axes, names, maps, strict=True):
+        values = field.astype(np.float64) / scale
+        image = panel.imshow(values, cmap=colors, vmin=vmin / scale, vmax=vmax / scale, extent=extent, aspect="auto")
+        image.set_label(f"10{_superscript(exponent)} {pretty_unit(unit)}" if exponent else pretty_unit(unit))
+        panel.set_title(name, loc="left", size=8.5, color=QUIET, pad=4)
+    for panel in axes[1:]:
+        panel.tick_params(labelleft=False)
+
+
+def _limits(values: np.ndarray, kind: str) -> tuple[float, float]:
+    """色标范围取 0.5–99.5 百分位（个别极值由两端的尖角表示）；风和差值关于 0 对称，降水从 0 起。"""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return (-1.0, 1.0) if kind == "wind" else (0.0, 1.0)
+    if kind == "wind":
+        high = float(np.percentile(np.abs(finite), 99.5)) or float(np.abs(finite).max()) or 1.0
+        return -high, high
+    low, high = (float(v) for v in np.percentile(finite, [0.5, 99.5]))
+    if kind == "rain":
+        low, high = min(low, 0.0), high if high > 0 else float(finite.max())
+    return (low, high) if high > low else (low, low + 1)
+
+
+def weighted_rmse(difference: np.ndarray, latitudes: np.ndarray) -> float:
+    """(H, W) 的差 → 纬度加权的均方根；NaN 不计，全是 NaN 时为 NaN。"""
+    finite = np.isfinite(difference)
+    weights = latitude_weights(latitudes.tolist()).numpy()[:, None] * finite  # (H, W)
+    squares = np.where(finite, difference, 0).astype(np.float64) ** 2
+    return float(np.sqrt((weights * squares).sum() / weights.sum())) if finite.any() else math.nan
+
+
+def _extent(grid: OutputGrid) -> tuple[Extent, float]:
+    """图像的四边（格点外推半格）和纵横比：区域图按中心纬度的余弦拉伸，全球图为 1。"""
+    south, north = grid.latitudes.min(), grid.latitudes.max()
+    west, east = grid.longitudes.min(), grid.longitudes.max()
+    half_lat = (north - south) / max(len(grid.latitudes) - 1, 1) / 2 or 0.5
+    half_lon = (east - west) / max(len(grid.longitudes) - 1, 1) / 2 or 0.5
+    aspect = 1 / max(math.cos(math.radians((south + north) / 2)), 0.5)
+    return (west - half_lon, east + half_lon, south - half_lat, north + half_lat), aspect
+
+
+def _layout(extent: Extent, aspect: float, num_maps: int, num_rows: int, title: str) -> tuple[Layout, list[str]]:
+    """由区域的形状定面板大小，再累加出整页；返回版面和折好行的标题。"""
+    west, east, south, north = extent
+    ratio = (min(north, 90) - max(south, -90)) * aspect / (east - west)
+    width = max(min(PANEL_WIDTH, PANEL_HEIGHT / ratio), NARROWEST)
+    slot, bar = max(width, SLOT), BAR_GAP + BAR + BAR_LABELS
+    columns = [LEFT, LEFT + slot + GAP, LEFT + 2 * slot + GAP + bar] if num_maps == 3 else [LEFT]
+    bars = [column + width + BAR_GAP for column in columns[-2:]]
+    page_width = columns[-1] + max(slot, 2 * SLOT if num_maps == 1 else 0) + bar + RIGHT
+    lines = textwrap.wrap(title, int((page_width - LEFT) / 0.105)) or [""]
+    row = HEADER + PANEL_TITLE + width * ratio + TICKS
+    page_height = BOTTOM + num_rows * row + TOP + TITLE_LINE * len(lines)
+    return Layout(page_width, page_height, width, width * ratio, columns, bars), lines
+
+
+def _panel(figure: Figure, layout: Layout, column: int, bottom: float, extent: Extent) -> Axes:
+    left, right, south, north = extent
+    x, w = layout.columns[column] / layout.width, layout.panel_width / layout.width
+    panel = figure.add_axes((x, bottom / layout.height, w, layout.panel_height / layout.height))
+    panel.set(xlim=(left, right), ylim=(max(south, -90), min(north, 90)))
+    panel.set_xticks(_ticks(left, right, max(int(layout.panel_width / 0.5), 2)))
+    panel.set_yticks(_ticks(max(south, -90), min(north, 90), max(int(layout.panel_height / 0.25), 2)))
+    panel.xaxis.set_major_formatter(lambda value, _: _longitude_label(value))
+    panel.yaxis.set_major_formatter(lambda value, _: _latitude_label(value))
+    panel.tick_params(labelsize=7.5, labelcolor=QUIET, color=QUIET, length=2.5, width=0.6, pad=2)
+    panel.grid(color="white", alpha=0.35, linewidth=0.5)
+    for side in panel.spines.values():
+        side.set(linewidth=0.6, color=QUIET)
+    return panel
+
+
+def _color_bar(figure: Figure, layout: Layout, left: float, bottom: float, panel: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    image = panel.images[0]
+    low, high = image.get_clim()
+    values = np.ma.masked_invalid(np.asarray(image.get_array()))
+    below, above = bool(np.any(values < low)), bool(np.any(values > high))
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[(below, above)]
+    x, y, width, height = left, bottom, BAR, layout.panel_height  # 英寸
+    axes = figure.add_axes((x / layout.width, y / layout.height, width / layout.width, height / layout.height))
+    bar = figure.colorbar(image, cax=axes, extend=extend, extendfrac=0.04)
+    bar.locator = MaxNLocator(nbins=max(int(layout.panel_height / 0.25), 3), steps=[1, 2, 2.5, 5, 10])
+    bar.formatter = ScalarFormatter(useOffset=False)
+    bar.formatter.set_scientific(False)  # 否则色标顶上会多出 1e-5 一类的字，压住单位
+    bar.update_ticks()
+    bar.outline.set(linewidth=0.6, edgecolor=QUIET)  # type: ignore[operator]
+    axes.tick_params(labelsize=7.5, labelcolor=QUIET, color=QUIET, length=2.5, width=0.6, pad=2)
+    unit = str(image.get_label())
+    x, side = (left + BAR + 0.03, "left") if len(unit) <= 9 else (left + BAR + BAR_LABELS - 0.1, "right")  # 长的向左伸
+    y = (bottom + layout.panel_height + 0.055) / layout.height
+    figure.text(x / layout.width, y, unit, size=8.5, color=QUIET, ha=side, va="baseline")
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """整度数的刻度，不超过 most 个。"""
+    steps = (1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 180)
+    step = next((s for s in steps if (high - low) / s < most), 180)
+    return [float(v) for v in range(math.ceil(low / step) * step, math.floor(high) + 1, step)]
+
+
+def _longitude_label(value: float) -> str:
+    east = (value + 180) % 360 - 180  # [-180, 180)
+    if east in (0, -180):
+        return f"{abs(east):g}°"
+    return f"{abs(east):g}°{'E' if east > 0 else 'W'}"
+
+
+def _latitude_label(value: float) -> str:
+    return "0°" if value == 0 else f"{abs(value):g}°{'N' if value > 0 else 'S'}"
+
+
+def _describe(spec: DataSpec, channel: int) -> str:
+    """`z_level_00 — geopotential, 500 hPa`。"""
+    name, pressure = spec.channels[channel], spec.pressures[channel]
+    about = describe(name).long_name
+    words = [about] if about not in ("", name) else []
+    words += [f"{pressure:g} hPa"] if pressure is not None else []
+    return f"{name} — {', '.join(words)}" if words else name
+
+
+def _exponent(largest: float) -> int:
+    """太小或太大的数（以米计的降水、以帕计的气压）提出 10 的幂，色标上才是短数字。"""
+    if largest == 0 or not math.isfinite(largest) or 0.01 <= largest < 1e5:
+        return 0
+    return 3 * math.floor(math.log10(largest) / 3)
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def pretty_unit(unit: str) -> str:
+    """`m2 s-2` → `m² s⁻²`。"""
+    return re.sub(r"(?<=[A-Za-z])-?\d+", lambda found: _superscript(int(found[0])), unit)
+
+
+def curves_figure(rows: Iterable[MetricRow]) -> Figure:
+    """训练与验证的损失对步数；训练损失另画滑动平均，原值放淡。
+
+    Args:
+        rows: MetricsLog.rows() 的行；取 name 为 loss、split 为 train 或 val 的。
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.name == "loss" and math.isfinite(row.value)]
+    series = {s: np.array([(r.step, r.value) for r in rows if r.split == s]).reshape(-1, 2) for s in ("train", "val")}
+    figure = Figure(figsize=(8, 4.5), dpi=130, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    train, val = series["train"], series["val"]
+    if len(train):
+        width = max(len(train) // 40, 1)
+        axes.plot(*train.T, color=TRAIN, alpha=0.25 if width > 1 else 1, linewidth=1)
+        axes.plot(*_running_mean(train, width).T, color=TRAIN, linewidth=1.8, label="train")
+    if len(val):
+        step, best = val[np.argmin(val[:, 1])]
+        name = f"validation (best {best:.4g} at step {step:.0f})"
+        axes.plot(*val.T, color=VALIDATION, linewidth=1.8, marker="o", markersize=4, label=name)
+        axes.plot(step, best, color=VALIDATION, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
+    _style_curves(axes, np.concatenate([train, val])[:, 1])
+    return figure
+
+
+def _running_mean(points: np.ndarray, width: int) -> np.ndarray:
+    """(N, 2) 的 (步, 值)：值取居中的滑动平均，两端窗口变短。"""
+    sums = np.concatenate([[0.0], np.cumsum(points[:, 1])])
+    places = np.arange(len(points))
+    low, high = np.maximum(places - width, 0), np.minimum(places + width + 1, len(points))
+    low, high = (places, places + 1) if width == 1 else (low, high)
+    return np.column_stack([points[:, 0], (sums[high] - sums[low]) / (high - low)])
+
+
+def _style_curves(axes: Axes, values: np.ndarray) -> None:
+    from matplotlib.ticker import LogLocator
+
+    if len(values) == 0:
+        axes.text(0.5, 0.5, "no losses recorded", transform=axes.transAxes, ha="center", color=QUIET)
+    elif values.min() > 0 and values.max() > 4 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("loss", color=INK)
+    axes.set_title("Training and validation loss", loc="left", pad=12, size=TITLE_SIZE, weight="bold", color=INK)
+    axes.grid(color="#dddddd", linewidth=0.6, which="major")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=QUIET, labelsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
+def save_figures(figures: Sequence[Figure], path_stem: Path) -> list[Path]:
+    """写成 `stem.png`，多张时 `stem-1.png`、`stem-2.png`……，并释放图的内存。"""
+    path_stem.parent.mkdir(parents=True, exist_ok=True)
+    names = [path_stem.name] if len(figures) == 1 else [f"{path_stem.name}-{i}" for i in range(1, len(figures) + 1)]
+    paths = [path_stem.parent / f"{name}.png" for name in names]
+    for figure, path in zip(figures, paths, strict=True):
+        figure.savefig(path)
+        figure.clear()
+    return paths

@@ -1,0 +1,46 @@
+"""Ctrl-C 与 SIGTERM：先记下，由循环在安全的地方停；第二次 Ctrl-C 立刻停。"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """循环在安全处停下了；退出码为 128 + signum（130 或 143）。"""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopFlag:
+    """收到的信号，0 表示没有。"""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def check(self) -> None:
+        """收到过信号就抛 Interrupted。"""
+        if self.signum:
+            raise Interrupted(self.signum)
+
+
+@contextmanager
+def catch_signals() -> Iterator[StopFlag]:
+    """块内的 SIGINT、SIGTERM 只置标志；离开时恢复原来的处理。"""
+    flag = StopFlag()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if flag.signum:  # 第二次：不再等
+            raise KeyboardInterrupt
+        flag.signum = signum
+
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
