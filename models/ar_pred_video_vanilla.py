@@ -22,7 +22,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from models.layers.attention import FLEX_BLOCK, CrossAttention, GroupAttention, block_mask, token_mask
+from models.layers.attention import FLEX_BLOCK, FLEX_HEAD, CrossAttention, GroupAttention, block_mask, token_mask
 from models.layers.position import sincos_codes
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Share, Strict
@@ -237,10 +237,12 @@ class Model(nn.Module):
         self.can_forecast = self.size == rows * cols and config.grouping.order.startswith("t")
         if config.predict == "tendency" and not self.can_forecast:
             raise ValueError("model.predict = tendency needs one group per frame: grouping {order: t h w, size: frame}")
-        if config.attention == "flex" and (self.size % FLEX_BLOCK or config.dropout):
+        head = config.dim // config.heads
+        self.flex_fits = self.size % FLEX_BLOCK == 0 and head >= FLEX_HEAD and config.dropout == 0
+        if config.attention == "flex" and not self.flex_fits:
             raise ValueError(
-                f"model.attention = flex needs groups of a multiple of {FLEX_BLOCK} tokens (found {self.size}) "
-                f"and model.dropout = 0 (found {config.dropout:g}); use auto or sdpa"
+                f"model.attention = flex needs groups of a multiple of {FLEX_BLOCK} tokens (found {self.size}), "
+                f"heads >= {FLEX_HEAD} wide (found {head}) and dropout 0 (found {config.dropout:g}); use auto or sdpa"
             )
         places = _places(config.grouping.order, spec.window, rows, cols)  # (N, 3)：t, h, w
         self.token_time = nn.Buffer(places[:, 0].clone(), persistent=False)
@@ -341,11 +343,11 @@ class Model(nn.Module):
         return block_mask(hidden, self.size) if self._use_flex(device) else token_mask(hidden, self.size)
 
     def _use_flex(self, device: torch.device) -> bool:
-        """auto：只在 CUDA 上、区块由整块组成、训练时没有注意力 dropout（FlexAttention 不支持）才用。"""
-        if self.config.attention == "flex" and self.training and device.type == "cpu":
+        """auto：只在 CUDA 上，而且尺寸与 dropout 是 FlexAttention 做得到的，才用它。"""
+        chosen = self.config.attention
+        if chosen == "flex" and self.training and device.type == "cpu":
             raise ValueError("model.attention = flex cannot train on a CPU (no backward there); use auto or sdpa")
-        able = self.size % FLEX_BLOCK == 0 and (self.config.dropout == 0 or not self.training)
-        return able and (self.config.attention == "flex" or (self.config.attention == "auto" and device.type == "cuda"))
+        return chosen == "flex" or (chosen == "auto" and device.type == "cuda" and self.flex_fits)
 
 
 def spatial_codes(places: Tensor, dim: int, kind: str) -> Tensor:

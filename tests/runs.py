@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -62,7 +61,7 @@ def start_script(script: str, *arguments: str) -> subprocess.Popen[str]:
     """同上，但不等它结束（要发信号的测试用）。"""
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command(script, *arguments), cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+        command(script, *arguments), cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 

@@ -142,14 +142,15 @@ def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path):
 
 
 def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
-    config = tree_run(train={"epochs": 1000}, data={"workers": 1, **{}})
-    process = start_script("train.py", "--config", str(config), "run.name=term")
+    config = tree_run(train={"epochs": 1000}, data={"workers": 1})
+    process = start_script("train.py", "--config", str(config), "run.name=term")  # 自成一个进程组
     metrics = tmp_path / "log/term/metrics.csv"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()[0]
-    process.send_signal(signal.SIGTERM)
+    for _ in range(2):  # 发给整个组、而且发两遍，作业系统就是这样
+        os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert f"--resume {tmp_path / 'checkpoints/term/last.ckpt'}" in output

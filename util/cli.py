@@ -14,4 +14,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:  # 第二次 Ctrl-C
+        print("interrupted", file=sys.stderr)
+        status = 130
     sys.exit(status or 0)

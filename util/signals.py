@@ -1,8 +1,9 @@
-"""Ctrl-C 与 SIGTERM：先记下，由循环在安全的地方停；第二次 Ctrl-C 立刻停。"""
+"""Ctrl-C 与 SIGTERM：先记下，由循环在安全的地方停；过一会儿再按一次 Ctrl-C 则立刻停。"""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +22,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.since = 0.0
 
     def check(self) -> None:
         """收到过信号就抛 Interrupted。"""
@@ -34,9 +36,10 @@ def catch_signals() -> Iterator[StopFlag]:
     flag = StopFlag()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if flag.signum:  # 第二次：不再等
+        if not flag.signum:
+            flag.signum, flag.since = signum, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - flag.since > 1:  # 作业系统常把同一个信号送两遍，那不算
             raise KeyboardInterrupt
-        flag.signum = signum
 
     old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 FLEX_BLOCK = 128  # FlexAttention 的块边长；一个区块正好是若干整块时，被遮的块才能整块跳过
+FLEX_HEAD = 16  # FlexAttention 的 CUDA 核要求每个头至少这么宽
 
 
 def token_mask(hidden: Tensor, size: int) -> Tensor:

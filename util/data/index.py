@@ -7,7 +7,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,16 @@ def scan(config: DataConfig, channels: list[str], years: list[int]) -> Index:
         ValueError: 某通道缺某一年的文件夹。
     """
     start = year_start(years[0])
-    folders = [(c, y, Path(config.root) / channel_folder(name) / str(y)) for c, name in enumerate(channels) for y in years]
+    folders = [
+        (c, y, Path(config.root) / channel_folder(name) / str(y)) for c, name in enumerate(channels) for y in years
+    ]
     stamps = [_stamp(folder, channels[c]) for c, _, folder in folders]
     key = hashlib.sha256(json.dumps([str(Path(config.root).resolve()), channels, years, stamps]).encode()).hexdigest()
     cache = Path(config.cache_dir) / f"index-{key[:16]}.npz"
     hours = year_start(years[-1] + 1) - start
     if cache.is_file():
-        packed = np.load(cache)["present"]
+        with np.load(cache) as stored:
+            packed = stored["present"]
         return Index(tuple(channels), start, np.unpackbits(packed, axis=1, count=hours).astype(bool))
     present = np.zeros((len(channels), hours), dtype=bool)
     with ThreadPoolExecutor(8) as pool:  # 网络盘上列目录的时间是等待，不是计算
@@ -100,6 +103,12 @@ def bridgeable(present: np.ndarray, max_gap: int) -> np.ndarray:
     gap = np.where(before < 0, after - hours, np.where(after >= present.size, hours - before, after - before))
     neither = (before < 0) & (after >= present.size)
     return (gap <= max_gap) & ~neither
+
+
+def neighbours(present: np.ndarray, position: int) -> list[int]:
+    """position 两侧最近的有文件处，由先到后；序列两端只有一侧。"""
+    before, after = np.flatnonzero(present[:position])[-1:], np.flatnonzero(present[position + 1 :])[:1]
+    return [*before.tolist(), *(after + position + 1).tolist()]
 
 
 def find_segments(index: Index, config: DataConfig) -> dict[str, list[np.ndarray]]:
@@ -127,13 +136,13 @@ def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.
                 absent = ~index.present[:, gap[0] - index.start]
                 names = [c for c, gone in zip(index.channels, absent, strict=True) if gone]
                 shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                lines.append(f"{name}: {time_text(gap[0])} to {time_text(gap[-1])} ({gap.size} samples), no file of {shown}")
+                lines.append(
+                    f"{name}: {time_text(gap[0])} to {time_text(gap[-1])} ({gap.size} samples), no file of {shown}"
+                )
     return lines
 
 
-def _midnight(text: str, end: bool):
-    from datetime import datetime
-
+def _midnight(text: str, end: bool) -> datetime:
     day = date(int(text), 12 if end else 1, 31 if end else 1) if len(text) == 4 else date.fromisoformat(text)
     return datetime(day.year, day.month, day.day)
 

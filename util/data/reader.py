@@ -14,8 +14,8 @@ import torch
 from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.calendar import time_text
-from util.data.index import Index
-from util.data.tree import field_path, read_field
+from util.data.index import Index, neighbours
+from util.data.tree import FieldError, field_path, read_field
 
 LINES_SHOWN = 20
 log = logging.getLogger("ar_pred")
@@ -27,6 +27,13 @@ class Frame(NamedTuple):
     fields: np.ndarray  # (C, H, W) float32，已标准化
     valid: np.ndarray  # (C,) bool
     sources: list[tuple[int, int]]
+
+
+class DataError(ValueError):
+    """读取途中发现的坏数据。DataLoader 转述读取进程的异常时会裹上整段 traceback，这里只留原来那一句。"""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("DataError: ")[2].strip())
 
 
 class FieldReader:
@@ -51,8 +58,9 @@ class FieldReader:
         """读 hour（文件名的历法）那一刻的全部通道。
 
         Raises:
-            ValueError: 坏文件超过 max_missing，或坏文件连成的空缺超过 max_gap_hours。
+            DataError: 坏文件超过 max_missing，或坏文件连成的空缺超过 max_gap_hours。
         """
+        assert 0 <= hour - self.start < self.present.shape[1], f"{time_text(hour)} lies outside the index"
         fields = np.empty((self.spec.num_channels, self.spec.height, self.spec.width), dtype=np.float32)
         valid = np.ones(self.spec.num_channels, dtype=bool)
         sources: list[tuple[int, int]] = []
@@ -79,38 +87,32 @@ class FieldReader:
         path = field_path(self.config.root, self.spec.channels[c], hour)
         try:
             return read_field(path, (self.spec.height, self.spec.width))
-        except ValueError as error:
+        except FieldError as error:
             self.present[c, hour - self.start] = False
-            self._note(c, hour, str(error).removeprefix(f"{path}: "))
+            self._note(c, hour, error.detail)
             self._check_share(c)
             return None
 
     def _interpolate(self, c: int, hour: int) -> tuple[np.ndarray, list[int]]:
         """两侧最近的可读文件，按距离加权；序列两端只有一侧时沿用那一侧。"""
-        before, after = self._nearest(c, hour, -1), self._nearest(c, hour, +1)
-        found = [pair for pair in (before, after) if pair is not None]
-        width = found[-1][0] - found[0][0] if len(found) == 2 else abs(found[0][0] - hour) if found else None
-        if width is None or width > self.config.max_gap_hours:
-            raise ValueError(
-                f"{self.spec.channels[c]} at {time_text(hour)}: unreadable files leave a gap of more than "
-                f"data.max_gap_hours = {self.config.max_gap_hours}; delete them, then the gap ends a segment "
-                "(python -m util.data.check lists them)"
-            )
-        if len(found) == 1:
-            return found[0][1], [found[0][0]]
-        (h0, f0), (h1, f1) = found
-        weight = np.float32((hour - h0) / (h1 - h0))
-        return (1 - weight) * f0 + weight * f1, [h0, h1]
-
-    def _nearest(self, c: int, hour: int, step: int) -> tuple[int, np.ndarray] | None:
-        for distance in range(1, self.config.max_gap_hours + 1):
-            other = hour + step * distance
-            if not 0 <= other - self.start < self.present.shape[1]:
-                return None
-            field = self._try_read(c, other)
-            if field is not None:
-                return other, field
-        return None
+        position = hour - self.start
+        while True:  # 选中的邻居若也坏了，读它时已记下，再选一次
+            near = neighbours(self.present[c].numpy(), position)
+            width = near[-1] - near[0] if len(near) == 2 else abs(near[0] - position) if near else None
+            if width is None or width > self.config.max_gap_hours:
+                raise DataError(
+                    f"{self.spec.channels[c]} at {time_text(hour)}: unreadable files leave a gap of more than "
+                    f"data.max_gap_hours = {self.config.max_gap_hours}; delete them, then the gap ends a segment "
+                    "(python -m util.data.check lists them)"
+                )
+            hours = [p + self.start for p in near]
+            fields = [field for h in hours if (field := self._try_read(c, h)) is not None]
+            if len(fields) == len(hours):
+                break
+        if len(hours) == 1:
+            return fields[0], hours
+        weight = np.float32((hour - hours[0]) / (hours[1] - hours[0]))
+        return (1 - weight) * fields[0] + weight * fields[1], hours
 
     def _note(self, c: int, hour: int, reason: str) -> None:
         """日志一行；超过 LINES_SHOWN 行后只进 missing.csv。"""
@@ -119,7 +121,7 @@ class FieldReader:
         self.lines += 1
         count = int(self.lines)
         if count <= LINES_SHOWN:
-            log.warning("%s at %s: %s, interpolated (%s)", channel, time_text(hour), reason, path)
+            log.warning("%s at %s: %s, interpolated where needed (%s)", channel, time_text(hour), reason, path)
         if count == LINES_SHOWN + 1:
             log.warning("more than %d fields missing or unreadable; the full list is in %s", LINES_SHOWN, self.report)
         if self.report is not None:
@@ -136,7 +138,8 @@ class FieldReader:
             hours = [int(p) + self.start for p in self.used[gone][:5]]
             listed = ", ".join(field_path(self.config.root, channel, h).name for h in hours)
             more = f" and {count - 5} more" if count > 5 else ""
-            raise ValueError(
+            raise DataError(
                 f"{channel}: {count} of {total} files are missing or unreadable ({100 * count / total:.1f} %), above "
-                f"data.max_missing = {self.config.max_missing:g} ({listed}{more}; full list: {self.report or 'not kept'})"
+                f"data.max_missing = {self.config.max_missing:g} ({listed}{more}"
+                + (f"; full list: {self.report})" if self.report else ")")
             )

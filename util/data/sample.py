@@ -20,7 +20,7 @@ import numpy as np
 from util.cli import run_command
 from util.config import DataConfig, nearest
 from util.data.calendar import year_start
-from util.data.simulation import Planet, make_planet, simulate
+from util.data.simulation import SPIN_UP_HOURS, Planet, make_planet, simulate
 from util.data.tree import Field, field_path, write_field, write_statistics
 from util.data.variables import PRESSURE_LEVEL, SINGLE_LEVEL, channel_name
 from util.data.weather import PRESSURES, compute_field, make_scene, take_snapshot
@@ -48,7 +48,7 @@ class Moments(NamedTuple):
     """一个通道的累计量，float64；值减去第一帧的均值再累加，位势这样的大数才不损失精度。"""
 
     shift: float
-    count: int
+    number: int
     total: float
     squares: float
     low: float
@@ -73,12 +73,12 @@ def sample_planet(settings: Settings) -> Planet:
 
 
 def sample_frames(
-    settings: Settings, first_hour: int, last_hour: int, channels: Sequence[str]
+    settings: Settings, first_hour: int, last_hour: int, channels: Sequence[str], spin_up: int = SPIN_UP_HOURS
 ) -> Iterator[tuple[int, list[Field]]]:
-    """逐时刻给出 (小时, 各通道的场 (H, W) float32)，物理单位，不含 last_hour。"""
+    """逐时刻给出 (小时, 各通道的场 (H, W) float32)，物理单位，不含 last_hour；可以短于整年。"""
     planet = sample_planet(settings)
     scene = make_scene(planet, *coordinates(settings.grid))
-    for state in simulate(planet, settings.seed, first_hour, last_hour, settings.interval):
+    for state in simulate(planet, settings.seed, first_hour, last_hour, settings.interval, spin_up):
         snapshot = take_snapshot(scene, planet, state)
         yield round(state.hour), [compute_field(scene, snapshot, name).astype(np.float32) for name in channels]
 
@@ -93,14 +93,14 @@ def add_moments(moments: Moments | None, field: Field) -> Moments:
     )  # fmt: skip
     if moments is None:
         return new
-    count, total, squares = (getattr(moments, key) + getattr(new, key) for key in ("count", "total", "squares"))
-    return Moments(shift, count, total, squares, min(moments.low, new.low), max(moments.high, new.high))
+    number, total, squares = (getattr(moments, key) + getattr(new, key) for key in ("number", "total", "squares"))
+    return Moments(shift, number, total, squares, min(moments.low, new.low), max(moments.high, new.high))
 
 
 def mean_std(moments: Moments) -> tuple[float, float]:
     """均值与（总体）标准差。"""
-    offset = moments.total / moments.count
-    return moments.shift + offset, float(np.sqrt(moments.squares / moments.count - offset**2))
+    offset = moments.total / moments.number
+    return moments.shift + offset, float(np.sqrt(moments.squares / moments.number - offset**2))
 
 
 def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
@@ -112,8 +112,8 @@ def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
     train = range(year_start(settings.train_years[0]), year_start(settings.train_years[1] + 1))
     moments: dict[str, Moments] = {}
     files: list[tuple[str, Path]] = []
-    total = (last - first) // settings.interval
-    for hour, fields in tqdm(sample_frames(settings, first, last, channels), "sample", total, unit="frame"):
+    frames, total = sample_frames(settings, first, last, channels), (last - first) // settings.interval
+    for hour, fields in tqdm(frames, "sample", total, unit="frame", mininterval=1.0):
         for name, field in zip(channels, fields, strict=True):
             path = field_path(root, name, hour)
             write_field(path, field)
@@ -123,7 +123,7 @@ def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
     for name in channels:
         write_statistics(root, name, *mean_std(moments[name]), moments[name].low, moments[name].high)
     if settings.standardize:  # 统计量要等训练年份写完才知道，所以回头重写一遍
-        for name, path in tqdm(files, "standardize", unit="file"):
+        for name, path in tqdm(files, "standardize", unit="file", mininterval=1.0):
             mean, std = mean_std(moments[name])
             write_field(path, (np.load(path) - mean) / std)
     dropped, corrupted = damage([path for _, path in files], settings)
@@ -197,7 +197,9 @@ def create(root: Path, settings: Settings) -> dict[str, Any]:
         root.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root.parent).free
         if needed > free:
-            raise ValueError(f"the sample needs about {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free")
+            raise ValueError(
+                f"the sample needs about {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
+            )
         shutil.rmtree(partial, ignore_errors=True)  # 上次被强行结束的残余
         partial.mkdir()
         marker = write_tree(partial, settings)

@@ -32,7 +32,8 @@ RADIATION = 12 * DAY  # 热力松弛的时间尺度
 EKMAN = 2.5 * DAY
 DRAG = (40 * DAY, None, EKMAN)  # 各层摩擦的时间尺度
 DIFFUSION = 0.5 * DAY  # 最短的波 e 折所需
-SPIN_UP_HOURS = 120 * 24
+DIFFUSION_ORDER = np.array([4.0] * 3 + [2.0] * 3)  # 位涡用 ∇⁸；示踪物用 ∇⁴，锋面处少些振铃
+SPIN_UP_HOURS = 90 * 24
 # 六个状态量各随哪一层的风走：三层位涡随本层，近地面温度与露点随底层，霜点随平流层
 CARRIERS = ((slice(0, 3), slice(0, 3)), (slice(2, 3), slice(3, 5)), (slice(0, 1), slice(5, 6)))
 
@@ -147,8 +148,9 @@ def ascent(mu: Array, hour: float, change: Array, advection: Array, vorticity: A
     geostrophic = -coriolis / (GAS * LOG_GAP * STABILITY) * (change + advection)
     pumping = BOTTOM_DEPTH / EKMAN * coriolis / (coriolis**2 + 5.0e-9) * vorticity  # 5e-9：热带渐弱，赤道为零
     latitude = np.rad2deg(np.arcsin(mu))
-    cell = 5.0e-3 * np.exp(-(((latitude + 10.0 * season(hour)) / 12.0) ** 2)) - 2.0e-3 * np.exp(-((latitude / 35.0) ** 4))
-    return geostrophic + pumping + cell
+    rising = 8.0e-3 * np.exp(-(((latitude + 10.0 * season(hour)) / 12.0) ** 2))
+    sinking = 2.0e-3 * np.exp(-((latitude / 35.0) ** 4))
+    return geostrophic + pumping + rising - sinking
 
 
 def _tendency(planet: Planet, state: State) -> Spectrum:
@@ -180,9 +182,9 @@ def _sources(planet: Planet, hour: float, tracers: Array, rising: Array) -> Arra
     surface, dew, frost = tracers[:, 0], tracers[:, 1], tracers[:, 2]
     result = np.empty_like(tracers)
     result[:, 0] = (surface_balance(mu, land, planet.height, hour) - surface) / (DAY * (2.5 + 1.5 * land))
-    evaporation = (surface - 2.5 - 5.0 * land - dew) / (DAY * (1.5 + 2.5 * land))
-    condensation = np.maximum(dew - surface + 0.3, 0.0) / (4 * HOUR)
-    result[:, 1] = evaporation - condensation + 4.0e-3 * rising  # 露点随高度每公里降 4 K
+    evaporation = (surface - 4.0 - 4.0 * land - dew) / (DAY * (1.5 + 2.5 * land))
+    condensation = np.maximum(dew - surface + 0.3, 0.0) / (3 * HOUR)
+    result[:, 1] = evaporation - condensation + 3.0e-3 * rising  # 露点随高度每公里降 3 K
     result[:, 2] = (frost_balance(mu) - frost) / (15 * DAY)
     return result
 
@@ -206,7 +208,7 @@ def _initial(planet: Planet, seed: int, hour: float) -> State:
 
 
 def simulate(
-    planet: Planet, seed: int, first_hour: int, last_hour: int, interval: int, spin_up: int = SPIN_UP_HOURS
+    planet: Planet, seed: int, first_hour: int, last_hour: int, interval: int, spin_up: int
 ) -> Iterator[State]:
     """从 first_hour 到 last_hour（不含）每隔 interval 小时给出一个状态；此前 spin_up 小时的起转期不给出。
 
@@ -215,8 +217,8 @@ def simulate(
     truncation = len(planet.transform.order) - 1
     per_hour = max(1, round(truncation / 8.5))  # T10、T21、T42 每小时 1、2、5 步：风速约 120 m/s 以内稳定
     step = HOUR / per_hour
-    degree = np.arange(truncation + 1.0)
-    damping = 1 / (1 + step / DIFFUSION * (degree * (degree + 1) / (truncation * (truncation + 1))) ** 4)[:, None]
+    shortest = laplacian(truncation + 1) / laplacian(truncation + 1)[-1]  # (M,) 0–1
+    damping = 1 / (1 + step * shortest[:, None] ** DIFFUSION_ORDER / DIFFUSION)  # (M, 6)
     state = _initial(planet, seed, first_hour - spin_up)
     past: list[Spectrum] = []
     for count in range((spin_up + last_hour - first_hour) * per_hour):
@@ -227,5 +229,5 @@ def simulate(
             yield state
         past = [tendency, *past[:2]]
         weights = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12))[len(past) - 1]
-        change = sum(weight * old for weight, old in zip(weights, past))
+        change = sum(weight * old for weight, old in zip(weights, past, strict=True))
         state = state._replace(flow=(state.flow + step * change) * damping)

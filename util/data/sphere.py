@@ -1,6 +1,6 @@
 """球面上的谱变换：样例数据的流场在球谐空间里推进，极点没有缝，经向边界也不用另设。
 
-字母：M = 截断波数 + 1（纬向波数 m 与总波数 l 都取 0 … M-1）；J、I = 高斯格点的纬、经向个数；
+字母：M = 截断波数 + 1（纬向波数 m 与总波数 l 都取 0 … M-1）；J、I = 2J = 高斯格点的纬、经向个数；
 H、W = 输出格点；n = 一起变换的场的个数。谱系数 (M, M, n) complex，先 m 后 l，l < m 处为零；
 场 = Σ_m Σ_l X_ml P_lm(μ) e^{imλ}，只存 m ≥ 0，μ = sin(纬度)，∫P²dμ = 1。
 """
@@ -26,13 +26,12 @@ class Transform(NamedTuple):
 
     mu: Array  # (J,) 由南向北
     area: Array  # (J,) 各纬圈的面积权重，均值为 1
-    longitude: Array  # (I,) 弧度
     synthesis: Array  # (M, 2J, M)：上半给 P，下半给 (1-μ²)dP/dμ
     analysis: Array  # (M, M, J)：P 乘高斯权重
     order: NDArray[np.complex64]  # (M, 1, 1)，即 i m
 
 
-def _epsilon(order: int, degree: Array) -> Array:
+def _epsilon(order: int | Array, degree: Array) -> Array:
     """μP_l = ε_{l+1} P_{l+1} + ε_l P_{l-1} 里的 ε。"""
     return np.sqrt(np.maximum(degree**2 - order**2, 0) / (4.0 * degree**2 - 1.0))
 
@@ -66,7 +65,6 @@ def make_transform(truncation: int) -> Transform:
     return Transform(
         mu=mu.astype(np.float32),
         area=(weights / weights.mean()).astype(np.float32),
-        longitude=(np.pi / num_lat * np.arange(2 * num_lat)).astype(np.float32),
         synthesis=np.concatenate([values, slopes], axis=1).astype(np.float32),
         analysis=np.ascontiguousarray((values * weights[:, None]).transpose(0, 2, 1), np.float32),
         order=(1j * np.arange(size, dtype=np.complex64))[:, None, None].astype(np.complex64),
@@ -83,9 +81,9 @@ def to_grid(transform: Transform, spectrum: Spectrum, num_slopes: int, num_value
     """谱 (M, M, n) → [∂/∂λ, (1-μ²)∂/∂μ, 值]，各 (I, ·, J)；前 num_slopes 个场求导，后 num_values 个场求值。"""
     from scipy.fft import irfft
 
-    num_lat, num_lon, size = len(transform.mu), len(transform.longitude), len(transform.order)
+    num_lat, size = len(transform.mu), len(transform.order)
     waves = _multiply(transform.synthesis, spectrum.astype(np.complex64)).transpose(0, 2, 1)  # (M, n, 2J)
-    padded = np.zeros((num_lon // 2 + 1, 2 * num_slopes + num_values, num_lat), np.complex64)
+    padded = np.zeros((num_lat + 1, 2 * num_slopes + num_values, num_lat), np.complex64)
     np.multiply(transform.order, waves[:, :num_slopes, :num_lat], out=padded[:size, :num_slopes])
     padded[:size, num_slopes : 2 * num_slopes] = waves[:, :num_slopes, num_lat:]
     padded[:size, 2 * num_slopes :] = waves[:, waves.shape[1] - num_values :, :num_lat]
@@ -140,13 +138,11 @@ def laplacian(size: int) -> Array:
 
 def balance(stream: Spectrum, rotation: float) -> Spectrum:
     """线性平衡 ∇²Φ = ∇·(f∇ψ)，f = 2Ωμ：流函数 (M, M, n) → 位势，全球平均取零。"""
-    size = stream.shape[0]
+    size = len(stream)
+    order, degree = np.arange(float(size))[:, None], np.arange(2.0, size)
+    up = (degree - 1) / degree * _epsilon(order, degree)  # (M, M - 2)：l - 1 → l，l = 2 … M-1
+    down = (degree + 1) / degree * _epsilon(order, degree)  # l → l - 1
     result = np.zeros_like(stream)
-    degree = np.arange(1.0, size)
-    for m in range(size):
-        epsilon = _epsilon(m, np.arange(1.0, size + 1))  # ε_1 … ε_M
-        up = degree / (degree + 1) * epsilon[1:]  # l → l + 1
-        result[m, 2:] += (up[:-1, None]) * stream[m, 1:-1]
-        down = (degree[1:] + 1) / degree[1:] * epsilon[1:-1]  # l → l - 1（l ≥ 2）
-        result[m, 1:-1] += down[:, None] * stream[m, 2:]
+    result[:, 2:] += up[..., None] * stream[:, 1:-1]
+    result[:, 1:-1] += down[..., None] * stream[:, 2:]
     return 2 * rotation * result

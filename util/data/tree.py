@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import tokenize
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +15,16 @@ from util.data.calendar import moment_of, year_start
 from util.data.variables import channel_folder, channel_name
 
 Field = np.ndarray  # (H, W) float32
+Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite"]
+
+
+class FieldError(ValueError):
+    """一个场用不了。fault: 哪一种毛病；detail: 不带路径的说明。"""
+
+    def __init__(self, path: Path, fault: Fault, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.fault: Fault = fault
+        self.detail = detail
 
 
 def field_path(root: str | Path, channel: str, hour: int) -> Path:
@@ -25,20 +37,22 @@ def read_field(path: Path, shape: tuple[int, int]) -> Field:
     """读一个场并查验，返回 (H, W) float32。
 
     Raises:
-        ValueError: 文件不在、打不开、被截断、形状或类型不对、含非有限值；一行说清是哪一种。
+        FieldError: 文件不在、打不开、被截断、形状或类型不对、含非有限值；一行说清是哪一种。
     """
     try:
-        field = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # 不用 np.load：它见到 zip 的开头就当 npz，坏了还漏关文件
+            field = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
-        raise ValueError(f"{path}: missing") from None
-    except (OSError, ValueError, EOFError) as error:  # 截断、不是 npy、内含 pickle
-        raise ValueError(f"{path}: unreadable ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
-    if not isinstance(field, np.ndarray) or field.shape != shape:
-        raise ValueError(f"{path}: shape {getattr(field, 'shape', None)}, expected {shape}")
+        raise FieldError(path, "missing", "missing") from None
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, tokenize.TokenError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__  # 截断、不是 npy、内含 pickle、文件头坏了
+        raise FieldError(path, "unreadable", f"unreadable ({reason})") from None
+    if field.shape != shape:
+        raise FieldError(path, "wrong shape", f"shape {field.shape}, expected {shape}")
     if field.dtype != np.float32:
-        raise ValueError(f"{path}: dtype {field.dtype}, expected float32")
+        raise FieldError(path, "wrong dtype", f"dtype {field.dtype}, expected float32")
     if not np.isfinite(field).all():
-        raise ValueError(f"{path}: {int((~np.isfinite(field)).sum())} non-finite values")
+        raise FieldError(path, "non-finite", f"{int((~np.isfinite(field)).sum())} non-finite values")
     return field
 
 
@@ -54,19 +68,42 @@ def read_statistics(root: str | Path, channel: str) -> tuple[float, float]:
     Raises:
         ValueError: 文件不在或格式不对；给出应有的样子。
     """
-    path = Path(root) / channel_folder(channel) / "mean_std.json"
     expected = 'expected {"mean": [number], "std": [positive number]}'
+    path = Path(root) / channel_folder(channel) / "mean_std.json"
+    mean, std = _read_pair(path, ("mean", "std"), expected)
+    if std <= 0:
+        raise ValueError(f"{path}: mean {mean}, std {std}; {expected}")
+    return mean, std
+
+
+def read_extremes(root: str | Path, channel: str) -> tuple[float, float] | None:
+    """读通道的 min_max.json，返回 (最小, 最大)；训练用不到它，可以没有，没有就是 None。
+
+    Raises:
+        ValueError: 格式不对；给出应有的样子。
+    """
+    expected = 'expected {"min": [number], "max": [number]}, the max not below the min'
+    path = Path(root) / channel_folder(channel) / "min_max.json"
+    if not path.exists():
+        return None
+    low, high = _read_pair(path, ("min", "max"), expected)
+    if low > high:
+        raise ValueError(f"{path}: min {low}, max {high}; {expected}")
+    return low, high
+
+
+def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float, float]:
+    """json 里两个键的有限数；用户的文件把它们放在一个元素的列表里。"""
     if not path.is_file():
         raise ValueError(f"{path}: missing; {expected}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        mean, std = (values[key][0] if isinstance(values[key], list) else values[key] for key in ("mean", "std"))
-        mean, std = float(mean), float(std)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        first, second = (float(v[0] if isinstance(v, list) else v) for v in (values[key] for key in keys))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path}: malformed ({type(error).__name__}: {error}); {expected}") from None
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise ValueError(f"{path}: mean {mean}, std {std}; {expected}")
-    return mean, std
+    if not (math.isfinite(first) and math.isfinite(second)):
+        raise ValueError(f"{path}: {keys[0]} {first}, {keys[1]} {second}; {expected}")
+    return first, second
 
 
 def write_statistics(root: str | Path, channel: str, mean: float, std: float, low: float, high: float) -> None:
@@ -99,7 +136,9 @@ def select_channels(config: DataConfig) -> list[str]:
         folder = root / f"{variable}_npy"
         if not folder.is_dir():
             found = sorted(p.name.removesuffix("_npy") for p in root.glob("*_npy"))
-            raise ValueError(f"data.variables: no {variable!r} (looked for {folder}); {nearest(variable, found, 'there')}")
+            raise ValueError(
+                f"data.variables: no {variable!r} (looked for {folder}); {nearest(variable, found, 'there')}"
+            )
         present = sorted(p.name for p in folder.glob("level_*") if p.is_dir())
         if levels == "single":
             if present:
@@ -108,10 +147,14 @@ def select_channels(config: DataConfig) -> list[str]:
             continue
         chosen = present if levels == "all" else levels
         if not chosen:
-            raise ValueError(f"data.variables.{variable} = {levels}: no levels in {folder}; write 'single' for one level")
+            raise ValueError(
+                f"data.variables.{variable} = {levels}: no levels in {folder}; write 'single' for one level"
+            )
         for level in chosen:
             if level not in present:
-                raise ValueError(f"data.variables.{variable}: no {level!r} in {folder}; there: {', '.join(present) or 'none'}")
+                raise ValueError(
+                    f"data.variables.{variable}: no {level!r} in {folder}; there: {', '.join(present) or 'none'}"
+                )
             channels.append(channel_name(variable, level))
     doubled = sorted({c for c in channels if channels.count(c) > 1})
     if doubled:

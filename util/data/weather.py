@@ -12,10 +12,19 @@ from typing import NamedTuple
 import numpy as np
 
 from util.data.simulation import (
-    GAS, LAYERS, ROTATION, Planet, State, ascent, land_share, season, stream_function, uplift,
+    GAS,
+    LAYERS,
+    ROTATION,
+    Planet,
+    State,
+    ascent,
+    land_share,
+    season,
+    stream_function,
+    uplift,
 )
 from util.data.sphere import Array, Viewer, balance, make_viewer, view
-from util.data.variables import PRESSURE_LEVEL, split_channel
+from util.data.variables import split_channel
 
 PRESSURES = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 500.0, 600.0, 700.0, 850.0, 925.0, 1000.0)  # level_00 起
 GRAVITY = 9.81
@@ -32,7 +41,7 @@ class Scene(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """一个时刻在输出网格上的量，各变量由此算出。u、v、slope 等带层的量为 (3, H, W)，其余 (H, W)。"""
+    """一个时刻在输出网格上的量，各变量由此算出。u、v、geopotential 为三层的 (3, H, W)，其余 (H, W)。"""
 
     hour: float
     u: Array
@@ -64,10 +73,9 @@ def take_snapshot(scene: Scene, planet: Planet, state: State) -> Snapshot:
 def compute_field(scene: Scene, snapshot: Snapshot, channel: str) -> Array:
     """一个通道的场 (H, W)，物理单位；通道名如 t2m、z_level_00。"""
     variable, level = split_channel(channel)
-    if variable not in PRESSURE_LEVEL:
+    if level is None:
         surface_fields = {"t2m": _t2m, "tp": _tp, "u10": _u10, "v10": _v10}
         return surface_fields[variable](scene, snapshot)
-    assert level is not None
     pressure = PRESSURES[int(level.removeprefix("level_"))]
     if variable in ("u", "v"):
         return _at(pressure, snapshot.u if variable == "u" else snapshot.v)
@@ -133,9 +141,9 @@ def _t2m(scene: Scene, snapshot: Snapshot) -> Array:
 
 
 def _tp(scene: Scene, snapshot: Snapshot) -> Array:
-    """一小时的降水，m：湿空气上升才下，60 % 以下不下。"""
+    """一小时的降水，m：湿空气上升才下，相对湿度 50 % 以下不下。"""
     humidity = _relative_humidity(snapshot.surface, snapshot.surface - snapshot.dew)
-    switch = np.clip((humidity - 60.0) / 35.0, 0.0, 1.0)
+    switch = np.clip((humidity - 50.0) / 40.0, 0.0, 1.0)
     vapour = 611.0 * np.exp(5423.0 * (1 / 273.15 - 1 / snapshot.dew))  # 水汽压，Pa
     mixing = 0.622 * vapour / 9.0e4
     rising = np.maximum(snapshot.rising, 0.0)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from util.batch import Batch
 from util.data.reader import FieldReader, Frame
 
+GRACE = 30  # 秒
 Segments = list[np.ndarray]  # 每段是连续的抽样小时
 
 
@@ -32,7 +33,7 @@ def epoch_starts(segments: Segments, window: int, shuffle: bool, seed: int, epoc
     count = sum(s.size // window for s in segments)
     if shuffle:
         return np.random.default_rng([seed, epoch]).permutation(all_starts(segments, window))[:count]
-    return np.concatenate([s[s.size % window :: window] for s in segments if s.size >= window])
+    return np.concatenate([s[s.size % window :: window] for s in segments])
 
 
 class WindowDataset(Dataset[Batch]):
@@ -106,11 +107,11 @@ def share_batches(batches: list[list[int]], rank: int, world: int, parts: int = 
                 yield batch[first : first + size]
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C 会发给整个进程组；读取进程若先死，主进程就来不及存检查点。"""
+    """信号会发给整个进程组；读取进程若先死，主进程就来不及存检查点。SIGTERM 之后留 GRACE 秒，不会永远不退。"""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

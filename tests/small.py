@@ -1,0 +1,90 @@
+"""模型测试共用：小的 DataSpec、随机窗口、几千个参数的 AR_pred，和看进模型里的几个小工具。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import build_model
+from util.batch import Batch, DataSpec
+
+TINY = {
+    "name": "ar_pred_video_vanilla",
+    "token_size": [4, 4],
+    "dim": 16,
+    "depth": 2,
+    "heads": 2,
+    "decoder_depth": 1,
+    "decoder_width": 8,
+    "decoder_heads": 2,
+}
+
+
+def small_spec(
+    channels: int = 3,
+    grid: tuple[int, int] = (8, 16),
+    frames_in: int = 3,
+    frames_out: int = 1,
+    interval: int = 6,
+) -> DataSpec:
+    """标准化过的数据集；网格与通道数随意。"""
+    height, width = grid
+    return DataSpec(
+        channels=tuple(f"c{i}" for i in range(channels)),
+        units=("1",) * channels,
+        pressures=(None,) * channels,
+        latitudes=tuple(90 - 180 * (i + 0.5) / height for i in range(height)),
+        longitudes=tuple(360 * i / width for i in range(width)),
+        frames_in=frames_in,
+        frames_out=frames_out,
+        interval_hours=interval,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        standardized=True,
+    )
+
+
+def small_batch(spec: DataSpec, count: int = 3, seed: int = 0) -> Batch:
+    """互不相干的高斯噪声，全部有效；不动全局随机数。"""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, spec.window, spec.num_channels, spec.height, spec.width)
+    fields = torch.randn(shape, generator=generator)
+    first = torch.randint(300_000, 400_000, (count, 1), generator=generator) * spec.interval_hours
+    time = first + torch.arange(spec.window) * spec.interval_hours
+    valid = torch.ones(count, spec.window, spec.num_channels, dtype=torch.bool)
+    return Batch(fields[:, : spec.frames_in], fields[:, spec.frames_in :], time, valid)
+
+
+def tiny_model(spec: DataSpec, seed: int = 42, **options: Any) -> Any:
+    """几千个参数的 AR_pred，训练模式。"""
+    torch.manual_seed(seed)
+    return build_model({**TINY, **options}, spec)
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
+    """依次收下一个模块每次调用的输出。"""
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def remove(model: Any, which: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """指定每个窗口拿掉哪个区块。"""
+    monkeypatch.setattr(model, "_draw_removed", lambda count, device: torch.tensor(which))
+
+
+def window_of(batch: Batch) -> Tensor:
+    return torch.cat([batch.history, batch.future], 1)  # (B, t, k, H, W)
+
+
+def with_window(batch: Batch, window: Tensor) -> Batch:
+    return batch._replace(history=window[:, :-1], future=window[:, -1:])
