@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # 戳记里写着环境中 python 的路径：requirements 改了、或环境被删了，就重新安装；否则立刻可用
 STAMP := tmp/environment
 PYTHON = $(or $(shell cat $(STAMP) 2>/dev/null),.venv/bin/python)
-QUICKSTART_TIME := 2003-07-01T00
+QUICKSTART_TIME := 1981-07-01T00
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -14,9 +14,13 @@ Arguments = Sequence[str] | None
 def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a forecast model from one YAML file.", allow_abbrev=False)
     parser.add_argument("--config", default=default_config, required=default_config is None, help="run YAML in config/")
-    parser.add_argument("--resume", metavar="auto|PATH", help="continue from a checkpoint; auto: the newest of this config")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="continue from a checkpoint; auto: the newest of this config"
+    )
     parser.add_argument("--smoke", action="store_true", help="preflight only, with the smoke overrides; needs no data")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10"
+    )
     return parser
 
 
@@ -46,7 +50,9 @@ def inference_parser() -> argparse.ArgumentParser:
         help="frames (H, W, k), or one (T_in, H, W, k), standardised or raw as the training tree was",
     )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, help="folder for npy, NetCDF, PNG and scores")
-    parser.add_argument("--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)")
+    parser.add_argument(
+        "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"
+    )
     parser.add_argument("--members", type=_positive, default=1, help="ensemble members")
     parser.add_argument("--perturb", type=_not_negative, default=0.0, help="initial noise, in standard deviations")
     return parser
@@ -66,8 +72,12 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score a checkpoint beside the baselines.", allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="which dates (default: test)")
-    parser.add_argument("--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)")
-    parser.add_argument("--stride", type=_positive, default=1, help="score every n-th window start (default: every one)")
+    parser.add_argument(
+        "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"
+    )
+    parser.add_argument(
+        "--stride", type=_positive, default=1, help="score every n-th window start (default: every one)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for metrics.json")
     return parser
 

@@ -13,10 +13,10 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from engine.rollout import rollout
-from engine.state import load_forecaster
+from engine.state import load_forecaster, reduce_tensor
 from models import build_model
 from models.interface import OnePass
-from util.batch import Batch, DataSpec
+from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, validate
 from util.data.dataset import WeatherData, open_data
@@ -39,14 +39,16 @@ def fit_one_pass(model: Any, data: WeatherData, batch_size: int, check: Check = 
     model.solve()
 
 
-def fit_baselines(data: WeatherData, batch_size: int, device: torch.device, check: Check = lambda: None) -> dict[str, Any]:
+def fit_baselines(
+    data: WeatherData, batch_size: int, device: torch.device, check: Check = lambda: None
+) -> dict[str, Any]:
     """持续性预报与气候态：和别的模型一样造、一样用。"""
     models: dict[str, Any] = {}
     for name in BASELINES:
-        model = build_model({"name": name}, data.spec)
-        if isinstance(model, OnePass):
-            fit_one_pass(model, data, batch_size, check)
-        models[name] = model.to(device).eval()
+        models[name] = build_model({"name": name}, data.spec)
+        if isinstance(models[name], OnePass):
+            fit_one_pass(models[name], data, batch_size, check)
+        models[name].to(device).eval()
     return models
 
 
@@ -75,7 +77,12 @@ def score(
     weights = latitude_weights(spec.latitudes).to(fabric.device)
     mine = starts[fabric.global_rank :: fabric.world_size]
     batches = split_batches(mine, batch_size)
-    loader = make_loader(data.windows.with_future(steps), batches, data.config.workers, data.config.pin_memory and fabric.device.type == "cuda")
+    loader = make_loader(
+        data.windows.with_future(steps),
+        batches,
+        data.config.workers,
+        data.config.pin_memory and fabric.device.type == "cuda",
+    )
     for batch in tqdm(loader, f"score {split}", len(batches), leave=False, disable=fabric.global_rank > 0):
         check()
         batch = fabric.to_device(batch)
@@ -86,17 +93,19 @@ def score(
             sums[name].add(forecast, batch.future, batch.valid[:, spec.frames_in :], weights)
     if fabric.world_size > 1:
         for one in sums.values():
-            one.square, one.plain, one.count = (
-                fabric.all_reduce(part.to(fabric.device), reduce_op="sum").cpu() for part in one.tensors()
-            )
+            one.square, one.plain, one.count = (reduce_tensor(fabric, t, "sum").cpu() for t in one.tensors())
     return sums
 
 
-def validation_loss(model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check) -> float:
+def validation_loss(
+    model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
+) -> float:
     """模型自己的 loss 在一个划分上的平均（按有效目标数加权），eval 模式、固定种子，不动全局随机数。"""
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
     batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config, fabric))
-    loader = make_loader(data.windows, batches, config.data.workers, config.data.pin_memory and fabric.device.type == "cuda")
+    loader = make_loader(
+        data.windows, batches, config.data.workers, config.data.pin_memory and fabric.device.type == "cuda"
+    )
     total = torch.zeros(2, dtype=torch.float64)
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     training = model.training
@@ -108,7 +117,7 @@ def validation_loss(model: Any, data: WeatherData, split: str, config: RunConfig
             weight = float(batch.valid[:, data.spec.frames_in :].double().sum())
             total += torch.tensor([float(model.loss(fabric.to_device(batch))["loss"]) * weight, weight])
     model.train(training)
-    loss_sum, count = fabric.all_reduce(total.to(fabric.device), reduce_op="sum").tolist()
+    loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()
     return loss_sum / count if count else float("nan")
 
 
@@ -185,4 +194,8 @@ def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:
 
 
 def _brief(value: Any) -> str:
-    return str(value) if not isinstance(value, list) or len(value) <= 12 else f"{len(value)} values from {value[0]} to {value[-1]}"
+    return (
+        str(value)
+        if not isinstance(value, list) or len(value) <= 12
+        else f"{len(value)} values from {value[0]} to {value[-1]}"
+    )

@@ -153,7 +153,9 @@ def read_tree(
             f"(needed: {spec.frames_in} frames every {step} h up to the given time)"
         )
     lenient = config.model_copy(update={"max_missing": 1.0})  # 只读几帧，缺一帧就超过百分之一
-    return _read_frames(FieldReader(lenient, spec, index, past, None), spec, past.tolist(), wanted[len(past) :].tolist())
+    return _read_frames(
+        FieldReader(lenient, spec, index, past, None), spec, past.tolist(), wanted[len(past) :].tolist()
+    )
 
 
 def _read_frames(
@@ -212,11 +214,7 @@ def write_scores(
     scores = {
         "lead_hours": leads,
         "units": dict(zip(spec.channels, spec.units, strict=True)),
-        "rmse": {
-            c: [None if torch.isnan(v) else float(v) for v in rmse[:, i]] for i, c in enumerate(spec.channels)
-        },
+        "rmse": {c: [None if torch.isnan(v) else float(v) for v in rmse[:, i]] for i, c in enumerate(spec.channels)},
     }
     path.write_text(json.dumps(scores, indent=1), encoding="utf-8")
     log.info("truth is in the tree; scores: %s", path)
-
-

@@ -49,7 +49,9 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         found = next_result(fabric, again, config, spec, batches)
         tolerance = 0.0 if fabric.device.type == "cpu" else 1e-3 * abs(expected)  # 显卡上的归约次序不定
         if abs(found - expected) > tolerance:
-            raise ValueError(f"preflight: the step after restoring gives {found:.9g}, without interruption {expected:.9g}")
+            raise ValueError(
+                f"preflight: the step after restoring gives {found:.9g}, without interruption {expected:.9g}"
+            )
         log.info("preflight passed: one step, save, restore, equal next step (%.6g), batch of %d windows", found, size)
     finally:
         path.unlink(missing_ok=True)

@@ -91,7 +91,7 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
         with fabric.no_backward_sync(state.wrapped, enabled=i < len(batches) - 1):
             loss = state.wrapped.loss(batch)["loss"] / len(batches)
             fabric.backward(loss)
-        total += float(fabric.all_reduce(loss.detach(), reduce_op="mean"))
+        total += float(reduce_tensor(fabric, loss.detach(), "mean"))
     norm = None
     if config.train.clip_norm is not None:
         limit = config.train.clip_norm
@@ -107,6 +107,13 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     return total
 
 
+def reduce_tensor(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:
+    """各进程的同形张量合成一个（mean、sum、max）；一个进程时原样。"""
+    reduced = fabric.all_reduce(value.to(fabric.device), reduce_op=how)
+    assert isinstance(reduced, torch.Tensor)
+    return reduced
+
+
 def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, run_name: str) -> Content:
     """状态 → 张量与普通值；每个进程都要调用（聚合权重与各自的随机状态）。"""
     ranks: list[Any] = [random_state()]
@@ -116,7 +123,9 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
     return {
         "run": run_name,
         "model": get_model_state_dict(state.model, options=FULL),
-        "optimizer": get_optimizer_state_dict(state.model, _raw(state.optimizer), options=FULL) if state.optimizer else None,
+        "optimizer": get_optimizer_state_dict(state.model, _raw(state.optimizer), options=FULL)
+        if state.optimizer
+        else None,
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "ema": state.ema.state_dict() if state.ema else None,
         "progress": asdict(state.progress),
@@ -144,7 +153,7 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
         set_random_state(content["random"][fabric.global_rank])
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
     """把检查点的权重装进模型。
 
     Raises:
@@ -155,7 +164,9 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         found = tuple(weights[name].shape) if name in weights else "absent"
         expected = tuple(own[name].shape) if name in own else "absent"
         if found != expected:
-            raise ValueError(f"checkpoint does not fit this model: {name} is {found} in the checkpoint, {expected} here")
+            raise ValueError(
+                f"checkpoint does not fit this model: {name} is {found} in the checkpoint, {expected} here"
+            )
     set_model_state_dict(model, weights, options=FULL)
 
 

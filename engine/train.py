@@ -29,7 +29,7 @@ from engine.evaluate import (
 )
 from engine.figures import draw_samples
 from engine.preflight import preflight
-from engine.state import State, build_state, load_forecaster, restore, snapshot, train_step, versions
+from engine.state import State, build_state, load_forecaster, reduce_tensor, restore, snapshot, train_step, versions
 from models import build_config
 from models.interface import OnePass
 from util.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
@@ -260,10 +260,10 @@ def train_epoch(run: Run) -> None:
         try:
             loss = train_step(fabric, run.state, config, micro)
         except ValueError as error:
-            hours = ", ".join(time_text(h) for h in batches[batch_number][:4])
+            first = ", ".join(time_text(h) for h in batches[batch_number][:4])
+            place = f"epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from {first} ..."
             raise ValueError(
-                f"{error} at step {progress.step + 1} (epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from "
-                f"{hours} ...); no weights were changed; lower train.lr or set train.clip_norm, and check the data"
+                f"{error} at step {progress.step + 1} ({place}); no weights were changed; lower train.lr or set train.clip_norm, and check the data"
             ) from None
         progress.step += 1
         progress.batches = batch_number + 1
@@ -278,8 +278,14 @@ def train_epoch(run: Run) -> None:
             "samples_per_second": samples / elapsed,
             "data_wait_share": waited / elapsed,
         }
-        bar.set_postfix(step=progress.step, loss=f"{loss:.4f}", lr=f"{now['lr']:.1e}",
-                        rate=f"{now['samples_per_second']:.1f}/s", wait=f"{now['data_wait_share']:.0%}", refresh=False)  # fmt: skip
+        bar.set_postfix(
+            step=progress.step,
+            loss=f"{loss:.4f}",
+            lr=f"{now['lr']:.1e}",
+            rate=f"{now['samples_per_second']:.1f}/s",
+            wait=f"{now['data_wait_share']:.0%}",
+            refresh=False,
+        )
         bar.update()
         if progress.step % config.log.every_steps == 0:
             record(run, "train", now)
@@ -294,7 +300,9 @@ def validate_epoch(run: Run) -> bool:
     check = run.stop.check if run.fabric.world_size == 1 else lambda: None  # 多进程时各进程要一起停
     value = validation_loss(run.state.best_model, run.data, "val", run.config, run.fabric, check)
     if not math.isfinite(value):
-        raise ValueError(f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}")
+        raise ValueError(
+            f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}"
+        )
     improved = progress.best is None or value < progress.best
     if improved:
         progress.best, progress.stale = value, 0
@@ -304,7 +312,9 @@ def validate_epoch(run: Run) -> bool:
     record(run, "train", {"epoch_loss": mean})
     record(run, "val", {"loss": value})
     star = " (best)" if improved else ""
-    log.info("epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star)
+    log.info(
+        "epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star
+    )
     return improved
 
 
@@ -356,8 +366,7 @@ def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: i
 def check_stop(run: Run) -> None:
     """多进程时任何一个收到信号，大家在同一步停下。"""
     if run.fabric.world_size > 1:
-        signum = torch.tensor(run.stop.signum, device=run.fabric.device)
-        run.stop.signum = int(run.fabric.all_reduce(signum, reduce_op="max"))
+        run.stop.signum = int(reduce_tensor(run.fabric, torch.tensor(run.stop.signum), "max"))
     run.stop.check()
 
 

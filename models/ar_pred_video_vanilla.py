@@ -23,11 +23,12 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from models.layers.attention import FLEX_BLOCK, FLEX_HEAD, CrossAttention, GroupAttention, block_mask, token_mask
-from models.layers.position import sincos_codes
+from models.layers.position import spatial_codes
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Share, Strict
 
 log = logging.getLogger("ar_pred")
+QUERY_STD = 0.02  # query 自己的随机部分要小，位置编码才不被淹没
 
 
 class Grouping(Strict):
@@ -124,6 +125,10 @@ class PositionCodes(nn.Module):
         count = blocks.shape[1]
         return (blocks + self.group[:count, None] + self.spatial[:count]).flatten(1, 2)
 
+    def of(self, which: Tensor) -> Tensor:
+        """(B,) 的区块序号 → (B, n, D)：那些区块的 token 本来会得到的编码，用来引导解码器。"""
+        return self.group[which][:, None] + self.spatial[which % len(self.spatial)]  # 各块共用一份时总是第 0 份
+
 
 class RemoveGroup(nn.Module):
     """random_patchify 的裁去：每个窗口去掉各自的一个区块，其余按原次序。"""
@@ -183,26 +188,24 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """编码结果与被拿掉区块的位置编码 → 那个区块的像素。"""
 
-    def __init__(self, config: Config, places: Tensor, pixels: int) -> None:
+    def __init__(self, config: Config, size: int, pixels: int) -> None:
         super().__init__()
         width, norm = config.decoder_width, getattr(nn, config.norm)
         self.resample = config.query == "resampled"
         self.memory = nn.Linear(config.dim, width)
         self.code = nn.Linear(config.dim, width)
-        start = torch.empty(places.shape[1], width)
+        start = torch.empty(size, width)
         self.query = nn.Buffer(start) if self.resample else nn.Parameter(start)
-        self.spatial = spatial_codes(places, width, config.spatial_position)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.norm = norm(width)
         self.head = nn.Linear(width, pixels)
 
-    def forward(self, encoded: Tensor, code: Tensor, removed: Tensor) -> Tensor:
-        """encoded (B, (G-1)·n, D)、被拿掉区块的位置编码 code (B, 1, D) 与序号 removed (B,) → (B, n, P)。"""
+    def forward(self, encoded: Tensor, code: Tensor) -> Tensor:
+        """encoded (B, (G-1)·n, D)、被拿掉区块的位置编码 code (B, n, D) → (B, n, P)。"""
         query = self.query.expand(len(encoded), -1, -1)
         if self.resample and self.training:  # 每步重新随机；评测时用存下的一份，结果才能重复
-            query = torch.randn_like(query)
-        spatial = self.spatial[removed % len(self.spatial)]  # 各块共用一份时总是第 0 份
-        query = query + self.code(code) + spatial  # (B, n, E)
+            query = QUERY_STD * torch.randn_like(query)
+        query = query + self.code(code)  # (B, n, E)
         memory = self.memory(encoded)  # (B, (G-1)·n, E)
         for block in self.blocks:
             query = block(query, memory)
@@ -254,24 +257,34 @@ class Model(nn.Module):
         self.position = PositionCodes(self.groups, coded, config.dim, config.spatial_position)
         self.remove_group = RemoveGroup(self.size)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
-        self.decoder = Decoder(config, coded, pixels)
+        self.decoder = Decoder(config, self.size, pixels)
         self.to_frame = ToFrame(config.token_size, rows, spec.num_channels, config.grouping.order, self.can_forecast)
         self.init_weights()
         values, numbers = self.size * pixels, self.size * config.decoder_width
-        ratio = values / numbers
-        log.info("a group of %d values leaves the decoder through %d numbers, ratio %.2f", values, numbers, ratio)
+        log.info(
+            "a group of %d values leaves the decoder through %d numbers, ratio %.2f", values, numbers, values / numbers
+        )
 
     def init_weights(self) -> None:
-        """Linear：Xavier 均匀、偏置 0；区块编码与 query：单位方差，与 token 嵌入同量级
-        （0.02 起步时区块分不开，停在持续性预报）；可学习的空间编码 0.02；输出层 0.02，起步接近 0。"""
+        """Linear：Xavier 均匀、偏置 0；区块编码：单位方差，与 token 嵌入同量级（0.02 起步时区块分不开）；
+        可学习的空间编码与 query：0.02。下面三条使位置从第一步起就对得上，缺一条都长久停在持续性预报
+        （docs/LOG.md）：q 与 k 同一初值；解码器两个 Linear 同一初值；输出层 0.001，免得先学会闭嘴。"""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.position.group)
-        nn.init.normal_(self.decoder.query)
-        nn.init.normal_(self.decoder.head.weight, std=0.02)
+        nn.init.normal_(self.decoder.query, std=QUERY_STD)
+        nn.init.normal_(self.decoder.head.weight, std=0.001)
+        with torch.no_grad():
+            self.decoder.code.weight.copy_(self.decoder.memory.weight)
+            for module in self.modules():
+                if isinstance(module, GroupAttention):
+                    query, key, _ = module.qkv.weight.chunk(3)
+                    key.copy_(query)
+                elif isinstance(module, CrossAttention):
+                    module.kv.weight[: len(module.q.weight)] = module.q.weight
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计。"""
@@ -316,7 +329,7 @@ class Model(nn.Module):
         """(B, (G-1)·n, D)、(B,) → (B, n, P)。"""
         for block in self.encoder:
             tokens = block(tokens, self._mask(tokens.device))
-        return self.decoder(tokens, self.position.group[removed][:, None], removed)
+        return self.decoder(tokens, self.position.of(removed))
 
     def _draw_removed(self, count: int, device: torch.device) -> Tensor:
         last = torch.full((count,), self.groups - 1, device=device)
@@ -348,14 +361,6 @@ class Model(nn.Module):
         if chosen == "flex" and self.training and device.type == "cpu":
             raise ValueError("model.attention = flex cannot train on a CPU (no backward there); use auto or sdpa")
         return chosen == "flex" or (chosen == "auto" and device.type == "cuda" and self.flex_fits)
-
-
-def spatial_codes(places: Tensor, dim: int, kind: str) -> Tensor:
-    """(..., A) 的坐标 → (..., dim) 的空间位置编码：固定的正余弦、可学习的参数，或全零。"""
-    shape = (*places.shape[:-1], dim)
-    if kind == "learned":
-        return nn.Parameter(torch.randn(shape) * 0.02)
-    return nn.Buffer(sincos_codes(places, dim) if kind == "sincos" else torch.zeros(shape), persistent=False)
 
 
 def _places(order: str, frames: int, rows: int, cols: int) -> Tensor:

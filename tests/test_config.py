@@ -270,10 +270,15 @@ class Inner(Strict):
     size: int = 1
 
 
+class Other(Strict):
+    width: int = 1
+
+
 class Outer(Strict):
     inner: Inner | None = None
     parts: list[Inner] = Field(default=[])
     width: int | str | None = None
+    either: Inner | Other = Field(default=Inner())
 
 
 @pytest.mark.parametrize(
@@ -283,6 +288,7 @@ class Outer(Strict):
         ({"parts": [{}, {"siez": 2}]}, "here: unknown key model.parts[1].siez = 2; nearest: "),
         ({"parts": [{"size": "x"}]}, "here: model.parts[0].size = 'x': input should be a valid integer"),
         ({"width": [1]}, "here: model.width = [1]: input should be a valid integer or input should be a valid string"),
+        ({"either": {"siez": 2}}, "here: unknown key model.either.siez = 2; nearest: model.either.size"),
         ({"wdth": 1}, "here: unknown key model.wdth = 1; nearest: model.width"),
         ({"inner": 3}, "here: model.inner = 3: must be a mapping, {key: value, ...}"),
     ],

@@ -60,7 +60,9 @@ def test_by_time_and_by_files_agree(tree, trained, tmp_path):
 def test_outputs(tree, trained, tmp_path):
     infer(trained, tmp_path, "--time", "2000-02-15T06")
     made, standard = (np.load(tmp_path / f"forecast+006h{s}.npy") for s in ("", "_standardized"))
-    statistics = [json.loads((tree.root / f / "mean_std.json").read_text()) for f in ("t2m_npy", "u10_npy", "z_npy/level_00")]
+    statistics = [
+        json.loads((tree.root / f / "mean_std.json").read_text()) for f in ("t2m_npy", "u10_npy", "z_npy/level_00")
+    ]
     mean, std = (np.array([s[key][0] for s in statistics]) for key in ("mean", "std"))
     np.testing.assert_allclose(made, standard * std + mean, rtol=1e-5, atol=1e-3)
     data = xr.open_dataset(tmp_path / "forecast.nc", decode_timedelta=True)
@@ -69,7 +71,9 @@ def test_outputs(tree, trained, tmp_path):
     assert data["prediction_timedelta"].values[0] == np.timedelta64(6, "h")
     np.testing.assert_array_equal(data["t2m"].squeeze().values, made[..., 0])
     np.testing.assert_array_equal(data["z"].sel(level=50.0).squeeze().values, made[..., 2])
-    np.testing.assert_allclose(data["u10_truth"].squeeze().values, frames_at(tree, "2000-02-15T12", 1)[0, ..., 1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        data["u10_truth"].squeeze().values, frames_at(tree, "2000-02-15T12", 1)[0, ..., 1], rtol=1e-4, atol=1e-4
+    )
     edges = np.deg2rad(np.linspace(90, -90, 9))
     weights = np.sin(edges[:-1]) - np.sin(edges[1:])
     error = (made - frames_at(tree, "2000-02-15T12", 1)[0]).astype(float) ** 2

@@ -15,7 +15,7 @@ from util.config import DataConfig, load_config, read_mapping, validate
 from util.data import import_fields
 from util.data.calendar import moment_of
 from util.data.import_fields import Moments, main, plan_import, write_fields
-from util.data.index import find_segments, scan
+from util.data.index import find_segments, scan, split_years
 from util.data.source import find_dims, open_source, read_axis
 from util.data.tree import field_path, read_field, read_statistics
 
@@ -364,7 +364,7 @@ def test_real_data(name, source, variables, crop, count, segments, real_data, tm
         exclude={"frames_in", "max_gap_hours"}
     )
     own = own.model_copy(update={"cache_dir": str(tmp_path / "cache")})
-    found = find_segments(scan(own, list(variables)), own)
+    found = find_segments(scan(own, list(variables), split_years(own)), own)
     assert {key: [piece.size for piece in pieces] for key, pieces in found.items()} == segments
 
 

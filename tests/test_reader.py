@@ -338,7 +338,7 @@ def test_error_from_a_reading_process_is_one_line(tree, workers: int):
     config = config_of(tree, max_missing=0.05)
     data = open_data(DataConfig(**config.model_dump()))
     loader = make_loader(data.windows, [[T0 + 6 * i] for i in range(20)], workers, pin=False)
-    with pytest.raises(ValueError, match=r"^t2m: 3 of 48 files are missing or unreadable \([^\n]*\)$"):
+    with pytest.raises(ValueError, match=r"^t2m: \d+ of 48 files are missing or unreadable \([^\n]*\)$"):
         list(loader)
 
 

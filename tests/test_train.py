@@ -66,7 +66,7 @@ def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options):
         interrupt_at(patch, middle)
         assert train_here(config, "run.name=cut") == 130
     assert len(losses(tmp_path, "cut")) == middle
-    torch.rand(7), np.random.rand(3)  # noqa: NPY002  换了进程，全局随机状态自然不同
+    torch.manual_seed(7)  # 换了进程，全局随机状态自然不同
     assert train_here(config, "run.name=cut", resume="auto") == 0
     assert losses(tmp_path, "cut") == whole
     assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
@@ -111,12 +111,21 @@ def test_accumulated_batches_equal_one_big_batch(tree_run, tmp_path):
 
 
 def test_outputs_of_a_run(tree_run, tmp_path):
-    train_here(tree_run(checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1}), "run.name=one", "log.figures=1")
+    train_here(
+        tree_run(checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1}), "run.name=one", "log.figures=1"
+    )
     folder = tmp_path / "log/one"
     text = (folder / "train.log").read_text(encoding="utf-8")
     for part in ("token_size", "versions", "parameters", "split train: 124 samples", "decoder.head", "test split"):
         assert part in text, part
-    for name in ("config.yaml", "metrics.csv", "metrics.json", "missing.csv", "figures/curves.png", "figures/test-1.png"):
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "missing.csv",
+        "figures/curves.png",
+        "figures/test-1.png",
+    ):
         assert (folder / name).is_file(), name
     names = {p.name for p in (tmp_path / "checkpoints/one").iterdir()}
     assert names == {"last.ckpt", "best.ckpt", "epoch-0001.ckpt", "epoch-0002.ckpt"}
@@ -136,7 +145,11 @@ def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path):
         process.communicate()
         for path in folder.glob("*.ckpt"):
             assert load_checkpoint(path)["progress"]["step"] > 0
-    done = run_script(*arguments, "train.epochs=5") if load_checkpoint(folder / "last.ckpt")["progress"]["epoch"] < 5 else None
+    done = (
+        run_script(*arguments, "train.epochs=5")
+        if load_checkpoint(folder / "last.ckpt")["progress"]["epoch"] < 5
+        else None
+    )
     assert done is None or done.returncode == 0, done.stderr
     assert not list(folder.glob(".*")) or done is None
 
@@ -170,7 +183,9 @@ def test_two_processes_equal_one(tree_run, tmp_path):
     assert done.returncode == 0, done.stderr
     one, two = losses(tmp_path, "one"), losses(tmp_path, "two")
     assert len(two) == len(one) == 8
-    assert [v for _, v in two][:7] == pytest.approx([v for _, v in one][:7], rel=1e-4)  # 最后一批三个窗口，两个进程只用两个
+    assert [v for _, v in two][:7] == pytest.approx(
+        [v for _, v in one][:7], rel=1e-4
+    )  # 最后一批三个窗口，两个进程只用两个
 
 
 def test_early_stop_and_ema(tree_run, tmp_path):

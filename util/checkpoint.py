@@ -53,7 +53,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{path}: refused, it holds objects other than tensors and plain values (possibly code); nothing was executed"
+            f"{path}: refused, it holds objects other than tensors and plain values (code?); nothing was executed"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{damaged} ({type(error).__name__})") from None
@@ -64,11 +64,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """全部全局随机发生器的状态，换成普通值。"""
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002  存的正是全局状态
+    _, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  存的正是全局状态
     version, internal, gauss = random.getstate()
     return {
         "python": [version, list(internal), gauss],
-        "numpy": [keys.tolist(), *rest],
+        "numpy": [np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
