@@ -263,7 +263,8 @@ def train_epoch(run: Run) -> None:
             first = ", ".join(time_text(h) for h in batches[batch_number][:4])
             place = f"epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from {first} ..."
             raise ValueError(
-                f"{error} at step {progress.step + 1} ({place}); no weights were changed; lower train.lr or set train.clip_norm, and check the data"
+                f"{error} at step {progress.step + 1} ({place}); no weights were changed; "
+                "lower train.lr or set train.clip_norm, and check the data"
             ) from None
         progress.step += 1
         progress.batches = batch_number + 1

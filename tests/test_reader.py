@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -340,6 +341,7 @@ def test_error_from_a_reading_process_is_one_line(tree, workers: int):
     loader = make_loader(data.windows, [[T0 + 6 * i] for i in range(20)], workers, pin=False)
     with pytest.raises(ValueError, match=r"^t2m: \d+ of 48 files are missing or unreadable \([^\n]*\)$"):
         list(loader)
+    assert not multiprocessing.active_children()  # 读取进程当场收场，命令不会迟迟不退
 
 
 def test_processes_share_what_they_found(tree, tmp_path: Path):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from util.batch import Batch
-from util.data.reader import FieldReader, Frame
+from util.data.reader import DataError, FieldReader, Frame
 
 GRACE = 30  # 秒
 Segments = list[np.ndarray]  # 每段是连续的抽样小时
@@ -79,9 +79,13 @@ def window_valid(hours: np.ndarray, frames: dict[int, Frame]) -> np.ndarray:
     return valid
 
 
-def make_loader(dataset: WindowDataset, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> DataLoader[Any]:
-    """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。"""
-    return DataLoader(
+def make_loader(dataset: WindowDataset, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[Batch]:
+    """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。
+
+    Raises:
+        DataError: 读到的坏文件太多，见 FieldReader.frame。
+    """
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  列表就是合法的 Sampler
         collate_fn=_same,
@@ -90,6 +94,11 @@ def make_loader(dataset: WindowDataset, batches: Sequence[Sequence[int]], worker
         worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator().manual_seed(0),  # 不动全局随机数：续训要逐位相同
     )
+    try:
+        yield from loader
+    except DataError as error:
+        # 读取进程的异常由 DataLoader 转述，与它的 traceback 互相引用，读取进程要等垃圾回收才收场；断开，当场就收
+        raise error.with_traceback(None) from None
 
 
 def split_batches(starts: np.ndarray, batch_size: int) -> list[list[int]]:
