@@ -319,7 +319,10 @@ def test_what_invalidates_the_cache(touched: Path, tmp_path: Path, change: str):
         years, expected = [2000], 96
     else:
         shutil.copytree(touched, tmp_path / "tree2")
-        (tmp_path / "tree2/t2m_npy/1999/1999-0000.npy").unlink()
+        year = tmp_path / "tree2/t2m_npy/1999"
+        (year / "1999-0000.npy").unlink()
+        stamp = (touched / "t2m_npy/1999").stat().st_mtime_ns
+        os.utime(year, ns=(stamp, stamp))  # 修改时间全同，只有根目录不同
         config, expected = make_config(tmp_path / "tree2"), count - 1
     assert int(scan(config, channels, years).present.sum()) == expected
 
