@@ -19,6 +19,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from engine.evaluate import (
+    check_same_data,
     eval_batch_size,
     fit_baselines,
     fit_one_pass,
@@ -32,6 +33,7 @@ from engine.preflight import preflight
 from engine.state import State, build_state, load_forecaster, reduce_tensor, restore, snapshot, train_step, versions
 from models import build_config
 from models.interface import OnePass
+from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
 from util.config import RunConfig
 from util.data.calendar import time_text
@@ -171,11 +173,13 @@ def open_run(
     main = fabric.is_global_zero
     if main and content is None and (Path(config.checkpoint.dir) / name / "last.ckpt").exists():
         raise ValueError(f"run {name} has checkpoints already; use --resume auto, or another run.name")
-    setup_logging(log_dir / "train.log" if main else None)
+    setup_logging(log_dir / "train.log" if main else None, quiet=not main)
     resolved = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
     log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
-    data = open_data(config.data, log_dir / "missing.csv" if main else None)
+    data = open_data(config.data, log_dir / "missing.csv", announce=main)
+    if content is not None:
+        check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
     fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
     state = build_state(fabric, config, data.spec, config.train.epochs * len(epoch_batches(config, data, fabric, 0)))
     if content is not None:

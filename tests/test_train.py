@@ -24,6 +24,7 @@ EVERYTHING = {
     "ema_decay": 0.9,
     "clip_norm": 1.0,
     "schedule": {"name": "onecycle"},
+    "precision": "bf16-mixed",
 }
 
 
@@ -266,3 +267,59 @@ def test_test_scores_equal_numpy(tree_run, tree, tmp_path):
     found = [table["rmse"]["persistence"][c][0] for c in tree.channels]
     assert found == pytest.approx(expected, rel=1e-4)
     assert table["fields_scored"] == {"t2m": [37.0], "z_level_00": [37.0]}
+
+
+def test_resume_refuses_changed_statistics(make_tree, tmp_path):
+    """mean_std.json 换了，同样的权重就是另一个意思。"""
+    import json
+
+    tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, train={"epochs": 1}, data={"standardize": "yes"})
+    train_here(config, "run.name=first")
+    path = tree.root / "t2m_npy/mean_std.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "mean": [values["mean"][0] + 1]}))
+    with pytest.raises(ValueError, match="trained with mean"):
+        train_here(config, "run.name=first", "train.epochs=2", resume="auto")
+
+
+def test_real_input(real_data, tmp_path):
+    """真实的 NCEP 气温：导入、训练、计分一条路走完；持续性预报的成绩等于用 xarray 与 NumPy 直接算的。"""
+    import json
+
+    import xarray as xr
+
+    from util.data import import_fields
+
+    source = next((real_data / "ncep_air_namerica_6h").glob("*.zarr"))
+    splits = {
+        "train": ("2013-01-01", "2014-04-30"),
+        "val": ("2014-05-01", "2014-06-30"),
+        "test": ("2014-07-01", "2014-12-31"),
+    }
+    arguments = ["--source", str(source), "--root", str(tmp_path / "tree"), "--variable", "air=air"]
+    arguments += ["--rows", "0:24", "--cols", "0:48", "--yaml", str(tmp_path / "set.yaml")]
+    import_fields.main([*arguments, *(a for name, span in splits.items() for a in (f"--{name}", *span))])
+    overrides = ["model.dim=16", "model.depth=1", "model.decoder_depth=1", "model.decoder_width=16", "run.name=real"]
+    overrides += [
+        f"checkpoint.dir={tmp_path}",
+        f"log.dir={tmp_path / 'log'}",
+        f"data.cache_dir={tmp_path}",
+        "log.figures=0",
+    ]
+    overrides += ["train.epochs=2", "train.schedule={name: constant}", f"data.set={tmp_path / 'set.yaml'}"]
+    overrides += [
+        f"data.root={tmp_path / 'tree'}",
+        "data.workers=0",
+        "log.wandb.mode=disabled",
+        "train.preflight=false",
+    ]
+    assert train_here(Path("config/real_ncep_air.yaml"), *overrides) == 0
+    table = json.loads((tmp_path / "log/real/metrics.json").read_text())
+    air = xr.open_zarr(source, consolidated=False)["air"].sel(time=slice("2014-07-01", "2014-12-31"))[:, :24, :48]
+    edges = np.deg2rad(np.append(air["lat"].values + 1.25, air["lat"].values[-1] - 1.25))
+    weights = np.sin(edges[:-1]) - np.sin(edges[1:])
+    error = np.diff(air.values.astype(np.float64), axis=0)[6:] ** 2 * (weights / weights.mean())[:, None]
+    assert table["rmse"]["persistence"]["air"][0] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
+    assert table["fields_scored"]["air"] == [736 - 7]
+    assert np.isfinite(table["rmse"]["ar_pred_video_vanilla"]["air"][0])

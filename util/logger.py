@@ -33,11 +33,12 @@ class _BarSafeStream:
         sys.stderr.flush()
 
 
-def setup_logging(path: Path | None) -> logging.Logger:
+def setup_logging(path: Path | None, quiet: bool = False) -> logging.Logger:
     """配置名为 ar_pred 的 logger：文件（追加）加控制台；再次调用会换掉旧的 handler。
 
     Args:
         path: 日志文件；None 时只有控制台。文件以追加方式打开，数据进程可同时写它。
+        quiet: 控制台只出错误；多进程训练里零号以外的进程用，同样的话不说两遍。
     """
     logger = logging.getLogger("ar_pred")
     for handler in list(logger.handlers):
@@ -47,7 +48,7 @@ def setup_logging(path: Path | None) -> logging.Logger:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
-    handlers[0].setLevel(logging.INFO)  # DEBUG 只进文件：整份配置、停下的原因
+    handlers[0].setLevel(logging.ERROR if quiet else logging.INFO)  # DEBUG 只进文件：整份配置、停下的原因
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)

@@ -38,7 +38,7 @@ def block_mask(hidden: Tensor, size: int) -> BlockMask:
 @cache
 def compiled_flex() -> Any:
     """FlexAttention 只有编译后才真的跳过块；每个进程编译一次。"""
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention)
 
 
 class GroupAttention(nn.Module):

@@ -33,8 +33,11 @@ class WeatherData:
         return sum(s.size for s in self.segments[split])
 
 
-def open_data(config: DataConfig, report: Path | None = None) -> WeatherData:
+def open_data(config: DataConfig, report: Path | None = None, announce: bool = True) -> WeatherData:
     """检查并打开一棵目录树；每一处缺失都进日志和 report（missing.csv）。
+
+    Args:
+        announce: 由这个进程报告按名字缺失的文件；多进程训练里只有零号进程报告，读坏的则谁读到谁记。
 
     Raises:
         ValueError: 路径、变量、层、年份、统计量、划分、窗口长度等任何一处不对。
@@ -55,11 +58,11 @@ def open_data(config: DataConfig, report: Path | None = None) -> WeatherData:
     training = np.concatenate(segments["train"])
     standardized = decide_standardized(config, index, training, shape, mean, std, log)
     spec = make_spec(config, channels, mean, std, standardized)
-    if report is not None:
+    if report is not None and announce:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("channel,time,path,reason\n", encoding="utf-8")
     used = np.concatenate([np.concatenate(segments[split]) for split in SPLITS])
-    reader = FieldReader(config, spec, index, used, report)
+    reader = FieldReader(config, spec, index, used, report, announce)
     data = WeatherData(config, spec, segments, WindowDataset(reader))
     counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
     log.info("data: %s; %d channels, %d x %d; samples: %s", config.root, len(channels), *shape, counts)

@@ -40,9 +40,15 @@ class FieldReader:
     """按小时读帧。present 与已记录行数放在共享内存：一个进程发现的坏文件，别的进程不再重复报告。"""
 
     def __init__(
-        self, config: DataConfig, spec: DataSpec, index: Index, used_hours: np.ndarray, report: Path | None
+        self,
+        config: DataConfig,
+        spec: DataSpec,
+        index: Index,
+        used_hours: np.ndarray,
+        report: Path | None,
+        announce: bool = True,
     ) -> None:
-        """used_hours: 各段的全部抽样小时（max_missing 的分母）；report: missing.csv 的路径。"""
+        """used_hours: 各段的全部抽样小时（max_missing 的分母）；report: missing.csv 的路径；announce 见 open_data。"""
         self.config, self.spec, self.start, self.report = config, spec, index.start, report
         self.present = torch.from_numpy(index.present.copy()).share_memory_()  # (C, hours)
         self.used = torch.from_numpy(used_hours - index.start)
@@ -50,7 +56,8 @@ class FieldReader:
         self.mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
         self.std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
         for c, _ in enumerate(spec.channels):
-            for position in self.used[~self.present[c, self.used]].tolist():
+            missing = self.used[~self.present[c, self.used]].tolist() if announce else []
+            for position in missing:
                 self._note(c, position + self.start, "missing")
             self._check_share(c)
 
