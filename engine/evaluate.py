@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,22 +128,31 @@ def eval_batch_size(config: RunConfig, fabric: Fabric) -> int:
 
 
 def score_table(sums: Mapping[str, ErrorSums], spec: DataSpec) -> dict[str, Any]:
-    """误差累计 → 普通值：每个模型每个通道每个时效的 RMSE（物理单位），与各基线之比的通道平均。"""
+    """误差累计 → 普通值：每个模型每个通道每个时效的 RMSE（物理单位），与各基线之比的通道平均；没有可计的场为 None。"""
     rmse = {name: one.rmse(spec.std) for name, one in sums.items()}  # (L, C)
     table: dict[str, Any] = {
         "units": dict(zip(spec.channels, spec.units, strict=True)),
         "lead_hours": [spec.interval_hours * (i + 1) for i in range(len(next(iter(rmse.values()))))],
-        "rmse": {n: {c: r[:, i].tolist() for i, c in enumerate(spec.channels)} for n, r in rmse.items()},
-        "mse_standardized": {name: one.mse() for name, one in sums.items()},
+        "rmse": {n: {c: _plain(r[:, i]) for i, c in enumerate(spec.channels)} for n, r in rmse.items()},
+        "mse_standardized": dict(zip(sums, _plain(torch.tensor([s.mse() for s in sums.values()])), strict=True)),
         "fields_scored": {c: next(iter(sums.values())).count[:, i].tolist() for i, c in enumerate(spec.channels)},
         "mean_rmse_ratio": {},
     }
     for base in BASELINES:
         if base in rmse:
             table["mean_rmse_ratio"][base] = {
-                n: (r / rmse[base]).mean(1).tolist() for n, r in rmse.items() if n not in BASELINES
+                n: _plain((r / rmse[base]).nanmean(1)) for n, r in rmse.items() if n not in BASELINES
             }
     return table
+
+
+def _plain(values: torch.Tensor) -> list[float | None]:
+    """JSON 里没有 NaN，写 null。"""
+    return [None if math.isnan(v) else v for v in values.tolist()]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def table_text(table: Mapping[str, Any], lead: int = 0) -> str:
@@ -150,10 +160,10 @@ def table_text(table: Mapping[str, Any], lead: int = 0) -> str:
     names = list(table["rmse"])
     lines = [f"latitude-weighted RMSE at +{table['lead_hours'][lead]} h" + "".join(f"{n:>24}" for n in names)]
     for channel, units in table["units"].items():
-        values = "".join(f"{table['rmse'][n][channel][lead]:>24.5g}" for n in names)
+        values = "".join(f"{_number(table['rmse'][n][channel][lead], '.5g'):>24}" for n in names)
         lines.append(f"{channel + ' [' + units + ']':<{len(lines[0]) - 24 * len(names)}}{values}")
     for base, ratios in table["mean_rmse_ratio"].items():
-        shown = ", ".join(f"{n} {r[lead]:.4f}" for n, r in ratios.items())
+        shown = ", ".join(f"{n} {_number(r[lead], '.4f')}" for n, r in ratios.items())
         lines.append(f"mean over channels of RMSE / {base} RMSE: {shown}")
     return "\n".join(lines)
 
@@ -176,7 +186,7 @@ def evaluate_checkpoint(path: str, split: str, stride: int, steps: int | None, o
     for lead in range(len(table["lead_hours"])):
         log.info("%s\n%s", split, table_text(table, lead))
     target = out / "metrics.json"
-    target.write_text(json.dumps(table, indent=1), encoding="utf-8")
+    target.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
     log.info("scores: %s", target)
     return target
 

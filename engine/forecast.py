@@ -16,10 +16,11 @@ from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
 from util.config import DataConfig, RunConfig, validate
 from util.data.calendar import moment_of, parse_time, time_text
-from util.data.index import bridgeable, scan
+from util.data.index import Index, bridgeable, scan
 from util.data.reader import FieldReader
-from util.data.tree import select_channels
+from util.data.tree import read_statistics, select_channels
 from util.data.variables import channel_folder
+from util.data.windows import window_valid
 from util.logger import setup_logging
 from util.metrics import ErrorSums, latitude_weights
 from util.netcdf import write_forecast
@@ -55,13 +56,14 @@ def forecast(
         raise ValueError(f"{name} is deterministic: --members {members} needs --perturb, e.g. --perturb 0.05")
     steps = steps or spec.frames_out
     init = parse_time(time) if time is not None else None
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    setup_logging(out / "inference.log")  # 读数据时补了什么也要记下
     if inputs:
         history, truth, valid = read_inputs(inputs, spec), None, None
     else:
         assert init is not None
         history, truth, valid = read_tree(config.data, spec, init, steps)
-    out.mkdir(parents=True, exist_ok=True)
-    setup_logging(out / "inference.log")
     result = run_model(model, history, init, spec, steps, members, noise, config.run.seed, device)  # (M, L, C, H, W)
     write_outputs(out, spec, result, truth, valid, init, checkpoint)
     return 0
@@ -109,12 +111,16 @@ def read_inputs(paths: list[str], spec: DataSpec) -> torch.Tensor:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"--inputs {path}: cannot be read ({str(error).splitlines()[0]}); {wanted}") from None
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
+            raise ValueError(f"--inputs {path}: holds {found}, not real numbers; {wanted}")
         if array.shape == (spec.frames_in, *frame) and len(paths) == 1:
             arrays = list(array)
         elif array.shape == frame:
             arrays.append(array)
         else:
-            raise ValueError(f"--inputs {path}: shape {array.shape}; {wanted}")
+            alone = " alone" if array.ndim == 4 and len(paths) > 1 else ""
+            raise ValueError(f"--inputs {path}: shape {array.shape}; {wanted}{alone}")
         if not np.isfinite(array).all():
             raise ValueError(f"--inputs {path}: {int((~np.isfinite(array)).sum())} non-finite values")
     if len(arrays) != spec.frames_in:
@@ -140,38 +146,45 @@ def read_tree(
         raise ValueError(f"--time {time_text(init)}: the tree is sampled every {step} h, at hours divisible by {step}")
     wanted = hour + np.arange(1 - spec.frames_in, steps + 1) * step
     past = wanted[: spec.frames_in]
-    years = {moment_of(int(h)).year for h in past}
     folders = [Path(config.root) / channel_folder(c) for c in channels]
-    ahead = {moment_of(int(h)).year for h in wanted[spec.frames_in :]}
-    years |= {year for year in ahead if all((folder / str(year)).is_dir() for folder in folders)}
-    index = scan(config, channels, sorted(years))
-    bridged = np.stack([bridgeable(row, config.max_gap_hours)[past - index.start] for row in index.present]).all(0)
-    if not bridged.all():
-        lost = [time_text(h - config.utc_offset_hours) for h in past[~bridged]]
+    years = {moment_of(int(h)).year for h in wanted}
+    there = sorted(year for year in years if all((folder / str(year)).is_dir() for folder in folders))
+    index = scan(config, channels, there) if there else None
+    gone = [int(h) for h in past if index is None or not covered(index, int(h), config.max_gap_hours)]
+    if index is None or gone:
+        lost = ", ".join(time_text(h - config.utc_offset_hours) for h in gone)
         raise ValueError(
-            f"--time {time_text(init)}: the tree {config.root} lacks history at {', '.join(lost)} UTC "
+            f"--time {time_text(init)}: the tree {config.root} lacks history at {lost} UTC "
             f"(needed: {spec.frames_in} frames every {step} h up to the given time)"
         )
+    for c, channel in enumerate(channels):
+        found, saved = read_statistics(config.root, channel), (spec.mean[c], spec.std[c])
+        if found != saved:
+            raise ValueError(f"{channel}: mean_std.json in {config.root} holds {found}, the checkpoint {saved}")
     lenient = config.model_copy(update={"max_missing": 1.0})  # 只读几帧，缺一帧就超过百分之一
     return _read_frames(
         FieldReader(lenient, spec, index, past, None), spec, past.tolist(), wanted[len(past) :].tolist()
     )
 
 
+def covered(index: Index, hour: int, max_gap: int) -> bool:
+    """这一小时每个通道或有文件、或补得上。"""
+    place = hour - index.start
+    return 0 <= place < index.present.shape[1] and all(bridgeable(row, max_gap)[place] for row in index.present)
+
+
 def _read_frames(
     reader: FieldReader, spec: DataSpec, history_hours: list[int], target_hours: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    frames = [reader.frame(h) for h in history_hours]
+    frames = [reader.frame(h, until=history_hours[-1]) for h in history_hours]
     history = torch.from_numpy(np.stack([f.fields for f in frames]))
     if not all(reader.available(h) for h in target_hours):
         return history, None, None
-    used = {source for f in frames for source in f.sources}  # 历史插值用过的目标场不能计分
-    targets = [reader.frame(h) for h in target_hours]
-    valid = torch.from_numpy(np.stack([t.valid for t in targets]))
-    for i, hour in enumerate(target_hours):
-        for c in range(spec.num_channels):
-            valid[i, c] &= (c, hour) not in used
-    return history, torch.from_numpy(np.stack([t.fields for t in targets])), valid
+    hours = np.array(history_hours + target_hours)
+    frames += [reader.frame(h) for h in target_hours]
+    valid = window_valid(hours, frames, len(history_hours))[len(history_hours) :]
+    truth = np.stack([f.fields for f in frames[len(history_hours) :]])
+    return history, torch.from_numpy(truth), torch.from_numpy(valid)
 
 
 def write_outputs(
@@ -197,7 +210,8 @@ def write_outputs(
     start = "" if init is None else f"{time_text(init)} UTC "
     pictures: list[Path] = []
     for i, lead in enumerate(leads):
-        figures = forecast_figure(spec, None if real is None else real[i], mean[i], f"{start}+{lead} h")
+        members = f", mean of {len(physical)} members" if len(physical) > 1 else ""
+        figures = forecast_figure(spec, None if real is None else real[i], mean[i], f"{start}+{lead} h{members}")
         pictures += save_figures(figures, out / f"forecast+{lead:03d}h")
     log.info("forecast: %s; picture: %s", out / "forecast.nc", pictures[0])
     if truth is not None and valid is not None:

@@ -40,9 +40,14 @@ class Progress:
     step: int = 0
     batches: int = 0
     best: float | None = None
+    best_step: int = -1
     stale: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+
+
+class NonFinite(ValueError):
+    """损失或梯度不是有限值。"""
 
 
 @dataclass
@@ -82,7 +87,7 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     """一次参数更新：几个小批的梯度取平均；返回（各进程平均的）损失。
 
     Raises:
-        ValueError: 损失或梯度不是有限值；参数还没有动。
+        NonFinite: 损失或梯度不是有限值；参数还没有动。
     """
     assert state.optimizer is not None and state.scheduler is not None
     state.wrapped.train()
@@ -92,13 +97,12 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
             loss = state.wrapped.loss(batch)["loss"] / len(batches)
             fabric.backward(loss)
         total += float(reduce_tensor(fabric, loss.detach(), "mean"))
-    norm = None
-    if config.train.clip_norm is not None:
-        limit = config.train.clip_norm
-        norm = fabric.clip_gradients(state.wrapped, state.optimizer, max_norm=limit, error_if_nonfinite=False)
-    if not math.isfinite(total) or (norm is not None and not math.isfinite(float(norm))):
-        what = f"gradient norm {float(norm):g}" if norm is not None and math.isfinite(total) else f"loss {total:g}"
-        raise ValueError(f"{what} is not finite")
+    limit = config.train.clip_norm or math.inf  # 不裁剪时也要梯度的范数：坏梯度不能进参数
+    norm = fabric.clip_gradients(state.wrapped, state.optimizer, max_norm=limit, error_if_nonfinite=False)
+    assert norm is not None
+    if not (math.isfinite(total) and math.isfinite(float(norm))):
+        state.optimizer.zero_grad()
+        raise NonFinite("loss" if not math.isfinite(total) else "gradient norm")
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.scheduler.step()
@@ -120,12 +124,15 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
     if fabric.world_size > 1:
         ranks = [None] * fabric.world_size
         torch.distributed.all_gather_object(ranks, random_state())
+    optimizer = None
+    if (
+        state.optimizer is not None and _raw(state.optimizer).state
+    ):  # 一步没走时取状态会偷偷走一步空的，Adam 的步数就错了
+        optimizer = get_optimizer_state_dict(state.model, _raw(state.optimizer), options=FULL)
     return {
         "run": run_name,
         "model": get_model_state_dict(state.model, options=FULL),
-        "optimizer": get_optimizer_state_dict(state.model, _raw(state.optimizer), options=FULL)
-        if state.optimizer
-        else None,
+        "optimizer": optimizer,
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "ema": state.ema.state_dict() if state.ema else None,
         "progress": asdict(state.progress),
@@ -144,7 +151,8 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     """
     load_weights(state.model, content["model"])
     if state.optimizer is not None and state.scheduler is not None:
-        set_optimizer_state_dict(state.model, _raw(state.optimizer), content["optimizer"], options=FULL)
+        if content["optimizer"] is not None:
+            set_optimizer_state_dict(state.model, _raw(state.optimizer), content["optimizer"], options=FULL)
         state.scheduler.load_state_dict(content["scheduler"])
     if state.ema is not None:
         state.ema.load_state_dict(content["ema"])

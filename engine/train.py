@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,18 @@ from engine.evaluate import (
 )
 from engine.figures import draw_samples
 from engine.preflight import preflight
-from engine.state import State, build_state, load_forecaster, reduce_tensor, restore, snapshot, train_step, versions
+from engine.resume import find_resume, windows_fingerprint
+from engine.state import (
+    NonFinite,
+    State,
+    build_state,
+    load_forecaster,
+    reduce_tensor,
+    restore,
+    snapshot,
+    train_step,
+    versions,
+)
 from models import build_config
 from models.interface import OnePass
 from util.batch import DataSpec
@@ -38,6 +48,7 @@ from util.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
 from util.config import RunConfig
 from util.data.calendar import time_text
 from util.data.dataset import WeatherData, open_data
+from util.data.reader import DataError
 from util.data.windows import epoch_starts, make_loader, share_batches, split_batches
 from util.logger import MetricsLog, open_wandb, setup_logging
 from util.plot import curves_figure, save_figures
@@ -87,21 +98,25 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
     """
     build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
     fabric = make_fabric(config)
-    content, name = find_resume(config, config_path, resume)
+    content, name = find_resume(fabric, config, config_path, resume)
     with catch_signals() as stop, errors_in_log():
         run = open_run(config, config_path, name, fabric, content, stop)
         try:
             if content is None:
                 start_fresh(run)
+            elif not content["progress"]["batches"]:  # 上一次可能恰好死在存与复制之间
+                save(run)
+                copy_from_last(run)
             fit(run)
             finish(run)
             return 0
         except Interrupted as signal:
-            if run.state.optimizer is not None:
-                save(run)
-            message = f"stopped by {signal}; resume with: python train.py --config {config_path} --resume {run.last}"
-            log.warning("%s", message)
+            log.warning("stopped by %s; %s", signal, save_for_later(run))
             return 128 + signal.signum
+        except (DataError, NonFinite):
+            if fabric.world_size == 1:  # 别的进程未必停在同一处，不能一起存
+                log.warning("%s", save_for_later(run))
+            raise
         finally:
             run.wandb.finish()
             if run.metrics:
@@ -116,6 +131,14 @@ def errors_in_log() -> Iterator[None]:
     except ValueError as error:
         log.debug("stopped: %s", error)
         raise
+
+
+def save_for_later(run: Run) -> str:
+    """中途停下时存一次；返回怎样接着跑。没有梯度步的模型没有可接的，重跑就是。"""
+    if run.state.optimizer is None:
+        return "nothing to resume, run it again"
+    save(run)
+    return f"resume with: python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
 
 
 def make_fabric(config: RunConfig) -> Fabric:
@@ -139,40 +162,12 @@ def make_fabric(config: RunConfig) -> Fabric:
     return fabric
 
 
-def find_resume(config: RunConfig, config_path: str, resume: str | None) -> tuple[dict[str, Any] | None, str]:
-    """--resume → (检查点内容或 None, 运行名)。auto：这份配置最近一次存过的运行；没有就从头开始。"""
-    stem = Path(config_path).stem
-    if resume == "auto":
-        pattern = f"{config.run.name or stem + '-*'}/last.ckpt"
-        found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
-        resume = str(found[-1]) if found else None
-    if resume is None:
-        return None, config.run.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    content = load_checkpoint(resume)
-    check_same_run(content["config"], config.model_dump(), resume)
-    return content, content["run"]
-
-
-def check_same_run(saved: dict[str, Any], current: dict[str, Any], path: str) -> None:
-    """续训的模型和数据必须与检查点一致；别的键（轮数、学习率、日志）可以改。"""
-    changed = [
-        f"{part}.{key} = {saved[part].get(key)!r} in the checkpoint, {current[part].get(key)!r} now"
-        for part in ("model", "data")
-        for key in sorted(saved[part].keys() | current[part].keys())
-        if key not in ("workers", "pin_memory", "cache_dir", "root") and saved[part].get(key) != current[part].get(key)
-    ]
-    if changed:
-        raise ValueError(f"cannot resume {path}: {'; '.join(changed)}")
-
-
 def open_run(
     config: RunConfig, config_path: str, name: str, fabric: Fabric, content: dict[str, Any] | None, stop: StopFlag
 ) -> Run:
     """建好日志、数据、模型；续训时读回状态。"""
     log_dir = Path(config.log.dir) / name
     main = fabric.is_global_zero
-    if main and content is None and (Path(config.checkpoint.dir) / name / "last.ckpt").exists():
-        raise ValueError(f"run {name} has checkpoints already; use --resume auto, or another run.name")
     setup_logging(log_dir / "train.log" if main else None, quiet=not main)
     resolved = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
@@ -185,10 +180,14 @@ def open_run(
     if content is not None:
         restore(fabric, state, content)
         log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
+        if state.progress.batches and content["windows"] != windows_fingerprint(data):
+            log.warning("files were added or removed, the windows are not the same: this epoch starts again")
+            state.progress.batches, state.progress.loss_sum, state.progress.loss_count = 0, 0.0, 0
     if main:
         (log_dir / "config.yaml").write_text(resolved, encoding="utf-8")
-        for leftover in (Path(config.checkpoint.dir) / name).glob(".*.tmp"):
+        for leftover in (Path(config.checkpoint.dir) / name).glob(".*"):
             leftover.unlink()  # 上一次在写的时候被杀掉
+    fabric.barrier()
     metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None
     wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})
     wandb = open_wandb(wandb_config, name, config.model_dump(), log)
@@ -222,25 +221,31 @@ def fit(run: Run) -> None:
     if isinstance(run.state.model, OnePass):
         fit_one_pass(run.state.model, run.data, eval_batch_size(config, run.fabric), run.stop.check)
     if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
+        progress.best_step = progress.step
         save(run)
-        if run.fabric.is_global_zero:
-            copy_checkpoint(run.last, run.best)
+        copy_from_last(run)
         return
     patience = config.train.early_stop_epochs
     while progress.epoch < config.train.epochs and not (patience and progress.stale >= patience):
         train_epoch(run)
         number = progress.epoch + 1
-        improved = False
         if number % config.train.validate_every_epochs == 0 or number == config.train.epochs:
-            improved = validate_epoch(run)
+            validate_epoch(run)
         progress.epoch, progress.batches = number, 0
         progress.loss_sum, progress.loss_count = 0.0, 0
         save(run)
-        if run.fabric.is_global_zero:
-            if improved:
-                copy_checkpoint(run.last, run.best)
-            if number % config.checkpoint.every_epochs == 0:
-                copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{number:04d}.ckpt")
+        copy_from_last(run)
+
+
+def copy_from_last(run: Run) -> None:
+    """一轮之末刚存的 last 若正是最优的、或该留一份的那一轮，就复制出来；重复做也无妨。"""
+    progress = run.state.progress
+    if not run.fabric.is_global_zero:
+        return
+    if progress.best_step == progress.step:
+        copy_checkpoint(run.last, run.best)
+    if progress.epoch and progress.epoch % run.config.checkpoint.every_epochs == 0:
+        copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{progress.epoch:04d}.ckpt")
 
 
 def train_epoch(run: Run) -> None:
@@ -257,17 +262,18 @@ def train_epoch(run: Run) -> None:
     )  # fmt: skip
     begin, waited, samples = time.perf_counter(), 0.0, 0
     for batch_number in range(progress.batches, len(batches)):
-        check_stop(run)
+        if time_to_save(run):
+            save(run)
         asked = time.perf_counter()
         micro = [fabric.to_device(next(loader)) for _ in range(parts)]
         waited += time.perf_counter() - asked
         try:
             loss = train_step(fabric, run.state, config, micro)
-        except ValueError as error:
+        except NonFinite as error:
             first = ", ".join(time_text(h) for h in batches[batch_number][:4])
             place = f"epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from {first} ..."
-            raise ValueError(
-                f"{error} at step {progress.step + 1} ({place}); no weights were changed; "
+            raise NonFinite(
+                f"{error} is not finite at step {progress.step + 1} ({place}); no weights were changed; "
                 "lower train.lr or set train.clip_norm, and check the data"
             ) from None
         progress.step += 1
@@ -294,13 +300,11 @@ def train_epoch(run: Run) -> None:
         bar.update()
         if progress.step % config.log.every_steps == 0:
             record(run, "train", now)
-        if time.monotonic() - run.saved_at > 60 * config.checkpoint.every_minutes:
-            save(run)
     bar.close()
 
 
-def validate_epoch(run: Run) -> bool:
-    """验证一次；返回是否更好。"""
+def validate_epoch(run: Run) -> None:
+    """验证一次，记下是否更好。"""
     progress = run.state.progress
     check = run.stop.check if run.fabric.world_size == 1 else lambda: None  # 多进程时各进程要一起停
     value = validation_loss(run.state.best_model, run.data, "val", run.config, run.fabric, check)
@@ -310,7 +314,7 @@ def validate_epoch(run: Run) -> bool:
         )
     improved = progress.best is None or value < progress.best
     if improved:
-        progress.best, progress.stale = value, 0
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
     else:
         progress.stale += run.config.train.validate_every_epochs
     mean = progress.loss_sum / max(1, progress.loss_count)
@@ -320,7 +324,6 @@ def validate_epoch(run: Run) -> bool:
     log.info(
         "epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star
     )
-    return improved
 
 
 def finish(run: Run) -> None:
@@ -342,13 +345,14 @@ def finish(run: Run) -> None:
     log.info("test loss of the best checkpoint: %.5f", test_loss)
     if model.can_forecast:
         log.info("test split, best checkpoint\n%s", table_text(table))
-    (run.log_dir / "metrics.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    (run.log_dir / "metrics.json").write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
     record(run, "test", {"test_loss": test_loss})
     assert run.metrics is not None
     pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
     if model.can_forecast:
         pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
-    run.wandb.images(run.state.progress.step, "samples", pictures)
+    for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
+        run.wandb.images(run.state.progress.step, f"figures/{path.stem}", [path])
     log.info("done: %s, %s, figures in %s", run.log_dir, run.best, run.log_dir / "figures")
 
 
@@ -368,15 +372,19 @@ def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: i
     return batches
 
 
-def check_stop(run: Run) -> None:
-    """多进程时任何一个收到信号，大家在同一步停下。"""
+def time_to_save(run: Run) -> bool:
+    """到了定时存档的时候没有；收到过信号就抛 Interrupted。多进程时一起决定：存档要大家都来。"""
+    due = time.monotonic() - run.saved_at > 60 * run.config.checkpoint.every_minutes
     if run.fabric.world_size > 1:
-        run.stop.signum = int(reduce_tensor(run.fabric, torch.tensor(run.stop.signum), "max"))
+        signum, late = reduce_tensor(run.fabric, torch.tensor([run.stop.signum, int(due)]), "max").tolist()
+        run.stop.signum, due = signum, bool(late)
     run.stop.check()
+    return due
 
 
 def save(run: Run) -> None:
     content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name)
+    content["windows"] = windows_fingerprint(run.data)
     if run.fabric.is_global_zero:
         save_checkpoint(run.last, content)
     run.saved_at = time.monotonic()

@@ -119,17 +119,21 @@ def test_members_differ_and_repeat(trained, tmp_path):
     assert (made[0] != made[1]).all(-1).any()
 
 
-def test_interpolated_truth_is_not_scored(make_tree, trained, tmp_path):
-    """历史缺一帧，插值的第二个邻居正是目标：那个通道不计分，别的通道照常。"""
+def test_history_never_looks_ahead(make_tree, trained, tmp_path):
+    """历史最后一帧缺了，第二个邻居正是目标：不用它，沿用前一帧；目标照常计分。真值缺了则不计。"""
     tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
     field_path(tree.root, "u10", parse_time("2000-02-15T06")).unlink()
     content = torch.load(trained, weights_only=True)
     content["config"]["data"].update(root=str(tree.root), cache_dir=str(tmp_path / "cache"))
     torch.save(content, tmp_path / "moved.ckpt")
     infer(tmp_path / "moved.ckpt", tmp_path / "out", "--time", "2000-02-15T06")
-    scores = json.loads((tmp_path / "out/scores.json").read_text())["rmse"]
-    assert scores["u10"] == [None]
-    assert scores["t2m"][0] > 0
+    frames = frames_at(tree, "2000-02-15T06")
+    frames[2, ..., 1] = frames[1, ..., 1]
+    np.save(tmp_path / "held.npy", frames)
+    infer(trained, tmp_path / "held", "--inputs", str(tmp_path / "held.npy"))
+    held = np.load(tmp_path / "held/forecast+006h.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "out/forecast+006h.npy"), held, rtol=1e-5, atol=1e-3)
+    assert json.loads((tmp_path / "out/scores.json").read_text())["rmse"]["u10"][0] > 0
     assert "interpolated" in (tmp_path / "out/inference.log").read_text(encoding="utf-8")
 
 
@@ -138,17 +142,20 @@ def test_interpolated_truth_is_not_scored(make_tree, trained, tmp_path):
     [
         (["--time", "2000-02-15T07"], "sampled every 6 h"),
         (["--time", "2000-03-15T00"], "lacks history at 2000-03-14T12"),
-        (["--time", "1999-06-01T00"], "no year 1999"),
+        (["--time", "1999-06-01T00"], "lacks history at 1999-05-31T12"),
+        (["--time", "2000-01-01T00"], "lacks history at 1999-12-31T12"),
+        (["--time", "9999-12-31T18"], "years 1000 to 9000"),
         (["--time", "yesterday"], "write it like 2015-06-01T00"),
         ([], "give --time"),
         (["--time", "2000-02-15T06", "--members", "3"], "needs --perturb"),
         (["--inputs", "missing.npy"], "cannot be read"),
+        (["--time", "2000-02-15T06", "--out", "README.md"], "is a file"),
     ],
 )
 def test_bad_requests(trained, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         infer(trained, tmp_path / "out", *arguments)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/forecast*"))
 
 
 def test_bad_frames(tree, trained, tmp_path):
@@ -158,6 +165,8 @@ def test_bad_frames(tree, trained, tmp_path):
         (frames[0], "1 frames; expected 3 files"),
         (frames[0].transpose(2, 0, 1), r"shape \(3, 8, 16\)"),
         (np.full_like(frames, np.nan), "non-finite"),
+        (frames.astype(complex), "dtype complex128, not real numbers"),
+        (frames.astype(str), "not real numbers"),
     ):
         np.save(tmp_path / "bad.npy", array)
         with pytest.raises(ValueError, match=message):

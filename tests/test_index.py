@@ -357,7 +357,7 @@ def test_missing_parts_of_the_tree(touched: Path, more: dict[str, Any], said: st
 def test_missing_year_says_what_is_there(touched: Path):
     said = (
         f"channel z_level_00: no year 2001 (looked for {touched}/z_npy/level_00/2001); "
-        "years there: 1999 to 2000 (2 years); change data.splits"
+        "years there: 1999 to 2000 (2 years)"
     )
     (touched / "t2m_npy/2001").mkdir()
     with pytest.raises(ValueError, match=re.escape(said)):

@@ -58,6 +58,15 @@ def interrupt_at(monkeypatch, step: int, signum: int = signal.SIGINT) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_saving_changes_nothing(tree_run, tmp_path, options):
+    """每一步之前都存（包括一步没走的时候）与从不存，损失逐位相同。"""
+    config = tree_run(model=RANDOM, train={**options, "epochs": 1})
+    train_here(config, "run.name=never")
+    train_here(config, "run.name=always", "checkpoint.every_minutes=1e-9")
+    assert losses(tmp_path, "always") == losses(tmp_path, "never")
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options):
     config = tree_run(model={**RANDOM}, train=options)
     assert train_here(config, "run.name=whole") == 0
@@ -157,7 +166,7 @@ def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path):
 
 def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
     config = tree_run(train={"epochs": 1000}, data={"workers": 1})
-    process = start_script("train.py", "--config", str(config), "run.name=term")  # 自成一个进程组
+    process = start_script("train.py", "--config", str(config), "run.name=term", "model.dim=24")  # 自成一个进程组
     metrics = tmp_path / "log/term/metrics.csv"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
@@ -167,8 +176,12 @@ def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
         os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert f"--resume {tmp_path / 'checkpoints/term/last.ckpt'}" in output
     assert checkpoint(tmp_path, "term")["progress"]["step"] > 0
+    printed = output[output.index("resume with: python") :].split()[3:]  # 照它说的做，改过的键也还在
+    assert printed[0] == "train.py"
+    done = run_script(*printed[:5], "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint(tmp_path, "term", "best")["config"]["model"]["dim"] == 24
 
 
 def test_non_finite_loss_stops_before_the_weights(tree_run, tmp_path):
@@ -180,7 +193,15 @@ def test_non_finite_loss_stops_before_the_weights(tree_run, tmp_path):
 def test_two_processes_equal_one(tree_run, tmp_path):
     config = tree_run(model=FIXED, train={"epochs": 1})
     train_here(config, "run.name=one")
-    done = run_script("train.py", "--config", str(config), "run.name=two", "run.devices=2", "run.strategy=ddp")
+    done = run_script(
+        "train.py",
+        "--config",
+        str(config),
+        "run.name=two",
+        "run.devices=2",
+        "run.strategy=ddp",
+        "checkpoint.every_minutes=1e-4",
+    )  # 每几步存一次：要一起存
     assert done.returncode == 0, done.stderr
     one, two = losses(tmp_path, "one"), losses(tmp_path, "two")
     assert len(two) == len(one) == 8
@@ -216,8 +237,18 @@ def test_baselines_run_like_any_model(tree_run, tmp_path, name):
 def test_resume_refuses_another_model_or_data(tree_run, tmp_path):
     config = tree_run(train={"epochs": 1})
     train_here(config, "run.name=first")
-    with pytest.raises(ValueError, match="model.depth = 1 in the checkpoint, 2 now"):
-        train_here(config, "run.name=first", "model.depth=2", resume="auto")
+    for override, message in (
+        ("model.depth=2", "model.depth = 1 in the checkpoint, 2 now"),
+        ("train.lr=1e-5", "train.lr = 0.001 in the checkpoint, 1e-05 now"),
+        ("train.ema_decay=0.9", "train.ema_decay = None in the checkpoint"),
+        ("run.seed=1", "run.seed = 42 in the checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_here(config, "run.name=first", override, resume="auto")
+    written_out = "model.mask_radio=0.8"  # 把默认值写出来不算改
+    assert (
+        train_here(config, "run.name=first", written_out, "train.epochs=2", "data.max_missing=0.5", resume="auto") == 0
+    )
     with pytest.raises(ValueError, match="has checkpoints already"):
         train_here(config, "run.name=first")
     with pytest.raises(ValueError, match="no checkpoint"):
@@ -323,3 +354,90 @@ def test_real_input(real_data, tmp_path):
     assert table["rmse"]["persistence"]["air"][0] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
     assert table["fields_scored"]["air"] == [736 - 7]
     assert np.isfinite(table["rmse"]["ar_pred_video_vanilla"]["air"][0])
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_killed_between_saving_and_copying_best(tree_run, tmp_path, stale):
+    """last 已存、best 还没有复制（或还是旧的）时被杀：续训补上。"""
+    import shutil
+
+    config = tree_run(
+        model=FIXED,
+        train={"epochs": 2, "lr": 1e-2},  # 第二轮确比第一轮好
+        checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1},
+    )
+    train_here(config, "run.name=cut")
+    folder = tmp_path / "checkpoints/cut"
+    assert checkpoint(tmp_path, "cut", "best")["progress"]["step"] == 16
+    (folder / "best.ckpt").unlink()
+    if stale:
+        shutil.copy(folder / "epoch-0001.ckpt", folder / "best.ckpt")
+    (folder / "epoch-0002.ckpt").unlink()
+    assert train_here(config, "run.name=cut", resume="auto") == 0
+    assert checkpoint(tmp_path, "cut", "best")["progress"]["step"] == 16
+    assert (folder / "epoch-0002.ckpt").exists()
+    assert len(losses(tmp_path, "cut", "test", "test_loss")) == 1
+
+
+def test_too_many_bad_files_save_first_and_can_be_allowed(make_tree, tmp_path):
+    """读坏的文件超过上限：先存档再停；放宽上限可以接着跑。"""
+    from util.data.tree import field_path
+
+    tree = make_tree(tmp_path / "tree", ("t2m", "u10"), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, data={"standardize": "yes"})
+    for i in range(10, 120, 12):
+        field_path(tree.root, "t2m", tree.hours[i]).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="above data.max_missing = 0.01"):
+        train_here(config, "run.name=bad")
+    assert checkpoint(tmp_path, "bad")["progress"]["step"] >= 0
+    assert train_here(config, "run.name=bad", "data.max_missing=0.2", resume="auto") == 0
+
+
+def test_changed_files_restart_the_epoch(make_tree, tmp_path, monkeypatch):
+    """停在一轮中间之后删了一天的文件，窗口变了：这一轮从头走，并在日志里说。"""
+    from util.data.tree import field_path
+
+    tree = make_tree(tmp_path / "tree", ("t2m", "u10"), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, data={"max_missing": 0.2, "max_gap_hours": 12})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train_here(config, "run.name=cut") == 130
+    for hour in tree.hours[40:48]:
+        field_path(tree.root, "t2m", hour).unlink()
+    assert train_here(config, "run.name=cut", resume="auto") == 0
+    assert "this epoch starts again" in (tmp_path / "log/cut/train.log").read_text(encoding="utf-8")
+
+
+def test_non_finite_gradient_without_clipping_keeps_the_weights(tree_run, tmp_path, monkeypatch):
+    """损失有限而梯度不是：不裁剪也要发现，参数一个也没动。"""
+    from engine.state import NonFinite
+
+    def poisoned(fabric, state, config, batches):
+        state.model.embed.weight.register_hook(lambda g: g * float("nan"))
+        before = {k: v.clone() for k, v in state.model.state_dict().items()}
+        with pytest.raises(NonFinite):
+            train_step(fabric, state, config, batches)
+        assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
+        raise NonFinite("gradient norm")
+
+    monkeypatch.setattr(engine.train, "train_step", poisoned)
+    with pytest.raises(ValueError, match="gradient norm is not finite at step 1"):
+        train_here(tree_run(), "run.name=nan")
+
+
+def test_interrupted_one_pass_model_says_run_again(tree_run, tmp_path, monkeypatch, caplog):
+    config = tree_run(train={"epochs": 0})
+    text = config.read_text(encoding="utf-8")
+    config.write_text(
+        text[: text.index("model:")] + "model: {name: climatology}\n" + text[text.index("run:") :], encoding="utf-8"
+    )
+    fit = engine.train.fit_one_pass
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        fit(*arguments)
+
+    monkeypatch.setattr(engine.train, "fit_one_pass", interrupted)
+    assert train_here(config, "run.name=clim") == 130
+    assert "nothing to resume, run it again" in caplog.text
+    assert not list(tmp_path.glob("checkpoints/clim/*"))

@@ -233,15 +233,17 @@ def test_interpolated_fields_are_not_valid(tree):
 
 
 def test_target_used_as_a_source_is_not_valid(tree):
-    """最后一帧历史由它前后两帧插出：后一帧就是目标，不能用它计分，否则答案已在输入里。"""
+    """最后一帧历史缺了，后一个邻居就是目标：不用它，沿用前一帧，答案不在输入里，目标照常。"""
     damage(tree, "t2m", T0 + 12, "removed")
     data = open_data(config_of(tree))
     batch = data.windows[T0]  # 0、6、12 时 → 18 时
-    assert valid_of(data, T0)["t2m"] == [True, False, False, False]
+    assert valid_of(data, T0)["t2m"] == [True, False, False, True]
     assert valid_of(data, T0)["z_level_00"] == [True] * 4
     fields = torch.cat([batch.history, batch.future], 1)[0, :, 0]
-    torch.testing.assert_close(fields[2], (fields[1] + fields[3]) / 2)
-    assert valid_of(data, T0 + 6)["t2m"] == [False, False, False, True]  # 插值与两个来源都在历史里，目标照常
+    torch.testing.assert_close(fields[2], fields[1])
+    assert valid_of(data, T0 + 6)["t2m"] == [False, False, False, True]  # 插值与两个来源都在历史里
+    later = data.windows[T0 + 6].history[0, :, 0]
+    torch.testing.assert_close(later[1], (later[0] + later[2]) / 2)  # 不是最后一帧，两边都用
 
 
 def test_target_interpolated_is_not_valid(tree):
@@ -250,11 +252,20 @@ def test_target_interpolated_is_not_valid(tree):
     assert valid_of(data, T0)["t2m"] == [True, True, False, False]
 
 
-def test_hourly_source_outside_the_window_leaves_the_target_valid(make_tree, tmp_path: Path):
+def test_history_is_held_rather_than_filled_from_later_hours(make_tree, tmp_path: Path):
     tree = make_tree(tmp_path / "tree", CHANNELS, **DAYS, interval=1)
     damage(tree, "t2m", T0 + 12, "removed")
     data = open_data(config_of(tree, interval_hours=6))
-    assert valid_of(data, T0)["t2m"] == [True, True, False, True]  # 由 11 时和 13 时插出，都不在窗口里
+    assert valid_of(data, T0)["t2m"] == [True, True, False, True]
+    past = open_data(config_of(tree, interval_hours=1)).windows[T0 + 9].history[0, 2, 0]  # 11 时
+    torch.testing.assert_close(data.windows[T0].history[0, 2, 0], past)  # 13 时在初始时刻之后，沿用 11 时
+
+
+def test_future_that_cannot_be_avoided_invalidates_the_target(tree):
+    """序列开头缺到最后一帧历史为止：只能取后面的，那个通道就不计分。"""
+    for hour in (0, 6, 12):
+        damage(tree, "t2m", T0 + hour, "removed")
+    assert valid_of(open_data(config_of(tree, max_missing=0.1)), T0)["t2m"] == [False] * 4
 
 
 def test_every_interpolated_or_source_field_by_brute_force(tree):
@@ -268,11 +279,13 @@ def test_every_interpolated_or_source_field_by_brute_force(tree):
         for start in all_starts(data.segments[split], 4).tolist():
             hours = hours_of(data, start)
             for channel in CHANNELS:
+                last = hours[2]
                 there = [h for h in tree.hours if (channel, h) not in gone]
                 sources = set()
                 for h in hours:
                     if (channel, h) in gone:
-                        sources |= {max(x for x in there if x < h), min(x for x in there if x > h)}
+                        after = min(x for x in there if x > h)
+                        sources |= {max(x for x in there if x < h)} | ({after} if h > last or after <= last else set())
                 expected = [(channel, h) not in gone and h not in sources for h in hours]
                 assert valid_of(data, start)[channel] == expected
 

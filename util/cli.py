@@ -14,6 +14,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
+    except OSError as error:  # 没有权限、磁盘满了之类
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:  # 第二次 Ctrl-C
         print("interrupted", file=sys.stderr)
         status = 130

@@ -111,7 +111,7 @@ class RunSection(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"
 
 
 class Schedule(Strict):

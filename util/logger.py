@@ -53,6 +53,8 @@ def setup_logging(path: Path | None, quiet: bool = False) -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
+    if not logging.getLogger().handlers:  # 别的库往根 logger 说一句话就会装上默认输出，我们的每一行便成了两行
+        logging.getLogger().addHandler(logging.NullHandler())
     return logger
 
 
@@ -100,7 +102,7 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if resume_step is not None and path.is_file():
-            kept = [row for row in read_metrics(path) if row.step <= resume_step]
+            kept = [r for r in read_metrics(path) if r.step <= resume_step and r.split != "test"]  # 测试成绩会重记
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([MetricRow._fields, *kept])

@@ -46,4 +46,4 @@ class ErrorSums:
 
     def mse(self) -> float:
         """标准化空间、不加权的均方误差：与训练损失同一把尺。"""
-        return float(self.plain.sum() / self.count.sum())
+        return float(self.plain.sum() / self.count.sum())  # 张量相除，没有有效场时为 NaN

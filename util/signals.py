@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def catch_signals() -> Iterator[StopFlag]:
     def handle(signum: int, frame: FrameType | None) -> None:
         if not flag.signum:
             flag.signum, flag.since = signum, time.monotonic()
+            os.write(2, b"\nstopping at the next safe point; Ctrl-C again stops at once\n")  # 信号里不宜用 logging
         elif signum == signal.SIGINT and time.monotonic() - flag.since > 1:  # 作业系统常把同一个信号送两遍，那不算
             raise KeyboardInterrupt
 

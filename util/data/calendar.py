@@ -46,6 +46,8 @@ def parse_time(text: str) -> int:
         moment = datetime.fromisoformat(text.strip().removesuffix("Z"))
     except ValueError:
         raise ValueError(f"time {text!r} is not understood; write it like 2015-06-01T00") from None
+    if not 1000 <= moment.year <= 9000:  # 再远，前后几帧就出了 datetime 的范围
+        raise ValueError(f"time {text!r}: years 1000 to 9000 only")
     return hour_of(moment)
 
 

@@ -154,7 +154,7 @@ def _stamp(folder: Path, channel: str) -> int:
         beside = sorted(p.name for p in folder.parent.glob("[0-9]*") if p.is_dir())
         there = f"{beside[0]} to {beside[-1]} ({len(beside)} years)" if beside else "none"
         raise ValueError(
-            f"channel {channel}: no year {folder.name} (looked for {folder}); years there: {there}; change data.splits"
+            f"channel {channel}: no year {folder.name} (looked for {folder}); years there: {there}"
         ) from None
 
 

@@ -18,6 +18,7 @@ from util.data.index import Index, neighbours
 from util.data.tree import FieldError, field_path, read_field
 
 LINES_SHOWN = 20
+MISSING = "missing"
 log = logging.getLogger("ar_pred")
 
 
@@ -52,17 +53,20 @@ class FieldReader:
         self.config, self.spec, self.start, self.report = config, spec, index.start, report
         self.present = torch.from_numpy(index.present.copy()).share_memory_()  # (C, hours)
         self.used = torch.from_numpy(used_hours - index.start)
-        self.lines = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.lines = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
         self.std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
         for c, _ in enumerate(spec.channels):
-            missing = self.used[~self.present[c, self.used]].tolist() if announce else []
-            for position in missing:
-                self._note(c, position + self.start, "missing")
+            missing = self.used[~self.present[c, self.used]] + self.start
+            if announce and missing.numel():
+                self._note(c, missing.tolist(), MISSING)
             self._check_share(c)
 
-    def frame(self, hour: int) -> Frame:
+    def frame(self, hour: int, until: int | None = None) -> Frame:
         """读 hour（文件名的历法）那一刻的全部通道。
+
+        Args:
+            until: 预报的初始时刻；插值的后一个邻居若在它之后就不用，沿用前一个：历史里不能有未来。
 
         Raises:
             DataError: 坏文件超过 max_missing，或坏文件连成的空缺超过 max_gap_hours。
@@ -75,7 +79,7 @@ class FieldReader:
             field = self._try_read(c, hour)
             if field is None:
                 valid[c] = False
-                field, hours = self._interpolate(c, hour)
+                field, hours = self._interpolate(c, hour, until)
                 sources += [(c, h) for h in hours]
             fields[c] = field
         if not self.spec.standardized:
@@ -96,11 +100,11 @@ class FieldReader:
             return read_field(path, (self.spec.height, self.spec.width))
         except FieldError as error:
             self.present[c, hour - self.start] = False
-            self._note(c, hour, error.detail)
+            self._note(c, [hour], error.detail)
             self._check_share(c)
             return None
 
-    def _interpolate(self, c: int, hour: int) -> tuple[np.ndarray, list[int]]:
+    def _interpolate(self, c: int, hour: int, until: int | None) -> tuple[np.ndarray, list[int]]:
         """两侧最近的可读文件，按距离加权；序列两端只有一侧时沿用那一侧。"""
         position = hour - self.start
         while True:  # 选中的邻居若也坏了，读它时已记下，再选一次
@@ -116,26 +120,29 @@ class FieldReader:
             fields = [field for h in hours if (field := self._try_read(c, h)) is not None]
             if len(fields) == len(hours):
                 break
-        if len(hours) == 1:
-            return fields[0], hours
+        if len(hours) == 1 or (until is not None and hours[1] > until):
+            return fields[0], hours[:1]
         weight = np.float32((hour - hours[0]) / (hours[1] - hours[0]))
         return (1 - weight) * fields[0] + weight * fields[1], hours
 
-    def _note(self, c: int, hour: int, reason: str) -> None:
-        """日志一行；超过 LINES_SHOWN 行后只进 missing.csv。"""
-        channel = self.spec.channels[c]
-        path = field_path(self.config.root, channel, hour)
-        self.lines += 1
-        count = int(self.lines)
-        if count <= LINES_SHOWN:
-            log.warning("%s at %s: %s, interpolated where needed (%s)", channel, time_text(hour), reason, path)
-        if count == LINES_SHOWN + 1:
-            log.warning("more than %d fields missing or unreadable; the full list is in %s", LINES_SHOWN, self.report)
+    def _note(self, c: int, hours: list[int], reason: str) -> None:
+        """每个文件日志一行；缺失与读坏各显示 LINES_SHOWN 行，其余只进 missing.csv。"""
+        channel, kind = self.spec.channels[c], int(reason != MISSING)
+        paths = [field_path(self.config.root, channel, hour) for hour in hours]
+        for hour, path in zip(hours, paths, strict=True):
+            self.lines[kind] += 1
+            count = int(self.lines[kind])
+            if count <= LINES_SHOWN:
+                log.warning("%s at %s: %s, interpolated where needed (%s)", channel, time_text(hour), reason, path)
+            if count == LINES_SHOWN + 1:
+                word = "unreadable" if kind else "missing"
+                log.warning("more than %d fields %s; the full list is in %s", LINES_SHOWN, word, self.report)
         if self.report is not None:
-            line = io.StringIO()
-            csv.writer(line).writerow([channel, time_text(hour), path, reason])
-            with self.report.open("a", encoding="utf-8") as file:  # 追加的一行一次写完，多个进程不会交错
-                file.write(line.getvalue())
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerows([channel, time_text(h), p, reason] for h, p in zip(hours, paths, strict=True))
+            with self.report.open("a", encoding="utf-8") as file:  # 一次写完，多个进程不会交错
+                file.write(text.getvalue())
 
     def _check_share(self, c: int) -> None:
         gone = ~self.present[c, self.used]
@@ -149,4 +156,5 @@ class FieldReader:
                 f"{channel}: {count} of {total} files are missing or unreadable ({100 * count / total:.1f} %), above "
                 f"data.max_missing = {self.config.max_missing:g} ({listed}{more}"
                 + (f"; full list: {self.report})" if self.report else ")")
+                + (f"; is data.interval_hours = {self.config.interval_hours} right?" if 2 * count > total else "")
             )

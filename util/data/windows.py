@@ -57,8 +57,9 @@ class WindowDataset(Dataset[Batch]):
         steps = np.arange(self.window) * spec.interval_hours
         hours = np.asarray(starts, dtype=np.int64)[:, None] + steps  # (B, t)
         frames = {int(h): self.reader.frame(int(h)) for h in np.unique(hours)}
-        fields = np.stack([np.stack([frames[int(h)].fields for h in row]) for row in hours])  # (B, t, C, H, W)
-        valid = np.stack([window_valid(row, frames) for row in hours])  # (B, t, C)
+        windows = [self._causal(row, [frames[int(h)] for h in row]) for row in hours]  # B 个长为 t 的列表
+        fields = np.stack([np.stack([frame.fields for frame in window]) for window in windows])  # (B, t, C, H, W)
+        valid = np.stack([window_valid(r, w, spec.frames_in) for r, w in zip(hours, windows, strict=True)])  # (B, t, C)
         tensor = torch.from_numpy(fields)
         return Batch(
             history=tensor[:, : spec.frames_in],
@@ -67,15 +68,28 @@ class WindowDataset(Dataset[Batch]):
             valid=torch.from_numpy(valid),
         )
 
+    def _causal(self, hours: np.ndarray, window: list[Frame]) -> list[Frame]:
+        """历史帧的插值若用了初始时刻之后的文件，按「只看过去」重读：预报的输入里不能有未来。"""
+        last = int(hours[self.spec.frames_in - 1])
+        for i in range(self.spec.frames_in):
+            if any(source > last for _, source in window[i].sources):
+                window[i] = self.reader.frame(int(hours[i]), until=last)
+        return window
 
-def window_valid(hours: np.ndarray, frames: dict[int, Frame]) -> np.ndarray:
-    """(t, C) bool：插值得来的为假；本窗口别的帧插值时用过的那个场也为假，否则输入里就带着目标。"""
-    valid = np.stack([frames[int(h)].valid for h in hours])
+
+def window_valid(hours: np.ndarray, frames: list[Frame], frames_in: int) -> np.ndarray:
+    """(t, C) bool：插值得来的为假；插值用过的场若在本窗口里也为假，否则输入里就带着目标。
+
+    历史只能从初始时刻之后的文件得来时（序列开头），这个通道的全部目标为假。
+    """
+    valid = np.stack([frame.valid for frame in frames])
     place = {int(h): i for i, h in enumerate(hours)}
-    for hour in place:
-        for channel, source in frames[hour].sources:
+    for i, frame in enumerate(frames):
+        for channel, source in frame.sources:
             if source in place:
                 valid[place[source], channel] = False
+            if i < frames_in and source > hours[frames_in - 1]:
+                valid[frames_in:, channel] = False
     return valid
 
 
