@@ -138,7 +138,7 @@ def _limits(values: np.ndarray, kind: str) -> tuple[float, float]:
         return -high, high
     low, high = (float(v) for v in np.percentile(finite, [0.5, 99.5]))
     if kind == "rain":
-        low, high = min(low, 0.0), high if high > 0 else float(finite.max())
+        low, high = 0.0, high if high > 0 else float(finite.max())
     return (low, high) if high > low else (low, low + 1)
 
 
