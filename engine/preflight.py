@@ -30,7 +30,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         ValueError: 损失不是有限值、预报形状不对、读回之后的一步与没中断的一步不同。
     """
     before = random_state()
-    path = folder / f".preflight-{fabric.global_rank}.ckpt"
+    path = folder / ".preflight.ckpt"
     try:
         torch.manual_seed(config.run.seed)
         size = max(1, config.train.batch_size // (fabric.world_size * config.train.accumulate))
@@ -41,11 +41,15 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
             state.model.solve()
         if state.optimizer is not None:
             train_step(fabric, state, config, batches)
-        save_checkpoint(path, snapshot(fabric, state, config, spec, "preflight"))
+        content = snapshot(fabric, state, config, spec, "preflight")  # 完整的权重只在零号进程
+        if fabric.is_global_zero:
+            save_checkpoint(path, content)
+        fabric.barrier()
         expected = next_result(fabric, state, config, spec, batches)
         del state
         again = build_state(fabric, config, spec, total_steps=1_000_000)
         restore(fabric, again, load_checkpoint(path))
+        fabric.barrier()
         found = next_result(fabric, again, config, spec, batches)
         tolerance = 0.0 if fabric.device.type == "cpu" else 1e-3 * abs(expected)  # 显卡上的归约次序不定
         if abs(found - expected) > tolerance:
@@ -54,7 +58,8 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
             )
         log.info("preflight passed: one step, save, restore, equal next step (%.6g), batch of %d windows", found, size)
     finally:
-        path.unlink(missing_ok=True)
+        if fabric.is_global_zero:
+            path.unlink(missing_ok=True)
         set_random_state(before)
 
 
