@@ -199,9 +199,8 @@ def start_fresh(run: Run) -> None:
     model, spec = run.state.model, run.data.spec
     count = sum(p.numel() for p in model.parameters())
     log.info("model %s: %d parameters", run.config.model["name"], count)
-    for split, segments in run.data.segments.items():
+    for split in run.data.segments:
         log.info("split %s: %d samples, windows of %d", split, run.data.samples(split), spec.window)
-        assert segments
     if run.config.train.preflight:
         preflight(run.fabric, run.config, spec, run.checkpoint_dir)
     if run.state.optimizer is None:
