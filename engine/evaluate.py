@@ -64,7 +64,7 @@ def score(
     steps: int | None = None,
     check: Check = lambda: None,
 ) -> dict[str, ErrorSums]:
-    """每个模型在同一批窗口上的误差累计；插值得来的真值不计。概率模型以集合平均计（这里只取一个成员）。
+    """每个模型在同一批窗口上的误差累计；插值得来的真值不计。概率模型取一个成员。
 
     Args:
         steps: 滚动预报的帧数；None 即 frames_out。

@@ -63,7 +63,6 @@ class Run:
     """一次运行手里的东西。"""
 
     config: RunConfig
-    config_path: str
     name: str
     fabric: Fabric
     data: WeatherData
@@ -191,7 +190,7 @@ def open_run(
     metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None
     wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})
     wandb = open_wandb(wandb_config, name, config.model_dump(), log)
-    return Run(config, config_path, name, fabric, data, state, metrics, wandb, stop, time.monotonic())
+    return Run(config, name, fabric, data, state, metrics, wandb, stop, time.monotonic())
 
 
 def start_fresh(run: Run) -> None:
