@@ -47,6 +47,6 @@ format: $(STAMP)-dev  ## let ruff lay out the code
 	$(PYTHON) -m ruff format .
 
 clean:  ## remove the quickstart run and all caches; your runs, the sample data and the environment stay
-	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache .hypothesis
+	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache
 	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' -delete
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
