@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 
 from util.batch import DataSpec
+from util.coast import coastlines
 from util.logger import MetricRow
 from util.plot import (
-    _exponent,
+    COLORS,
     _longitude_label,
+    color_limits,
     curves_figure,
     forecast_figure,
+    plotly_scale,
+    power_of_ten,
     pretty_unit,
     save_figures,
     weighted_rmse,
@@ -24,6 +30,11 @@ def make_spec(latitudes, longitudes, channels=("t2m",), units=("K",), pressures=
     k = len(channels)
     lat, lon = tuple(map(float, latitudes)), tuple(map(float, longitudes))
     return DataSpec(channels, units, pressures, lat, lon, 3, 1, 6, (0.0,) * k, (1.0,) * k, False)
+
+
+def lines_of(panel):
+    """面板里每一组线（垫底的白边、海岸线）的顶点。"""
+    return [collection.get_segments() for collection in panel.collections]
 
 
 def panels(figure):
@@ -49,6 +60,8 @@ def test_a_bright_cell_is_drawn_at_its_latitude_and_longitude(latitudes, longitu
     field = np.zeros((1, spec.height, spec.width), np.float32)
     field[0, row, column] = 50.0  # 图上唯一的亮格
     (figure,) = forecast_figure(spec, None, field, "bright cell")
+    for coast in panels(figure)[0].collections:
+        coast.set_visible(False)  # 海岸线可能正压在要看的像素上
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())
@@ -133,6 +146,7 @@ def test_many_channels_make_several_figures(tmp_path):
     paths = save_figures(figures, tmp_path / "figures" / "test+006h")
     assert [path.name for path in paths] == ["test+006h-1.png", "test+006h-2.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert all(path.with_suffix(".pdf").read_bytes().startswith(b"%PDF") for path in paths)
     assert not figures[1].axes  # 内存已释放
 
 
@@ -148,6 +162,59 @@ def test_panels_keep_the_shape_of_the_region():
         assert degree_east / degree_north == pytest.approx(math.cos(middle), rel=1e-6)
 
 
+@pytest.mark.parametrize(("latitudes", "longitudes"), GRIDS.values(), ids=GRIDS.keys())
+def test_the_coast_is_on_every_map(latitudes, longitudes):
+    spec = make_spec(latitudes, longitudes)
+    truth, forecast = np.random.default_rng(0).random((2, 1, spec.height, spec.width))
+    (figure,) = forecast_figure(spec, truth, forecast, "coast")
+    for panel in panels(figure):
+        west, east = panel.get_xlim()
+        south, north = panel.get_ylim()
+        expected = coastlines(west, east, south, north)
+        assert len(expected) > 3
+        for drawn in lines_of(panel):
+            assert len(drawn) == len(expected)
+            for line, other in zip(drawn, expected, strict=True):
+                np.testing.assert_array_equal(line, other)
+
+
+def test_a_map_without_any_coast(tmp_path):
+    spec = make_spec([45, 44, 43], [215, 216, 217, 218])  # 太平洋中央
+    (path,) = save_figures(forecast_figure(spec, None, np.zeros((1, 3, 4)), "the ocean"), tmp_path / "ocean")
+    assert path.is_file()
+
+
+def test_pdf_is_the_same_each_time(tmp_path):
+    spec = make_spec(*GLOBAL_NORTH_FIRST)
+    field = np.random.default_rng(0).random((1, 16, 32))
+    first, second = (save_figures(forecast_figure(spec, None, field, "t"), tmp_path / name)[0] for name in "ab")
+    content = first.with_suffix(".pdf").read_bytes()
+    assert content == second.with_suffix(".pdf").read_bytes()
+    assert len(content) < 300_000
+
+
+def test_plotly_scales_are_the_colors_of_the_maps():
+    for kind, name in COLORS.items():
+        scale = plotly_scale(kind)
+        assert [place for place, _ in scale] == [i / 32 for i in range(33)]
+        for place, color in scale:
+            found = re.fullmatch(r"rgb\((\d+),(\d+),(\d+)\)", str(color))
+            assert found is not None
+            rgb = [int(part) for part in found.groups()]
+            np.testing.assert_allclose(rgb, 255 * np.array(colormaps[name](place)[:3]), atol=1)
+
+
+def test_limits_by_kind():
+    values = np.random.default_rng(2).normal(3, 1, 10_000)
+    values[:100] = np.nan
+    sure = np.sort(values[np.isfinite(values)])
+    low, high = color_limits(values, "temperature")
+    assert [low, high] == pytest.approx([sure[round(0.005 * 9899)], sure[round(0.995 * 9899)]], abs=0.02)
+    assert color_limits(values, "difference") == color_limits(values, "wind")
+    assert color_limits(values, "rain")[0] == 0
+    assert color_limits(values * np.nan, "difference") == (-1, 1)
+
+
 def test_labels():
     assert [_longitude_label(v) for v in (0, 60, 180, -180, 200, 359, -10)] == [
         "0°",
@@ -159,7 +226,8 @@ def test_labels():
         "10°W",
     ]
     assert [pretty_unit(u) for u in ("K", "m2 s-2", "kg kg-1", "%", "")] == ["K", "m² s⁻²", "kg kg⁻¹", "%", ""]
-    assert [_exponent(v) for v in (0, 0.5, 0.004, 2e-5, 54000, 101325)] == [0, 0, -3, -6, 0, 3]
+    assert pretty_unit("kg kg-1", -3) == "10⁻³ kg kg⁻¹"
+    assert [power_of_ten(v) for v in (0, 0.5, 0.004, 2e-5, 54000, 101325)] == [0, 0, -3, -6, 0, 3]
 
 
 def test_curves(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from util.coast import coastlines
 from util.data.variables import describe
 from util.metrics import latitude_weights
 from util.netcdf import OutputGrid, output_grid
@@ -31,10 +32,14 @@ COLORS = {  # 色盲可辨
     "humidity": "YlGnBu",
     "height": "viridis",
     "other": "cividis",
+    "difference": "RdBu_r",
 }
-DIFFERENCE = "RdBu_r"
+SYMMETRIC = ("wind", "difference")  # 有正负号的量，色标关于 0 对称
+SCALE_POINTS = 33
 INK, QUIET = "#222222", "#666666"
-TRAIN, VALIDATION = "#0072B2", "#D55E00"
+COAST = (("white", 1.1, 0.35), ("#333333", 0.5, 0.8))  # 深灰的线垫一道白边，在深色的底上也看得见
+MODEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito，次序即模型的次序
+TRAIN, VALIDATION = MODEL_COLORS[:2]
 
 # 版面尺寸，单位英寸：一律写明，面板才不会因为刻度文字的长短而错位
 LEFT, RIGHT, GAP, BAR_GAP, BAR, BAR_LABELS = 0.62, 0.10, 0.28, 0.10, 0.10, 0.62
@@ -87,6 +92,7 @@ def _page(
     from matplotlib.figure import Figure
 
     extent, aspect = _extent(grid)
+    coast = coastlines(*extent)
     num_maps = 1 if truth is None else 3
     layout, lines = _layout(extent, aspect, num_maps, len(channels), title)
     figure = Figure(figsize=(layout.width, layout.height), dpi=130, facecolor="white")
@@ -102,7 +108,7 @@ def _page(
             fields.append(fields[1] - fields[0])
             error = f"RMSE {weighted_rmse(fields[2], grid.latitudes):.3g} {pretty_unit(spec.units[i])}"
             figure.text(layout.columns[2] / layout.width, header, error, size=10, color=INK, va="bottom")
-        axes = [_panel(figure, layout, column, bottom, extent) for column in range(num_maps)]
+        axes = [_panel(figure, layout, column, bottom, extent, coast) for column in range(num_maps)]
         _draw_row(axes, fields, describe(spec.channels[i]).kind, spec.units[i], extent)
         for bar, panel in zip(layout.bars, axes[-2:], strict=True):
             _color_bar(figure, layout, bar, bottom, panel)
@@ -111,35 +117,48 @@ def _page(
 
 def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, extent: Extent) -> None:
     """fields: [预报] 或 [真值, 预报, 差值]，各 (H, W)；一行用同一个 10 的幂。"""
-    low, high = _limits(np.stack(fields[:2]), kind)
-    exponent = _exponent(max(abs(low), abs(high)))
+    low, high = color_limits(np.stack(fields[:2]), kind)
+    exponent = power_of_ten(max(abs(low), abs(high)))
     scale = 10.0**exponent
     maps = [(field, low, high, COLORS[kind]) for field in fields[:2]]
     if len(fields) == 3:
-        limit = _limits(fields[2], "wind")[1]
-        maps.append((fields[2], -limit, limit, DIFFERENCE))
+        maps.append((fields[2], *color_limits(fields[2], "difference"), COLORS["difference"]))
     names = ["truth", "forecast", "forecast − truth"] if len(fields) == 3 else ["forecast"]
     for panel, name, (field, vmin, vmax, colors) in zip(axes, names, maps, strict=True):
         values = field.astype(np.float64) / scale
         image = panel.imshow(values, cmap=colors, vmin=vmin / scale, vmax=vmax / scale, extent=extent, aspect="auto")
-        image.set_label(f"10{_superscript(exponent)} {pretty_unit(unit)}" if exponent else pretty_unit(unit))
+        image.set_label(pretty_unit(unit, exponent))
         panel.set_title(name, loc="left", size=8.5, color=QUIET, pad=4)
     for panel in axes[1:]:
         panel.tick_params(labelleft=False)
 
 
-def _limits(values: np.ndarray, kind: str) -> tuple[float, float]:
-    """色标范围取 0.5–99.5 百分位（个别极值由两端的尖角表示）；风和差值关于 0 对称，降水从 0 起。"""
+def color_limits(values: np.ndarray, kind: str) -> tuple[float, float]:
+    """色标的下限与上限，报告里的地图也用：取 0.5–99.5 百分位（个别极值由色标两端的尖角表示），不计 NaN。
+
+    Args:
+        values: 任意形状，画在同一个色标上的全部值。
+        kind: COLORS 的键；风和差值关于 0 对称，降水从 0 起。
+    """
     finite = values[np.isfinite(values)]
     if finite.size == 0:
-        return (-1.0, 1.0) if kind == "wind" else (0.0, 1.0)
-    if kind == "wind":
+        return (-1.0, 1.0) if kind in SYMMETRIC else (0.0, 1.0)
+    if kind in SYMMETRIC:
         high = float(np.percentile(np.abs(finite), 99.5)) or float(np.abs(finite).max()) or 1.0
         return -high, high
     low, high = (float(v) for v in np.percentile(finite, [0.5, 99.5]))
     if kind == "rain":
         low, high = 0.0, high if high > 0 else float(finite.max())
     return (low, high) if high > low else (low, low + 1)
+
+
+def plotly_scale(kind: str) -> list[list[float | str]]:
+    """kind（COLORS 的键）的配色写成 plotly 的色标：[[0, "rgb(r,g,b)"], …, [1, "rgb(r,g,b)"]]。"""
+    from matplotlib import colormaps
+
+    places = np.linspace(0, 1, SCALE_POINTS)
+    rgb = colormaps[COLORS[kind]](places, bytes=True)[:, :3].tolist()
+    return [[place, f"rgb({r},{g},{b})"] for place, (r, g, b) in zip(places.tolist(), rgb, strict=True)]
 
 
 def weighted_rmse(difference: np.ndarray, latitudes: np.ndarray) -> float:
@@ -175,7 +194,9 @@ def _layout(extent: Extent, aspect: float, num_maps: int, num_rows: int, title: 
     return Layout(page_width, page_height, width, width * ratio, columns, bars), lines
 
 
-def _panel(figure: Figure, layout: Layout, column: int, bottom: float, extent: Extent) -> Axes:
+def _panel(figure: Figure, layout: Layout, column: int, bottom: float, extent: Extent, coast: list[np.ndarray]) -> Axes:
+    from matplotlib.collections import LineCollection
+
     left, right, south, north = extent
     x, w = layout.columns[column] / layout.width, layout.panel_width / layout.width
     panel = figure.add_axes((x, bottom / layout.height, w, layout.panel_height / layout.height))
@@ -186,6 +207,8 @@ def _panel(figure: Figure, layout: Layout, column: int, bottom: float, extent: E
     panel.yaxis.set_major_formatter(lambda value, _: _latitude_label(value))
     panel.tick_params(labelsize=7.5, labelcolor=QUIET, color=QUIET, length=2.5, width=0.6, pad=2)
     panel.grid(color="white", alpha=0.35, linewidth=0.5)
+    for color, width, alpha in COAST:
+        panel.add_collection(LineCollection(coast, colors=color, linewidths=width, alpha=alpha), autolim=False)
     for side in panel.spines.values():
         side.set(linewidth=0.6, color=QUIET)
     return panel
@@ -241,8 +264,8 @@ def _describe(spec: DataSpec, channel: int) -> str:
     return f"{name} — {', '.join(words)}" if words else name
 
 
-def _exponent(largest: float) -> int:
-    """太小或太大的数（以米计的降水、以帕计的气压）提出 10 的幂，色标上才是短数字。"""
+def power_of_ten(largest: float) -> int:
+    """太小或太大的数（以米计的降水、以帕计的气压）提出 10 的幂，刻度上才是短数字。"""
     if largest == 0 or not math.isfinite(largest) or 0.01 <= largest < 1e5:
         return 0
     return 3 * math.floor(math.log10(largest) / 3)
@@ -252,9 +275,10 @@ def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def pretty_unit(unit: str) -> str:
-    """`m2 s-2` → `m² s⁻²`。"""
-    return re.sub(r"(?<=[A-Za-z])-?\d+", lambda found: _superscript(int(found[0])), unit)
+def pretty_unit(unit: str, exponent: int = 0) -> str:
+    """`m2 s-2` → `m² s⁻²`；数值除以了 10 的 exponent 次方时，单位前写上这个幂。"""
+    unit = re.sub(r"(?<=[A-Za-z])-?\d+", lambda found: _superscript(int(found[0])), unit)
+    return f"10{_superscript(exponent)} {unit}" if exponent else unit
 
 
 def curves_figure(rows: Iterable[MetricRow]) -> Figure:
@@ -313,11 +337,12 @@ def _style_curves(axes: Axes, values: np.ndarray) -> None:
 
 
 def save_figures(figures: Sequence[Figure], path_stem: Path) -> list[Path]:
-    """写成 `stem.png`，多张时 `stem-1.png`、`stem-2.png`……，并释放图的内存。"""
+    """写成 `stem.png`，多张时 `stem-1.png`、`stem-2.png`……，旁边各有一份 PDF；返回 PNG 的路径，并释放图的内存。"""
     path_stem.parent.mkdir(parents=True, exist_ok=True)
     names = [path_stem.name] if len(figures) == 1 else [f"{path_stem.name}-{i}" for i in range(1, len(figures) + 1)]
     paths = [path_stem.parent / f"{name}.png" for name in names]
     for figure, path in zip(figures, paths, strict=True):
         figure.savefig(path)
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # 同样的图，同样的字节
         figure.clear()
     return paths
