@@ -1,0 +1,140 @@
+"""成绩的原料 statistics.nc：每个模型、起报时间、时效、通道一个可平均的数；边算边写，内存与窗口数无关。
+
+一切成绩都由它平均而来（util/scores.py），别的运行也能与它在共同的（起报时间，时效）上相比。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from util.atomic import replacing
+
+if TYPE_CHECKING:
+    from util.batch import DataSpec
+
+FORMAT = 1
+CHUNK_BYTES = 2**20  # HDF5 每个变量的缓存：块比它大，每写几行就要读改写整块
+
+
+class StatisticsFile:
+    """逐批写；正常离开时改成正式的名字，出错时不留下半个文件。
+
+    变量 (model, time, prediction_timedelta, channel) float32，标准化单位；无效的场为 NaN。
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: DataSpec,
+        models: Sequence[str],
+        init_hours: np.ndarray,
+        leads: Sequence[int],
+        thresholds: np.ndarray,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """thresholds: (C, K) 物理单位，不足 K 个的补 NaN；attributes 为普通值。"""
+        import h5netcdf
+        import xarray as xr
+
+        self.models = list(models)
+        times = init_hours.astype("datetime64[h]").astype("datetime64[ns]")
+        coordinates = {
+            "model": self.models,
+            "time": ("time", times, {"long_name": "initial time"}),
+            "prediction_timedelta": ("prediction_timedelta", np.array(leads), {"units": "hours"}),
+            "channel": list(spec.channels),
+        }
+        constants = {
+            "units": ("channel", list(spec.units)),
+            "std": ("channel", list(spec.std)),
+            "threshold": (("channel", "rank"), thresholds),
+            "latitude": ("latitude", list(spec.latitudes)),
+            "longitude": ("longitude", list(spec.longitudes)),
+        }
+        encoding = {"time": {"units": "hours since 1970-01-01", "dtype": "int64"}}
+        header = xr.Dataset(constants, coordinates, attrs={"format": FORMAT, **attributes})
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(path))
+            header.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            self.file = stack.enter_context(h5netcdf.File(temporary, "a"))
+            self._closing = stack.pop_all()
+        self.shape = (len(self.models), len(init_hours), len(leads), spec.num_channels)
+
+    def write(self, row: int, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """从第 row 个起报时间写起；values: 模型 → 统计量 → (B, L, C)。"""
+        for model, statistics in values.items():
+            place = self.models.index(model)
+            for name, array in statistics.items():
+                if name not in self.file.variables:
+                    self._create(name)
+                self.file.variables[name][place, row : row + len(array)] = array
+
+    def _create(self, name: str) -> None:
+        _, rows, leads, channels = self.shape
+        chunk = min(rows, max(1, CHUNK_BYTES // (4 * leads * channels)))
+        dims = ("model", "time", "prediction_timedelta", "channel")
+        self.file.create_variable(name, dims, "f4", chunks=(1, chunk, leads, channels), fillvalue=np.float32(np.nan))
+
+    def add(self, name: str, dims: Sequence[str], values: np.ndarray) -> None:
+        """与起报时间无关的结果（谱、秩直方图）；没有的维在这里建立。"""
+        for dim, size in zip(dims, values.shape, strict=True):
+            if dim not in self.file.dimensions:
+                self.file.dimensions[dim] = size
+        self.file.create_variable(name, tuple(dims), data=np.asarray(values, dtype=np.float64))
+
+    def __enter__(self) -> StatisticsFile:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
+
+
+class Statistics:
+    """读 statistics.nc：坐标与常量在内存里，统计量按行取。用作上下文管理器。
+
+    Raises:
+        ValueError: 文件不在，或不是本程序写的。
+    """
+
+    def __init__(self, path: Path) -> None:
+        import h5netcdf
+
+        if not path.is_file():
+            raise ValueError(f"no file {path}; evaluate.py writes it")
+        try:
+            self.file = h5netcdf.File(path, "r")
+        except OSError as error:
+            raise ValueError(f"{path}: damaged or not a statistics file ({type(error).__name__})") from None
+        self.path = path
+        self.attributes: dict[str, Any] = dict(self.file.attrs)
+        if self.attributes.get("format") != FORMAT:
+            self.file.close()
+            raise ValueError(f"{path}: not a statistics file of format {FORMAT}")
+        self.models, self.channels, self.units = (self._strings(n) for n in ("model", "channel", "units"))
+        self.hours, self.leads, self.std, self.threshold, self.latitudes, self.longitudes = (
+            np.asarray(self.file.variables[name][...])
+            for name in ("time", "prediction_timedelta", "std", "threshold", "latitude", "longitude")
+        )
+        self.names = [n for n, v in self.file.variables.items() if v.dimensions[:2] == ("model", "time")]
+
+    def _strings(self, name: str) -> list[str]:
+        return [value if isinstance(value, str) else value.decode() for value in self.file.variables[name][...]]
+
+    def read(self, name: str, model: str, rows: slice) -> np.ndarray:
+        """(n, L, C) float64。"""
+        return np.asarray(self.file.variables[name][self.models.index(model), rows], dtype=np.float64)
+
+    def result(self, name: str) -> np.ndarray | None:
+        """谱、秩直方图；没有则 None。"""
+        return np.asarray(self.file.variables[name][...]) if name in self.file.variables else None
+
+    def __enter__(self) -> Statistics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
