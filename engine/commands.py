@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,8 +54,7 @@ def inference_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"
     )
-    parser.add_argument("--members", type=_positive, default=1, help="ensemble members")
-    parser.add_argument("--perturb", type=_not_negative, default=0.0, help="initial noise, in standard deviations")
+    _add_ensemble(parser)
     return parser
 
 
@@ -65,7 +65,9 @@ def inference_command(argv: Arguments = None) -> int:
         raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
     from engine.forecast import forecast
 
-    return forecast(args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb)
+    return forecast(
+        args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth
+    )
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -78,17 +80,82 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stride", type=_positive, default=1, help="score every n-th window start (default: every one)"
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder for metrics.json")
+    _add_ensemble(parser)
+    parser.add_argument(
+        "--thresholds", nargs="+", default=[], type=_threshold, metavar="CHANNEL=VALUE[,VALUE]",
+        help="events for the Brier score, in physical units, e.g. t2m=273.15 tp=0.001,0.005",
+    )  # fmt: skip
+    parser.add_argument(
+        "--points", nargs="+", default=[], metavar="LAT,LON", help="places of the time series, e.g. 39.9N,116.4E"
+    )
+    parser.add_argument(
+        "--save", nargs="+", choices=("netcdf", "npy", "none"), default=["netcdf"],
+        help="fields to keep: netcdf (forecast.nc, truth.nc; the default), npy (inputs, trues, preds), none",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, type=Path, help="folder for scores, figures and report.html")
     return parser
 
 
 def evaluate_command(argv: Arguments = None) -> int:
     """evaluate.py。"""
     args = evaluate_parser().parse_args(argv)
+    if "none" in args.save and len(args.save) > 1:
+        raise ValueError(f"--save {' '.join(args.save)}: none stands alone")
     from engine.evaluate import evaluate_checkpoint
+    from engine.scoring import Options
 
-    evaluate_checkpoint(args.checkpoint, args.split, args.stride, args.steps, args.out)
+    options = Options(
+        split=args.split,
+        stride=args.stride,
+        steps=args.steps,
+        members=args.members,
+        perturb=args.perturb,
+        smooth=args.smooth,
+        thresholds=dict(args.thresholds),
+        save=tuple(kind for kind in args.save if kind != "none"),
+        points=tuple(args.points),
+    )
+    return evaluate_checkpoint(args.checkpoint, options, args.out)
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Compare runs on the (initial time, lead time) pairs all have.", allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--runs", nargs="+", type=Path, metavar="DIR",
+        help="log folders of finished runs, e.g. log/A log/B, or folders that evaluate.py --out has written",
+    )  # fmt: skip
+    what.add_argument(
+        "--suite", type=Path, metavar="YAML", help="train, score and compare a list: config/suites/*.yaml"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder (default: log/comparison, or log/suite-NAME for a suite)"
+    )
+    return parser
+
+
+def compare_command(argv: Arguments = None) -> int:
+    """compare.py。"""
+    args = compare_parser().parse_args(argv)
+    if args.suite:
+        from engine.suite import run_suite
+
+        return run_suite(args.suite, args.out)
+    from engine.compare import compare_runs
+
+    compare_runs(args.runs, args.out or Path("log/comparison"))
     return 0
+
+
+def _add_ensemble(parser: argparse.ArgumentParser) -> None:
+    """预报与评测的集合是同一个集合。"""
+    parser.add_argument("--members", type=_positive, default=1, help="ensemble members (default: 1)")
+    parser.add_argument("--perturb", type=_not_negative, default=0.0, help="initial noise, in standard deviations")
+    parser.add_argument(
+        "--smooth", type=_not_negative, default=0.0, metavar="DEGREES", help="smooth that noise over this length"
+    )
 
 
 def _positive(text: str) -> int:
@@ -103,3 +170,14 @@ def _not_negative(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
+
+
+def _threshold(text: str) -> tuple[str, tuple[float, ...]]:
+    channel, equals, values = text.partition("=")
+    try:
+        numbers = tuple(sorted({float(value) for value in values.split(",")}))
+    except ValueError:
+        numbers = ()
+    if not (channel and equals and numbers and all(map(math.isfinite, numbers))):
+        raise argparse.ArgumentTypeError(f"{text} is not CHANNEL=VALUE[,VALUE], e.g. t2m=273.15")
+    return channel, numbers

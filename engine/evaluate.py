@@ -1,194 +1,209 @@
-"""评测：同样的窗口、同样的尺子，模型旁边总有持续性预报和气候态。"""
+"""评测的入口：检查点 → 数据、模型、基线 → engine/scoring.py 逐批计分 → engine/results.py 落盘 → 图与报告。"""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Callable, Mapping
+import os
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import yaml
 from lightning.fabric import Fabric
-from tqdm import tqdm
 
-from engine.rollout import rollout
-from engine.state import load_forecaster, reduce_tensor
-from models import build_model
-from models.interface import OnePass
+from engine.baselines import Check, fit_baselines
+from engine.cost import device_name, flops_per_sample, parameter_count, peak_memory
+from engine.report import curves_section, data_section, evaluation_content
+from engine.results import Seen, Table, table_text, write_results, write_table
+from engine.rollout import check_members
+from engine.scoring import Options, Task, find_starts, score, standard_thresholds
+from engine.state import Progress, load_forecaster, versions
+from engine.validation import eval_batch_size
+from engine.views import parse_points, plan_view
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, validate
 from util.data.dataset import WeatherData, open_data
-from util.data.windows import all_starts, make_loader, split_batches
 from util.logger import setup_logging
-from util.metrics import ErrorSums, latitude_weights
+from util.plot import save_figures
+from util.plot_scores import ranks_figure, scores_figure, spectra_figure
+from util.report import write_report
 
 log = logging.getLogger("ar_pred")
-BASELINES = ("persistence", "climatology")
-Check = Callable[[], None]
 
 
-def fit_one_pass(model: Any, data: WeatherData, batch_size: int, check: Check = lambda: None) -> None:
-    """OnePass 模型看一遍步长 1 的训练窗口，再求解。"""
-    batches = split_batches(all_starts(data.segments["train"], data.spec.window), batch_size)
-    loader = make_loader(data.windows, batches, data.config.workers, pin=False)
-    for batch in tqdm(loader, "one pass", len(batches), leave=False):
-        check()
-        model.accumulate(batch)
-    model.solve()
+class Evaluated(NamedTuple):
+    """一次评测之后手里的东西；table 就是 metrics.json。"""
+
+    task: Task
+    table: Table
+    seen: Seen
 
 
-def fit_baselines(
-    data: WeatherData, batch_size: int, device: torch.device, check: Check = lambda: None
-) -> dict[str, Any]:
-    """持续性预报与气候态：和别的模型一样造、一样用。"""
-    models: dict[str, Any] = {}
-    for name in BASELINES:
-        models[name] = build_model({"name": name}, data.spec)
-        if isinstance(models[name], OnePass):
-            fit_one_pass(models[name], data, batch_size, check)
-        models[name].to(device).eval()
-    return models
-
-
-@torch.inference_mode()
-def score(
-    models: Mapping[str, Any],
+def evaluate(
+    model: Any,
     data: WeatherData,
-    split: str,
-    batch_size: int,
+    config: RunConfig,
+    options: Options,
+    out: Path,
     fabric: Fabric,
-    stride: int = 1,
-    steps: int | None = None,
+    about: dict[str, Any],
     check: Check = lambda: None,
-) -> dict[str, ErrorSums]:
-    """每个模型在同一批窗口上的误差累计；插值得来的真值不计。概率模型取一个成员。
+) -> Evaluated | None:
+    """一个模型在一个划分上的全部成绩，写进 out；只有零号进程得到结果。
 
     Args:
-        steps: 滚动预报的帧数；None 即 frames_out。
+        about: 记进 metrics.json 与 statistics.nc 的来历（运行名、检查点），普通值。
+
+    Raises:
+        ValueError: 选项与模型或数据不合；预报里有非有限值。
     """
-    spec = data.spec
-    steps = steps or spec.frames_out
-    starts = all_starts(data.segments[split], spec.frames_in + steps, stride)
-    if not starts.size:
-        raise ValueError(f"split {split}: no run of {spec.frames_in} + {steps} samples without a gap; lower --steps")
-    sums = {name: ErrorSums(steps, spec.num_channels) for name in models}
-    weights = latitude_weights(spec.latitudes).to(fabric.device)
-    mine = starts[fabric.global_rank :: fabric.world_size]
-    batches = split_batches(mine, batch_size)
-    loader = make_loader(
-        data.windows.with_future(steps),
-        batches,
-        data.config.workers,
-        data.config.pin_memory and fabric.device.type == "cuda",
-    )
-    for batch in tqdm(loader, f"score {split}", len(batches), leave=False, disable=fabric.global_rank > 0):
-        check()
-        batch = fabric.to_device(batch)
-        for name, model in models.items():
-            forecast = rollout(model, batch.history, batch.time[:, : spec.frames_in], steps, spec)[:, 0]
-            if not torch.isfinite(forecast).all():
-                raise ValueError(f"{name}: the forecast holds non-finite values (batch of windows in split {split})")
-            sums[name].add(forecast, batch.future, batch.valid[:, spec.frames_in :], weights)
-    if fabric.world_size > 1:
-        for one in sums.values():
-            one.square, one.plain, one.count = (reduce_tensor(fabric, t, "sum").cpu() for t in one.tensors())
-    return sums
-
-
-def validation_loss(
-    model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
-) -> float:
-    """模型自己的 loss 在一个划分上的平均（按有效目标数加权），eval 模式、固定种子，不动全局随机数。"""
-    starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
-    batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config, fabric))
-    loader = make_loader(
-        data.windows, batches, config.data.workers, config.data.pin_memory and fabric.device.type == "cuda"
-    )
-    total = torch.zeros(2, dtype=torch.float64)
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    training = model.training
-    model.eval()
-    with torch.inference_mode(), torch.random.fork_rng(devices), fabric.autocast():
-        torch.manual_seed(config.run.seed)
-        for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
-            check()
-            weight = float(batch.valid[:, data.spec.frames_in :].double().sum())
-            total += torch.tensor([float(model.loss(fabric.to_device(batch))["loss"]) * weight, weight])
-    model.train(training)
-    loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()
-    return loss_sum / count if count else float("nan")
-
-
-def eval_batch_size(config: RunConfig, fabric: Fabric) -> int:
-    """评测时每个进程一批的窗口数：与训练的小批相同，显存已知够用。"""
-    return max(1, config.train.batch_size // (config.train.accumulate * fabric.world_size))
-
-
-def score_table(sums: Mapping[str, ErrorSums], spec: DataSpec) -> dict[str, Any]:
-    """误差累计 → 普通值：每个模型每个通道每个时效的 RMSE（物理单位），与各基线之比的通道平均；没有可计的场为 None。"""
-    rmse = {name: one.rmse(spec.std) for name, one in sums.items()}  # (L, C)
-    table: dict[str, Any] = {
-        "units": dict(zip(spec.channels, spec.units, strict=True)),
-        "lead_hours": [spec.interval_hours * (i + 1) for i in range(len(next(iter(rmse.values()))))],
-        "rmse": {n: {c: _plain(r[:, i]) for i, c in enumerate(spec.channels)} for n, r in rmse.items()},
-        "mse_standardized": dict(zip(sums, _plain(torch.tensor([s.mse() for s in sums.values()])), strict=True)),
-        "fields_scored": {c: next(iter(sums.values())).count[:, i].tolist() for i, c in enumerate(spec.channels)},
-        "mean_rmse_ratio": {},
-    }
-    for base in BASELINES:
-        if base in rmse:
-            table["mean_rmse_ratio"][base] = {
-                n: _plain((r / rmse[base]).nanmean(1)) for n, r in rmse.items() if n not in BASELINES
-            }
-    return table
-
-
-def _plain(values: torch.Tensor) -> list[float | None]:
-    """JSON 里没有 NaN，写 null。"""
-    return [None if math.isnan(v) else v for v in values.tolist()]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def table_text(table: Mapping[str, Any], lead: int = 0) -> str:
-    """一张对齐的文字表：每行一个通道，每列一个模型。"""
-    names = list(table["rmse"])
-    lines = [f"latitude-weighted RMSE at +{table['lead_hours'][lead]} h" + "".join(f"{n:>24}" for n in names)]
-    for channel, units in table["units"].items():
-        values = "".join(f"{_number(table['rmse'][n][channel][lead], '.5g'):>24}" for n in names)
-        lines.append(f"{channel + ' [' + units + ']':<{len(lines[0]) - 24 * len(names)}}{values}")
-    for base, ratios in table["mean_rmse_ratio"].items():
-        shown = ", ".join(f"{n} {_number(r[lead], '.4f')}" for n, r in ratios.items())
-        lines.append(f"mean over channels of RMSE / {base} RMSE: {shown}")
-    return "\n".join(lines)
-
-
-def evaluate_checkpoint(path: str, split: str, stride: int, steps: int | None, out: Path) -> Path:
-    """evaluate.py：检查点在一个划分上的成绩，写 metrics.json；数据来自检查点里记下的目录树。"""
+    spec, name = data.spec, config.model["name"]
+    check_members(model, name, options.members, options.perturb, options.smooth)
+    steps = options.steps or spec.frames_out
+    starts = find_starts(data, options.split, steps, options.stride)
+    thresholds = standard_thresholds(options.thresholds, spec)
+    view = plan_view(spec, len(starts), steps, parse_points(list(options.points), spec))
+    batch_size = eval_batch_size(config, fabric)
+    models = {**fit_baselines(data, config, batch_size, fabric.device, check), name: model}
+    task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, view, thresholds)
+    stream = score(task, fabric, check)
+    if not fabric.is_global_zero:
+        for _ in stream:
+            pass
+        return None
     out.mkdir(parents=True, exist_ok=True)
-    setup_logging(out / "evaluate.log")
+    about = {**about, "split": options.split, "stride": options.stride}
+    table, seen = write_results(task, stream, out, about)
+    table = {**about, "model": name, "members": options.members, "perturb": options.perturb, **table}
+    table["cost"] = {
+        "parameters": parameter_count(model),
+        "flops_per_sample": flops_per_sample(model, spec),
+        "inference_samples_per_second": table["samples_per_second"][name],
+        "inference_peak_memory_bytes": peak_memory(fabric.device),
+        "device": device_name(fabric.device),
+    }
+    return Evaluated(task, table, seen)
+
+
+def present(result: Evaluated, config: RunConfig, out: Path, page: Path, content: dict[str, Any]) -> list[Path]:
+    """成绩的表、图和报告；content 是页面独有的部分（标题、来历、损失曲线）。返回 PNG 的路径。"""
+    table, task = result.table, result.task
+    log.info("scores: %s", write_table(out, table))
+    made = evaluation_content(task, table, result.seen, config, out / "statistics.nc")
+    made["costs"] = [{"name": table["run"], **table["cost"]}]
+    made |= {**content, "facts": [*made["facts"], *content["facts"]]}
+    pictures = draw_scores(table, made, out / "figures")
+    write_report(page, made)
+    log.info("report: %s", page)
+    return pictures
+
+
+def draw_scores(table: Table, content: dict[str, Any], folder: Path) -> list[Path]:
+    """RMSE 随时效、末一时效的谱与秩直方图。"""
+    baselines = {m["name"] for m in content["models"] if m["role"] == "baseline"}
+    rmse = {m["name"]: {c: s["rmse"] for c, s in table["scores"][m["name"]].items()} for m in content["models"]}
+    figures = {"rmse": scores_figure(table["lead_hours"], table["units"], rmse, baselines)}
+    spectra = content["spectra"]
+    last, lead = -1, spectra["lead_hours"][-1]
+    truth = {c: rows[last] for c, rows in spectra["truth"].items()}
+    models = {n: {c: rows[last] for c, rows in one.items()} for n, one in spectra["models"].items()}
+    wavenumber, label = spectra["wavenumber"], spectra["label"]
+    figures["spectra"] = spectra_figure(wavenumber, label, truth, models, table["units"], lead, baselines)
+    if "rank_histogram" in table:
+        ranks = {c: rows[last] for c, rows in table["rank_histogram"].items()}
+        figures["ranks"] = ranks_figure(ranks, lead)
+    return [path for name, drawn in figures.items() for path in save_figures(drawn, folder / name)]
+
+
+def make_evaluation_fabric(config: RunConfig) -> Fabric:
+    """一个进程；用 torchrun 起了几个就用几个。"""
+    local, world = (int(os.environ.get(key, "1")) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    fabric = Fabric(accelerator=config.run.device, devices=local, num_nodes=world // local, strategy="auto")
+    fabric.launch()
+    return fabric
+
+
+def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
+    """evaluate.py：检查点在一个划分上的成绩；数据来自检查点里记下的目录树。
+
+    Raises:
+        ValueError: 检查点、数据、选项的任何一处不对。
+    """
     content = load_checkpoint(path)
     config: RunConfig = validate(RunConfig, content["config"], path)
-    fabric = Fabric(accelerator=config.run.device, devices=1)
+    fabric = make_evaluation_fabric(config)
+    main = fabric.is_global_zero
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    setup_logging(out / "evaluate.log" if main else None, quiet=not main)
     model, spec = load_forecaster(content, fabric.device)
-    data = open_data(config.data, out / "missing.csv")
+    if not model.can_forecast:
+        raise ValueError(f"{path}: this configuration of {config.model['name']} makes no forecasts, nothing to score")
+    data = open_data(config.data, out / "missing.csv", announce=main)
     check_same_data(spec, data.spec, path)
-    batch_size = eval_batch_size(config, fabric)
-    name = config.model["name"]
-    models = {**fit_baselines(data, batch_size, fabric.device), name: model}
-    table = score_table(score(models, data, split, batch_size, fabric, stride, steps), spec)
-    table |= {"checkpoint": path, "split": split, "stride": stride}
-    for lead in range(len(table["lead_hours"])):
-        log.info("%s\n%s", split, table_text(table, lead))
-    target = out / "metrics.json"
-    target.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-    log.info("scores: %s", target)
-    return target
+    about = {"run": content["run"], "checkpoint": path, "step": content["progress"]["step"]}
+    result = evaluate(model, data, config, options, out, fabric, about)
+    if result is None:
+        return 0
+    result.table["cost"] |= training_cost(Progress(**content["progress"]))
+    for lead in range(result.task.steps):
+        log.info("%s\n%s", options.split, table_text(result.table, lead))
+    page = {
+        "kind": "evaluation",
+        "title": f"{content['run']}: {options.split} split",
+        "subtitle": config.model["name"],
+        "facts": [["checkpoint", path], ["step", str(content["progress"]["step"])]],
+        "reproduce": [f"python evaluate.py {shlex.join(command_line(path, options, out))}"],
+        "data": data_section(data, config, out / "missing.csv"),
+        **curves_section(Path(config.log.dir) / content["run"] / "metrics.csv"),
+    }
+    present(result, config, out, out / "report.html", page)
+    return 0
+
+
+def command_line(path: str, options: Options, out: Path) -> list[str]:
+    """与 options 相当的参数；与缺省值相同的不写。"""
+    words = ["--checkpoint", path, "--split", options.split]
+    default = Options()
+    for name in ("steps", "stride", "members", "perturb", "smooth"):
+        if getattr(options, name) != getattr(default, name):
+            words += [f"--{name}", f"{getattr(options, name):g}"]
+    if options.thresholds:
+        words += [
+            "--thresholds",
+            *(f"{c}={','.join(f'{v:g}' for v in values)}" for c, values in options.thresholds.items()),
+        ]
+    if options.points:
+        words += ["--points", *options.points]
+    return [*words, "--save", *(options.save or ("none",)), "--out", str(out)]
+
+
+def training_cost(progress: Progress) -> dict[str, Any]:
+    """检查点里记着的训练代价，续训累计在内；没有梯度步的模型为空。"""
+    if not progress.seconds:
+        return {}
+    return {
+        "training_seconds": progress.seconds,
+        "training_samples_per_second": progress.samples / progress.seconds,
+        "training_peak_memory_bytes": progress.peak_memory,
+        "training_device": progress.device,
+    }
+
+
+def run_page(config: RunConfig, name: str, folder: Path, data: WeatherData, test_loss: float) -> dict[str, Any]:
+    """运行的页面里与成绩无关的部分；没有成绩（不能预报的配置）时就是整个页面。"""
+    return {
+        "kind": "run",
+        "title": name,
+        "subtitle": config.model["name"],
+        "facts": [["test loss", f"{test_loss:.5f}"]],
+        "reproduce": [f"python train.py --config {folder / 'config.yaml'} run.name={name}-again"],
+        "data": data_section(data, config, folder / "missing.csv"),
+        "config": yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
+        "environment": versions(),
+        **curves_section(folder / "metrics.csv"),
+    }
 
 
 def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:

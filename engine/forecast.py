@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.rollout import perturb, rollout
+from engine.rollout import check_members, perturb, rollout
 from engine.state import load_forecaster
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
@@ -22,7 +22,7 @@ from util.data.tree import read_statistics, select_channels
 from util.data.variables import channel_folder
 from util.data.windows import window_valid
 from util.logger import setup_logging
-from util.metrics import ErrorSums, latitude_weights
+from util.metrics import errors, latitude_weights
 from util.netcdf import write_forecast
 from util.plot import forecast_figure, save_figures
 
@@ -30,14 +30,21 @@ log = logging.getLogger("ar_pred")
 
 
 def forecast(
-    checkpoint: str, time: str | None, inputs: list[str], out: Path, steps: int | None, members: int, noise: float
+    checkpoint: str,
+    time: str | None,
+    inputs: list[str],
+    out: Path,
+    steps: int | None,
+    members: int,
+    noise: float,
+    smooth: float,
 ) -> int:
     """inference.py：从一个初始时刻预报 steps 帧，写进 out。
 
     Args:
         time: 初始时刻，即最后一帧历史的 UTC 时刻；只给 inputs 时可以没有。
         inputs: `.npy` 文件，每个是一帧 (H, W, k)，或一个 (T_in, H, W, k)。
-        noise: 初值扰动的标准差（标准化单位），确定性模型由它得到集合。
+        noise, smooth: 初值扰动的标准差（标准化单位）与相关长度（度），确定性模型由它得到集合。
 
     Raises:
         ValueError: 检查点、时刻、输入的个数或形状不对，成员数要求不合理。
@@ -51,9 +58,7 @@ def forecast(
             f"{checkpoint}: this model was trained with grouping {config.model.get('grouping')}: masked reconstruction "
             "only; a forecast needs one group per frame, grouping {order: t h w, size: frame}"
         )
-    if members > 1 and not model.probabilistic and noise == 0:
-        name = config.model["name"]
-        raise ValueError(f"{name} is deterministic: --members {members} needs --perturb, e.g. --perturb 0.05")
+    check_members(model, config.model["name"], members, noise, smooth)
     steps = steps or spec.frames_out
     init = parse_time(time) if time is not None else None
     if out.exists() and not out.is_dir():
@@ -64,7 +69,9 @@ def forecast(
     else:
         assert init is not None
         history, truth, valid = read_tree(config.data, spec, init, steps)
-    result = run_model(model, history, init, spec, steps, members, noise, config.run.seed, device)  # (M, L, C, H, W)
+    result = run_model(
+        model, history, init, spec, steps, members, noise, smooth, config.run.seed, device
+    )  # (M, L, C, H, W)
     write_outputs(out, spec, result, truth, valid, init, checkpoint)
     return 0
 
@@ -78,6 +85,7 @@ def run_model(
     steps: int,
     members: int,
     noise: float,
+    smooth: float,
     seed: int,
     device: torch.device,
 ) -> torch.Tensor:
@@ -87,7 +95,7 @@ def run_model(
     time = None if init is None else (init + back)[None].to(device)
     batch = history[None].to(device)  # (1, T_in, C, H, W)
     if noise:
-        batch = perturb(history[None], noise, members, generator).to(device)  # (M, T_in, C, H, W)
+        batch = perturb(history[None], noise, members, [generator], spec, smooth).to(device)  # (M, T_in, C, H, W)
         time = None if time is None else time.expand(members, -1)
         made = rollout(model, batch, time, steps, spec)[:, 0]  # (M, steps, C, H, W)
     else:
@@ -222,9 +230,8 @@ def write_scores(
     path: Path, spec: DataSpec, made: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor, leads: list[int]
 ) -> None:
     """有真值时的成绩：每个时效、通道的纬度加权 RMSE，物理单位；插值的真值不计（null）。"""
-    sums = ErrorSums(len(leads), spec.num_channels)
-    sums.add(made[None], truth[None], valid[None], latitude_weights(spec.latitudes))
-    rmse = sums.rmse(spec.std)
+    square = errors(made, truth, latitude_weights(spec.latitudes))["square"]  # (L, C)
+    rmse = square.sqrt().masked_fill(~valid, float("nan")) * torch.tensor(spec.std)
     scores = {
         "lead_hours": leads,
         "units": dict(zip(spec.channels, spec.units, strict=True)),

@@ -34,7 +34,10 @@ Content = dict[str, Any]
 
 @dataclass
 class Progress:
-    """循环走到哪里；batches 是本轮已用掉的全局批数，loss_sum / loss_count 是本轮训练损失的累计。"""
+    """循环走到哪里；batches 是本轮已用掉的全局批数，loss_sum / loss_count 是本轮训练损失的累计。
+
+    seconds、samples 是训练循环（含等数据，不含验证）用去的时间与窗口数，peak_memory 是峰值内存（字节），续训时累计。
+    """
 
     epoch: int = 0
     step: int = 0
@@ -44,6 +47,10 @@ class Progress:
     stale: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    peak_memory: int = 0
+    device: str = ""
 
 
 class NonFinite(ValueError):

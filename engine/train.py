@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -17,41 +16,33 @@ import yaml
 from lightning.fabric import Fabric
 from tqdm import tqdm
 
-from engine.evaluate import (
-    check_same_data,
-    eval_batch_size,
-    fit_baselines,
-    fit_one_pass,
-    score,
-    score_table,
-    table_text,
-    validation_loss,
-)
-from engine.figures import draw_samples
+from engine.baselines import fit_one_pass
+from engine.cost import device_name, peak_memory
+from engine.evaluate import check_same_data
+from engine.finish import finish
 from engine.preflight import preflight
 from engine.resume import find_resume, windows_fingerprint
 from engine.state import (
     NonFinite,
     State,
     build_state,
-    load_forecaster,
     reduce_tensor,
     restore,
     snapshot,
     train_step,
     versions,
 )
+from engine.validation import eval_batch_size, validation_loss
 from models import build_config
 from models.interface import OnePass
 from util.batch import DataSpec
-from util.checkpoint import copy_checkpoint, load_checkpoint, save_checkpoint
+from util.checkpoint import copy_checkpoint, save_checkpoint
 from util.config import RunConfig
 from util.data.calendar import time_text
 from util.data.dataset import WeatherData, open_data
 from util.data.reader import DataError
 from util.data.windows import epoch_starts, make_loader, share_batches, split_batches
 from util.logger import MetricsLog, open_wandb, setup_logging
-from util.plot import curves_figure, save_figures
 from util.shapes import record_shapes, shape_table
 from util.signals import Interrupted, StopFlag, catch_signals
 
@@ -87,6 +78,13 @@ class Run:
     @property
     def best(self) -> Path:
         return self.checkpoint_dir / "best.ckpt"
+
+    def record(self, split: str, values: dict[str, float]) -> None:
+        """同样的标量进 metrics.csv 和 W&B。"""
+        if self.metrics is not None:
+            progress = self.state.progress
+            self.metrics.log(progress.step, progress.epoch, split, values)
+            self.wandb.log(progress.step, {f"{split}/{name}": value for name, value in values.items()})
 
 
 def train(config: RunConfig, config_path: str, resume: str | None) -> int:
@@ -231,6 +229,8 @@ def fit(run: Run) -> None:
             validate_epoch(run)
         progress.epoch, progress.batches = number, 0
         progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.peak_memory = max(progress.peak_memory, peak_memory(run.fabric.device))
+        progress.device = device_name(run.fabric.device)
         save(run)
         copy_from_last(run)
 
@@ -279,6 +279,8 @@ def train_epoch(run: Run) -> None:
         progress.loss_sum += loss
         progress.loss_count += 1
         samples += len(batches[batch_number])
+        progress.samples += len(batches[batch_number])
+        progress.seconds += time.perf_counter() - asked
         elapsed = time.perf_counter() - begin
         assert run.state.scheduler is not None
         now = {
@@ -297,7 +299,7 @@ def train_epoch(run: Run) -> None:
         )
         bar.update()
         if progress.step % config.log.every_steps == 0:
-            record(run, "train", now)
+            run.record("train", now)
     bar.close()
 
 
@@ -316,42 +318,12 @@ def validate_epoch(run: Run) -> None:
     else:
         progress.stale += run.config.train.validate_every_epochs
     mean = progress.loss_sum / max(1, progress.loss_count)
-    record(run, "train", {"epoch_loss": mean})
-    record(run, "val", {"loss": value})
+    run.record("train", {"epoch_loss": mean})
+    run.record("val", {"loss": value})
     star = " (best)" if improved else ""
     log.info(
         "epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star
     )
-
-
-def finish(run: Run) -> None:
-    """最优权重在测试集上的成绩，旁边是持续性预报和气候态；各划分的图。"""
-    fabric, config = run.fabric, run.config
-    fabric.barrier()
-    model, spec = load_forecaster(load_checkpoint(run.best), fabric.device)
-    check = run.stop.check if fabric.world_size == 1 else lambda: None
-    test_loss = validation_loss(model, run.data, "test", config, fabric, check)
-    size = eval_batch_size(config, fabric)
-    models = {**fit_baselines(run.data, size, fabric.device, check), config.model["name"]: model}
-    table: dict[str, Any] = {"run": run.name, "split": "test", "test_loss": test_loss}
-    if model.can_forecast:
-        table |= score_table(score(models, run.data, "test", size, fabric, config.data.eval_stride, check=check), spec)
-    else:
-        log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
-    if not fabric.is_global_zero:
-        return
-    log.info("test loss of the best checkpoint: %.5f", test_loss)
-    if model.can_forecast:
-        log.info("test split, best checkpoint\n%s", table_text(table))
-    (run.log_dir / "metrics.json").write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-    record(run, "test", {"test_loss": test_loss})
-    assert run.metrics is not None
-    pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
-    if model.can_forecast:
-        pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
-    for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
-        run.wandb.images(run.state.progress.step, f"figures/{path.stem}", [path])
-    log.info("done: %s, %s, figures in %s", run.log_dir, run.best, run.log_dir / "figures")
 
 
 def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: int) -> list[list[int]]:
@@ -386,10 +358,3 @@ def save(run: Run) -> None:
     if run.fabric.is_global_zero:
         save_checkpoint(run.last, content)
     run.saved_at = time.monotonic()
-
-
-def record(run: Run, split: str, values: dict[str, float]) -> None:
-    """同样的标量进 metrics.csv 和 W&B。"""
-    if run.metrics is not None:
-        run.metrics.log(run.state.progress.step, run.state.progress.epoch, split, values)
-        run.wandb.log(run.state.progress.step, {f"{split}/{name}": value for name, value in values.items()})

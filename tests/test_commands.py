@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from engine.commands import evaluate_parser, inference_parser, train_parser
+from engine.commands import compare_parser, evaluate_parser, inference_parser, train_parser
 from tests.runs import run_script, write_run
 
 FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "overrides"},
-    inference_parser: {"--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb"},
-    evaluate_parser: {"--checkpoint", "--split", "--steps", "--stride", "--out"},
+    inference_parser: {"--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth"},
+    evaluate_parser: {
+        *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
+        *("--thresholds", "--points", "--save"),
+    },
+    compare_parser: {"--runs", "--suite", "--out"},
 }
 
 

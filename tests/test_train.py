@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -81,7 +82,9 @@ def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options):
     assert losses(tmp_path, "cut") == whole
     assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
     assert same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "cut"))
-    assert checkpoint(tmp_path, "whole")["progress"] == checkpoint(tmp_path, "cut")["progress"]
+    measured = ("seconds", "peak_memory")  # 量出来的，其余逐个相同
+    one, two = ({**checkpoint(tmp_path, run)["progress"], **dict.fromkeys(measured)} for run in ("whole", "cut"))
+    assert one == two
 
 
 def test_interrupted_during_validation_resumes_there(tree_run, tmp_path, monkeypatch):
@@ -134,9 +137,19 @@ def test_outputs_of_a_run(tree_run, tmp_path):
         "metrics.json",
         "missing.csv",
         "figures/curves.png",
+        "figures/curves.pdf",
+        "test/metrics.json",
+        "test/statistics.nc",
+        "test/figures/rmse.png",
+        "report.html",
         "figures/test-1.png",
     ):
         assert (folder / name).is_file(), name
+    cost = json.loads((folder / "metrics.json").read_text())["cost"]
+    content = checkpoint(tmp_path, "one")
+    assert cost["parameters"] == sum(v.numel() for k, v in content["model"].items() if "codes" not in k)
+    assert cost["training_seconds"] == content["progress"]["seconds"] > 0 and cost["flops_per_sample"] > 0
+    assert content["progress"]["samples"] == 2 * 31  # 两轮，各 124 // 4 个窗口
     names = {p.name for p in (tmp_path / "checkpoints/one").iterdir()}
     assert names == {"last.ckpt", "best.ckpt", "epoch-0001.ckpt", "epoch-0002.ckpt"}
 
@@ -216,16 +229,14 @@ def test_early_stop_and_ema(tree_run, tmp_path):
 
 @pytest.mark.parametrize("name", ["persistence", "climatology"])
 def test_baselines_run_like_any_model(tree_run, tmp_path, name):
-    import json
-
     config = tree_run()
     text = config.read_text(encoding="utf-8")
     start = text.index("model:")
     end = text.index("run:")
     config.write_text(text[:start] + f"model: {{name: {name}}}\n" + text[end:], encoding="utf-8")
     assert train_here(config, f"run.name={name}", "train.epochs=0", "train.preflight=true") == 0
-    table = json.loads((tmp_path / "log" / name / "metrics.json").read_text())
-    assert set(table["rmse"]) == {"persistence", "climatology"}
+    table = json.loads((tmp_path / "log" / name / "test/metrics.json").read_text())
+    assert set(table["scores"]) == {"persistence", "climatology"}
     if name == "climatology":  # 检查点里就是解好的系数
         assert checkpoint(tmp_path, name)["model"]["coefficients"].abs().sum() > 0
 
@@ -281,25 +292,21 @@ def test_bad_checkpoints_are_refused(tree_run, tmp_path):
 
 def test_test_scores_equal_numpy(tree_run, tree, tmp_path):
     """metrics.json 的持续性预报 RMSE 等于直接从原始场算出来的（纬度权重按余弦积分）。"""
-    import json
-
     train_here(tree_run(train={"epochs": 1}), "run.name=scores")
-    table = json.loads((tmp_path / "log/scores/metrics.json").read_text())
+    table = json.loads((tmp_path / "log/scores/test/metrics.json").read_text())
     fields = tree.fields[-40:].astype(np.float64)  # 二月 11–20 日
     edges = np.deg2rad(np.linspace(90, -90, 9))
     weights = np.sin(edges[:-1]) - np.sin(edges[1:])
     weights /= weights.mean()
     error = (fields[3:] - fields[2:-1]) ** 2 * weights[:, None]
     expected = np.sqrt(error.mean((0, 2, 3)))
-    found = [table["rmse"]["persistence"][c][0] for c in tree.channels]
+    found = [table["scores"]["persistence"][c]["rmse"][0] for c in tree.channels]
     assert found == pytest.approx(expected, rel=1e-4)
-    assert table["fields_scored"] == {"t2m": [37.0], "z_level_00": [37.0]}
+    assert table["pairs"] == {"t2m": [37], "z_level_00": [37]}
 
 
 def test_resume_refuses_changed_statistics(make_tree, tmp_path):
     """mean_std.json 换了，同样的权重就是另一个意思。"""
-    import json
-
     tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
     config = write_run(tmp_path, tree, train={"epochs": 1}, data={"standardize": "yes"})
     train_here(config, "run.name=first")
@@ -312,8 +319,6 @@ def test_resume_refuses_changed_statistics(make_tree, tmp_path):
 
 def test_real_input(real_data, tmp_path):
     """真实的 NCEP 气温：导入、训练、计分一条路走完；持续性预报的成绩等于用 xarray 与 NumPy 直接算的。"""
-    import json
-
     import xarray as xr
 
     from util.data import import_fields
@@ -342,14 +347,14 @@ def test_real_input(real_data, tmp_path):
         "train.preflight=false",
     ]
     assert train_here(Path("config/real_ncep_air.yaml"), *overrides) == 0
-    table = json.loads((tmp_path / "log/real/metrics.json").read_text())
+    table = json.loads((tmp_path / "log/real/test/metrics.json").read_text())
     air = xr.open_zarr(source, consolidated=False)["air"].sel(time=slice("2014-07-01", "2014-12-31"))[:, :24, :48]
     edges = np.deg2rad(np.append(air["lat"].values + 1.25, air["lat"].values[-1] - 1.25))
     weights = np.sin(edges[:-1]) - np.sin(edges[1:])
     error = np.diff(air.values.astype(np.float64), axis=0)[6:] ** 2 * (weights / weights.mean())[:, None]
-    assert table["rmse"]["persistence"]["air"][0] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
-    assert table["fields_scored"]["air"] == [736 - 7]
-    assert np.isfinite(table["rmse"]["ar_pred_video_vanilla"]["air"][0])
+    assert table["scores"]["persistence"]["air"]["rmse"][0] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
+    assert table["pairs"]["air"] == [736 - 7]
+    assert np.isfinite(table["scores"]["ar_pred_video_vanilla"]["air"]["rmse"][0])
 
 
 @pytest.mark.parametrize("stale", [False, True])

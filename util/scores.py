@@ -47,10 +47,11 @@ class Common(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """每块的统计量之和 (N, L, C) 与场数 (N, L, C)。"""
+    """一个模型每块的统计量之和 (N, L, C)、场数 (N, L, C)，和换回物理单位的标准差 (C,)。"""
 
     sums: dict[str, Array]
     counts: Array
+    std: Array
 
 
 def common_pairs(sources: Sequence[Source]) -> Common:
@@ -74,7 +75,10 @@ def common_pairs(sources: Sequence[Source]) -> Common:
         channels = [c for c in channels if c in other.channels and _unit(first, c) == _unit(other, c)]
     for what, values in (("initial time", hours), ("lead time", leads), ("channel with the same unit", channels)):
         if not len(values):
-            raise ValueError(f"no common {what} among {', '.join(str(f.path) for f in files)}")
+            raise ValueError(
+                f"no common {what} among {', '.join(str(f.path) for f in files)}; "
+                "evaluate.py with the same --split, --steps and --stride 1 makes them comparable"
+            )
     keep = np.ones((len(hours), len(leads), len(channels)), dtype=bool)
     common = Common(hours, leads, channels, keep)
     for source in sources:
@@ -105,14 +109,14 @@ def _read(source: Source, name: str, common: Common) -> Iterator[tuple[Array, Ar
             yield np.searchsorted(common.hours, file.hours[start + rows]), values
 
 
-def block_sums(source: Source, common: Common) -> Blocks:
-    """各统计量按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
+def block_sums(source: Source, common: Common, names: Sequence[str] | None = None) -> Blocks:
+    """各统计量（names，默认全部）按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
     ids = np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
     shape = (int(ids.max()) + 1, *common.keep.shape[1:])
     counts = np.zeros(shape)
     np.add.at(counts, ids, common.keep)
     sums = {}
-    for name in source.file.names:
+    for name in names or source.file.names:
         total, present = np.zeros(shape), False
         for place, values in _read(source, name, common):
             keep = common.keep[place]
@@ -120,7 +124,8 @@ def block_sums(source: Source, common: Common) -> Blocks:
             np.add.at(total, ids[place], np.where(keep, values, 0.0))
         if present:
             sums[name] = total
-    return Blocks(sums, counts)
+    std = source.file.std[[source.file.channels.index(c) for c in common.channels]]
+    return Blocks(sums, counts, std)
 
 
 def final_scores(means: Mapping[str, Array], std: Array, members: int) -> dict[str, Array]:
@@ -148,7 +153,7 @@ def final_scores(means: Mapping[str, Array], std: Array, members: int) -> dict[s
     return scores
 
 
-def skill(model: Blocks, base: Blocks, name: str, power: float, std: Array) -> dict[str, Array]:
+def skill(model: Blocks, base: Blocks, name: str, power: float) -> dict[str, Array]:
     """相对 base 的技巧 1 − 模型/base 与差值 模型 − base（物理单位），各带 95 % 区间，都是 (L, C)。
 
     Args:
@@ -157,7 +162,7 @@ def skill(model: Blocks, base: Blocks, name: str, power: float, std: Array) -> d
 
     def final(weights: Array, blocks: Blocks) -> Array:
         sums, counts = (np.tensordot(weights, a, axes=1) for a in (blocks.sums[name], blocks.counts))
-        return (sums / counts) ** power * std
+        return (sums / counts) ** power * blocks.std
 
     number = len(model.counts)
     ones, draws = np.ones(number), np.random.default_rng(0).multinomial(number, [1 / number] * number, RESAMPLES)
@@ -181,7 +186,6 @@ def tabulate(sources: Sequence[Source], baselines: Sequence[str]) -> dict[str, A
     blocks = {s.label: block_sums(s, common) for s in sources}
     counts = common.keep.sum(0)  # (L, C)
     scores = {s.label: _score_one(s, common, blocks[s.label]) for s in sources}
-    stds = {s.label: _std(s, common) for s in sources}
     table: dict[str, Any] = {
         "channels": common.channels,
         "units": {c: _unit(sources[0].file, c) for c in common.channels},
@@ -197,7 +201,7 @@ def tabulate(sources: Sequence[Source], baselines: Sequence[str]) -> dict[str, A
         if label in baselines:
             continue
         table["skill"][label] = {
-            base: _skill_one(blocks[label], blocks[base], common, stds[label]) for base in baselines if base in blocks
+            base: _skill_one(blocks[label], blocks[base], common) for base in baselines if base in blocks
         }
     for base in (b for b in baselines if b in scores):
         others = [label for label in scores if label not in baselines]
@@ -205,16 +209,12 @@ def tabulate(sources: Sequence[Source], baselines: Sequence[str]) -> dict[str, A
     return table
 
 
-def _std(source: Source, common: Common) -> Array:
-    return source.file.std[[source.file.channels.index(c) for c in common.channels]]
-
-
 def _score_one(source: Source, common: Common, blocks: Blocks) -> dict[str, dict[str, list[float | None]]]:
     """通道 → 成绩 → 每个时效一个数。"""
     with np.errstate(invalid="ignore"):
         counts = blocks.counts.sum(0)
         means = {name: total.sum(0) / counts for name, total in blocks.sums.items()}  # (L, C)
-    scores = final_scores(means, _std(source, common), source.members)
+    scores = final_scores(means, blocks.std, source.members)
     result: dict[str, dict[str, list[float | None]]] = {c: {} for c in common.channels}
     for i, channel in enumerate(common.channels):
         result[channel] = {name: plain(values[:, i]) for name, values in scores.items()}
@@ -224,8 +224,8 @@ def _score_one(source: Source, common: Common, blocks: Blocks) -> dict[str, dict
     return result
 
 
-def _skill_one(model: Blocks, base: Blocks, common: Common, std: Array) -> dict[str, Any]:
-    found = {"rmse": skill(model, base, "square", 0.5, std), "crps": skill(model, base, "crps", 1.0, std)}
+def _skill_one(model: Blocks, base: Blocks, common: Common) -> dict[str, Any]:
+    found = {"rmse": skill(model, base, "square", 0.5), "crps": skill(model, base, "crps", 1.0)}
     return {
         channel: {m: {key: plain(values[:, i]) for key, values in one.items()} for m, one in found.items()}
         for i, channel in enumerate(common.channels)

@@ -1,0 +1,65 @@
+"""基线：持续性预报、气候态，以及训练过的线性回归；和别的模型一样造、一样用、在同样的窗口上计分。"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from engine.state import load_forecaster
+from models import build_model
+from models.interface import OnePass
+from util.batch import DataSpec
+from util.checkpoint import load_checkpoint
+from util.config import RunConfig, read_mapping
+from util.data.dataset import WeatherData
+from util.data.windows import all_starts, make_loader, split_batches
+
+log = logging.getLogger("ar_pred")
+BASELINES = ("persistence", "climatology")
+FITTED = "linear_regression"  # 训练过就算一个基线
+Check = Callable[[], None]
+
+
+def fit_one_pass(model: Any, data: WeatherData, batch_size: int, check: Check = lambda: None) -> None:
+    """OnePass 模型看一遍步长 1 的训练窗口，再求解。"""
+    batches = split_batches(all_starts(data.segments["train"], data.spec.window), batch_size)
+    loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+    for batch in tqdm(loader, "one pass", len(batches), leave=False):
+        check()
+        model.accumulate(batch)
+    model.solve()
+
+
+def fit_baselines(
+    data: WeatherData, config: RunConfig, batch_size: int, device: torch.device, check: Check = lambda: None
+) -> dict[str, Any]:
+    """持续性预报与气候态，有训练好的线性回归时加上它。"""
+    models: dict[str, Any] = {}
+    for name in BASELINES:
+        models[name] = build_model({"name": name}, data.spec)
+        if isinstance(models[name], OnePass):
+            fit_one_pass(models[name], data, batch_size, check)
+        models[name].to(device).eval()
+    fitted = find_fitted(config, data.spec)
+    if fitted is not None and config.model["name"] != FITTED:
+        models[FITTED] = load_forecaster(load_checkpoint(fitted), device)[0]
+        log.info("baseline %s: %s", FITTED, fitted)
+    return models
+
+
+def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:
+    """最近一个在同样的数据上训练好的线性回归的 best.ckpt；先看 log/<run>/config.yaml，不必打开每个检查点。"""
+    found = []
+    for path in Path(config.checkpoint.dir).glob("*/best.ckpt"):
+        written = Path(config.log.dir) / path.parent.name / "config.yaml"
+        if written.is_file() and read_mapping(written).get("model", {}).get("name") == FITTED:
+            found.append(path)
+    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
+        if DataSpec.from_dict(load_checkpoint(path)["spec"]) == spec:
+            return path
+    return None

@@ -1,0 +1,46 @@
+"""一个模型的代价：参数、每个样本的运算次数、峰值内存；速度在评测时量。"""
+
+from __future__ import annotations
+
+import copy
+import resource
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.rollout import window_time
+from util.batch import DataSpec
+
+
+def parameter_count(model: Any) -> int:
+    """全部参数，冻结的也算。"""
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops_per_sample(model: Any, spec: DataSpec) -> int:
+    """预报一个窗口（frames_out 帧）的浮点运算次数，乘加算两次；只数矩阵乘、卷积和注意力。
+
+    在 CPU 的副本上数：那里的注意力是展开的矩阵乘，融合的核计数器未必认得。被遮住的块也照算。
+    """
+    counted = copy.deepcopy(model).cpu()
+    history = torch.zeros(1, spec.frames_in, spec.num_channels, spec.height, spec.width)
+    time = torch.arange(spec.frames_in)[None] * spec.interval_hours
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counted.forecast(history, window_time(time, spec))
+    return counter.get_total_flops()
+
+
+def peak_memory(device: torch.device) -> int:
+    """字节：显卡上是分配过的最多显存，CPU 上是整个进程的最大驻留内存。"""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """显卡的型号；CPU 则写用了几个线程。"""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread(s)"

@@ -1,0 +1,44 @@
+"""验证损失：模型自己的 loss 在一个划分上的平均；选优、早停与测试损失都用它。"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from tqdm import tqdm
+
+from engine.baselines import Check
+from engine.state import reduce_tensor
+from util.config import RunConfig
+from util.data.dataset import WeatherData
+from util.data.windows import all_starts, make_loader, split_batches
+
+
+def validation_loss(
+    model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
+) -> float:
+    """按有效目标数加权，eval 模式、固定种子，不动全局随机数。"""
+    starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
+    batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config, fabric))
+    loader = make_loader(
+        data.windows, batches, config.data.workers, config.data.pin_memory and fabric.device.type == "cuda"
+    )
+    total = torch.zeros(2, dtype=torch.float64)
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.random.fork_rng(devices), fabric.autocast():
+        torch.manual_seed(config.run.seed)
+        for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
+            check()
+            weight = float(batch.valid[:, data.spec.frames_in :].double().sum())
+            total += torch.tensor([float(model.loss(fabric.to_device(batch))["loss"]) * weight, weight])
+    model.train(training)
+    loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()
+    return loss_sum / count if count else float("nan")
+
+
+def eval_batch_size(config: RunConfig, fabric: Fabric) -> int:
+    """评测时每个进程一批的窗口数：与训练的小批相同，显存已知够用。"""
+    return max(1, config.train.batch_size // (config.train.accumulate * fabric.world_size))
