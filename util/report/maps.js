@@ -1,0 +1,309 @@
+// 地图：真值、预报、误差三幅，滑块走过各起报时间；下面是每个时刻的误差。
+const maps = content.maps;
+const MAP_PANELS = ["truth", "forecast", "error"];
+const FRAME_MS = 400; // 播放每秒两三幅
+const MAP_HEIGHT = 460; // 像素，一幅地图最高这么多
+const EMPTY_MAP = maps?.latitudes.map(() => maps.longitudes.map(() => null));
+const present = (map) => Boolean(map) && known(map.low); // 真值有缺的时刻没有图
+
+// 一字节一格 → 每行一段 Float32Array；只在要画时解码。divisor 是提出的 10 的幂
+function decode(map, width, divisor = 1) {
+  const bytes = atob(map.data);
+  const step = (map.high - map.low) / 255;
+  const values = new Float32Array(bytes.length);
+  for (let i = 0; i < bytes.length; i++) values[i] = (map.low + bytes.charCodeAt(i) * step) / divisor;
+  return Array.from({ length: bytes.length / width }, (_, row) => values.subarray(row * width, (row + 1) * width));
+}
+
+// 纬度加权（余弦）的均方根误差与平均偏差
+function errorMoments(rows, weights) {
+  let [total, square, sum] = [0, 0, 0];
+  rows.forEach((row, i) =>
+    row.forEach((value) => {
+      total += weights[i];
+      square += weights[i] * value * value;
+      sum += weights[i] * value;
+    }),
+  );
+  return { rmse: Math.sqrt(square / total), bias: sum / total };
+}
+
+// 图的四边（外推半格）与纵横比：区域图按中心纬度的余弦拉伸，全球图为 1；与 matplotlib 的图同一规则
+function mapFrame(latitudes, longitudes) {
+  const half = (values) => Math.abs(values.at(-1) - values[0]) / Math.max(values.length - 1, 1) / 2 || 0.5;
+  const [south, north] = extent(latitudes);
+  const [west, east] = [longitudes[0] - half(longitudes), longitudes.at(-1) + half(longitudes)];
+  const stretch = 1 / Math.max(Math.cos(((south + north) / 2) * (Math.PI / 180)), 0.5);
+  const [bottom, top] = [Math.max(south - half(latitudes), -90), Math.min(north + half(latitudes), 90)];
+  return { x: [west, east], y: [bottom, top], stretch, ratio: ((top - bottom) * stretch) / (east - west) };
+}
+
+// 海岸线做成一张贴在经纬度上的 SVG：换一幅地图时不必重画几千个点，存 PNG 时也在。浅边衬深线，深浅底色上都看得见
+function coastImages({ x, y }) {
+  if (!content.coast?.length) return [];
+  const path = content.coast
+    .map((part) => `M${part.map(([lon, lat]) => `${lon} ${(y[1] - lat).toFixed(3)}`).join("L")}`)
+    .join("");
+  const stroke = (color, opacity, width) =>
+    `<path d="${path}" fill="none" stroke="${color}" ` +
+    `stroke-opacity="${opacity}" stroke-width="${width}" vector-effect="non-scaling-stroke" stroke-linejoin="round"/>`;
+  const box = `viewBox="${x[0]} 0 ${x[1] - x[0]} ${y[1] - y[0]}" preserveAspectRatio="none"`;
+  const picture =
+    `<svg xmlns="http://www.w3.org/2000/svg" ${box}>${stroke("white", 0.45, 1.8)}` +
+    `${stroke("#1e2226", 0.85, 0.7)}</svg>`;
+  const source = `data:image/svg+xml,${encodeURIComponent(picture)}`;
+  const place = { xref: "x", yref: "y", x: x[0], y: y[1], sizex: x[1] - x[0], sizey: y[1] - y[0] };
+  return [{ source, ...place, sizing: "stretch", layer: "above" }];
+}
+
+// 横在图下的色标；单位写在最后一个刻度上。width、height 是地图本身的像素
+function colorBar(unit, width, height) {
+  return {
+    orientation: "h",
+    thickness: 9,
+    thicknessmode: "pixels",
+    len: 1,
+    x: 0.5,
+    xanchor: "center",
+    xpad: 0,
+    y: -26 / height,
+    yanchor: "top",
+    ypad: 0,
+    outlinewidth: 0,
+    ticks: "outside",
+    ticklen: 3,
+    tickcolor: EDGE,
+    tickfont: { size: 11, color: QUIET },
+    nticks: Math.max(4, Math.floor(width / 70)),
+    exponentformat: "power",
+    title: { text: "" },
+    ticksuffix: unit ? ` ${escapeMarks(unit)}` : "",
+    showticksuffix: "last",
+  };
+}
+
+function mapAxes(frame, width, height) {
+  const look = { ticklen: 3, tickfont: { size: 11, color: QUIET }, showgrid: false, mirror: true, constrain: "domain" };
+  const [east, north] = [
+    degreeTicks(...frame.x, Math.max(3, width / 62)),
+    degreeTicks(...frame.y, Math.max(3, height / 34)),
+  ];
+  return {
+    xaxis: axis("", { ...look, range: frame.x, tickvals: east, ticktext: east.map(longitudeText) }),
+    yaxis: axis("", {
+      ...look,
+      range: frame.y,
+      tickvals: north,
+      ticktext: north.map(latitudeText),
+      scaleanchor: "x",
+      scaleratio: frame.stretch,
+    }),
+  };
+}
+
+// 画一幅，返回它的高；rows 为 null 时只有坐标轴和海岸线。look: {colors, unit, exponent, name}
+function drawMap(plot, { frame, places, coast }, rows, { colors, unit, exponent, name }) {
+  const margin = { l: 44, r: 8, t: 10, b: 66 };
+  const room = plot.clientWidth - margin.l - margin.r;
+  const height = Math.min(room * frame.ratio, MAP_HEIGHT); // 窄高的区域限高，靠左放
+  const width = height / frame.ratio;
+  margin.r += room - width;
+  const value = withUnit("%{z:.4~r}", escapeMarks(unit));
+  const heat = {
+    type: "heatmap",
+    x: maps.longitudes,
+    y: maps.latitudes,
+    z: rows ?? EMPTY_MAP,
+    text: places,
+    zsmooth: false,
+    colorscale: colors.scale,
+    zmin: colors.low / 10 ** exponent,
+    zmax: colors.high / 10 ** exponent,
+    colorbar: colorBar(unit, width, height),
+    hovertemplate: `%{text}<br>${escapeMarks(name)} <b>${value}</b><extra></extra>`,
+  };
+  const layout = {
+    margin,
+    hovermode: "closest",
+    uirevision: `${plot.clientWidth}`,
+    images: coast,
+    ...mapAxes(frame, width, height),
+  };
+  if (!rows) {
+    const font = { size: 13, color: QUIET };
+    layout.annotations = [{ text: t("noTruth"), xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, font }];
+  }
+  draw(plot, [heat], layout, height + margin.t + margin.b);
+  return height + margin.t + margin.b;
+}
+
+// 一幅上指着哪里，另外两幅同一处的值也显示
+function linkHover(plots) {
+  let passing = false;
+  for (const plot of plots) {
+    plot.on("plotly_hover", ({ points }) => {
+      if (passing || !points.length) return;
+      passing = true;
+      for (const other of plots.filter((p) => p !== plot))
+        Plotly.Fx.hover(other, { xval: points[0].x, yval: points[0].y });
+      passing = false;
+    });
+    plot.on("plotly_unhover", () => {
+      if (passing) return;
+      passing = true;
+      for (const other of plots.filter((p) => p !== plot)) Plotly.Fx.unhover(other);
+      passing = false;
+    });
+  }
+}
+
+// 播放条：按钮、滑块、起报与有效时间。返回按现在的状态更新它的函数
+function player(body, go) {
+  const button = el("button", { type: "button", class: "play", id: "maps-play" });
+  const slider = el("input", { type: "range", min: 0, max: maps.times.length - 1, step: 1, id: "maps-time" });
+  const clockText = el("output", { class: "clock", for: "maps-time" });
+  body.append(el("div", { class: maps.times.length > 1 ? "player" : "player single" }, button, slider, clockText));
+  let timer = null;
+  let waiting = false;
+  const face = () => {
+    button.textContent = timer ? "❚❚" : "▶";
+    button.setAttribute("aria-label", t(timer ? "pause" : "play"));
+    button.title = t(timer ? "pause" : "play");
+    slider.setAttribute("aria-label", t("initial"));
+  };
+  button.addEventListener("click", () => {
+    if (timer) clearInterval(timer);
+    timer = timer ? null : setInterval(() => go((state.time + 1) % maps.times.length), FRAME_MS);
+    face();
+  });
+  slider.addEventListener("input", () => {
+    // 拖得再快，一帧屏幕只画一次
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      go(Number(slider.value));
+    });
+  });
+  return (lead) => {
+    face();
+    slider.value = state.time;
+    const part = (word, text) => el("span", {}, `${t(word)} `, el("b", {}, text));
+    clockText.replaceChildren(
+      part("initial", clock(maps.times[state.time])),
+      part("valid", clock(maps.times[state.time], lead)),
+    );
+  };
+}
+
+// 每个起报时间一点：这一通道、这一时效的地图误差；点一下就到那里
+function errorStrip(plot, errors, unit, height) {
+  const values = errors.map((e) => (e ? e.rmse : null));
+  const here = styles.get(contenders[0])?.color ?? COLORS[0];
+  const current = {
+    type: "scatter",
+    mode: "markers",
+    x: [maps.times[state.time]],
+    y: [values[state.time]],
+    hoverinfo: "skip",
+    marker: { size: 13, color: "rgba(0,0,0,0)", line: { color: INK, width: 1.8 } },
+  };
+  const trace = {
+    type: "scatter",
+    mode: "lines+markers",
+    x: maps.times,
+    y: values,
+    line: { color: here, width: 1.6 },
+    marker: { size: 6, color: here },
+    customdata: maps.times.map((time, i) => `${clock(time)}<br>RMSE <b>${withUnit(num(values[i]), unit)}</b>`),
+    hovertemplate: "%{customdata}<extra></extra>",
+  };
+  draw(
+    plot,
+    [trace, current],
+    {
+      hovermode: "closest",
+      dragmode: false,
+      margin: { b: 56 },
+      xaxis: timeAxis(t("initial"), plot.clientWidth),
+      yaxis: axis(axisTitle("RMSE", unit), { range: padded(values, true), fixedrange: true, nticks: 5 }),
+    },
+    height,
+  );
+}
+
+// 三幅地图与误差曲线的位置；返回各自的 [标题, 画板]
+function mapFigures(body, frame) {
+  const holder = body.appendChild(el("div", { class: frame.ratio > 0.62 ? "maps tall" : "maps" }));
+  const panels = MAP_PANELS.map((panel) => figure(holder, `map-${panel}`));
+  const strip = el("div", { class: "strip" });
+  const errors = figure(strip, "map-errors");
+  if (maps.times.length > 1) holder.append(strip);
+  if (maps.note) body.append(el("p", { class: "note" }, maps.note));
+  return { holder, panels, errors };
+}
+
+// 误差曲线：标题与图；heightBeside 是误差图的高，并排时一样高
+function paintStrip({ holder, errors: [title, plot] }, moments, unit, heightBeside) {
+  const exponent = exponentOf(moments.map((e) => e && e.rmse));
+  const scaled = moments.map((e) => e && { rmse: e.rmse / 10 ** exponent });
+  const beside = getComputedStyle(holder).gridTemplateColumns.split(" ").length === 2;
+  title.replaceChildren(el("span", {}, el("b", {}, t("mapErrors")), ` · ${t("mapErrorsCaption")}`));
+  errorStrip(plot, scaled, scaledUnit(unit, exponent), beside ? Math.max(200, heightBeside) : 210);
+}
+
+section("maps", maps, (body) => {
+  const bar = controls(body);
+  const channelOf = select(bar, "channel", "channel", () => channelOptions(maps.channels));
+  const leadOf = select(bar, "lead", "lead", () => leadOptions(maps.lead_hours));
+  const go = (time) => {
+    state.time = time;
+    paint();
+  };
+  const showTime = player(body, go);
+  const frame = mapFrame(maps.latitudes, maps.longitudes);
+  const figures = mapFigures(body, frame);
+  const [north, east] = [maps.latitudes.map(latitudeText), maps.longitudes.map(longitudeText)];
+  const places = north.map((lat) => east.map((lon) => `${lat} ${lon}`));
+  const ground = { frame, places, coast: coastImages(frame) };
+  const weights = maps.latitudes.map((lat) => Math.cos((lat * Math.PI) / 180));
+  const width = maps.longitudes.length;
+  let moments = []; // 各起报时间误差图的 {rmse, bias}
+  let momentsOf = "";
+  let linked = false;
+
+  // 画三幅中的一幅，返回它的高
+  function paintPanel(panel, [title, plot], map, colors, unit) {
+    const exponent = exponentOf([colors.low, colors.high]);
+    const shown = scaledUnit(unit, exponent);
+    const now = panel === "error" && moments[state.time];
+    const aside = now ? t("thisMap", withUnit(num(now.rmse, 3), unit), withUnit(num(now.bias, 3), unit)) : "";
+    const heading = el("span", {}, el("b", {}, t(panel)), ` ${axisTitle("", shown).trim()}`);
+    title.replaceChildren(heading, el("span", { class: "aside" }, aside));
+    const rows = present(map) ? decode(map, width, 10 ** exponent) : null;
+    return drawMap(plot, ground, rows, { colors, unit: shown, exponent, name: t(panel) });
+  }
+
+  function paint() {
+    const channel = channelOf();
+    const lead = leadOf();
+    const series = maps.fields[channel][maps.lead_hours.indexOf(lead)];
+    const { field, error } = maps.colors[channel];
+    const unit = prettyUnit(channelInfo(channel).unit);
+    showTime(lead);
+    if (momentsOf !== `${channel} ${lead}`) {
+      momentsOf = `${channel} ${lead}`;
+      moments = series.map((at) => (present(at.error) ? errorMoments(decode(at.error, width), weights) : null));
+    }
+    const now = series[state.time];
+    const heights = MAP_PANELS.map((panel, i) =>
+      paintPanel(panel, figures.panels[i], now[panel], panel === "error" ? error : field, unit),
+    );
+    if (maps.times.length > 1) paintStrip(figures, moments, unit, heights[2]);
+    if (linked) return;
+    linked = true; // 画板要先画过一次才有 on
+    linkHover(figures.panels.map(([, plot]) => plot));
+    if (maps.times.length > 1) figures.errors[1].on("plotly_click", ({ points }) => go(points[0].pointIndex));
+  }
+  return paint;
+});
