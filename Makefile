@@ -27,8 +27,8 @@ train: $(STAMP)  ## environment, sample data, quickstart run, its scores and a f
 	$(PYTHON) inference.py --checkpoint checkpoints/quickstart/best.ckpt --time $(QUICKSTART_TIME) --out forecast/quickstart
 	@printf '%s\n' '' 'Done. Where everything is:' \
 	  '  data/sample/                      the sample data, in the layout of your own tree' \
-	  '  log/quickstart/                   train.log, config.yaml, metrics, figures/' \
-	  '  log/quickstart/evaluation/        scores of the test year, beside persistence and climatology' \
+	  '  log/quickstart/                   report.html, train.log, config.yaml, metrics, figures/' \
+	  '  log/quickstart/evaluation/        report.html: every window of the test year, beside persistence and climatology' \
 	  '  checkpoints/quickstart/           best.ckpt, last.ckpt' \
 	  '  forecast/quickstart/              the forecast: .npy, NetCDF, PNG' \
 	  "  $(PYTHON)   the Python of this environment" \
@@ -47,6 +47,6 @@ format: $(STAMP)-dev  ## let ruff lay out the code
 	$(PYTHON) -m ruff format .
 
 clean:  ## remove the quickstart run and all caches; your runs, the sample data and the environment stay
-	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache
+	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache .hypothesis
 	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' -delete
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -108,7 +108,7 @@ def spectra_section(
 
     def by_channel(values: np.ndarray) -> dict[str, list[list[float | None]]]:  # (L, C, K)
         places = {c: statistics.channels.index(c) for c in channels}
-        return {c: [_numbers(values[lead, i] * statistics.std[i] ** 2) for lead in leads] for c, i in places.items()}
+        return {c: [_numbers(values[lead, i] * statistics.std[i] ** 2, 4) for lead in leads] for c, i in places.items()}
 
     return {
         "label": table["spectrum_label"],
@@ -119,9 +119,9 @@ def spectra_section(
     }
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """四位有效数字足够画图，页面小得多。"""
-    return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values.tolist()]
+def _numbers(values: np.ndarray, digits: int) -> list[float | None]:
+    """只留画得出来的几位有效数字，页面小得多。"""
+    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in values.tolist()]
 
 
 def series_section(task: Task, seen: Seen) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def series_section(task: Task, seen: Seen) -> dict[str, Any]:
     def nested(values: np.ndarray) -> dict[str, Any]:
         return {
             task.spec.channels[c]: [
-                [_numbers(values[:, i, j, p]) for p in range(len(points))] for i in range(len(leads))
+                [_numbers(values[:, i, j, p], 6) for p in range(len(points))] for i in range(len(leads))
             ]
             for j, c in enumerate(view.channels)
         }
