@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -130,7 +131,7 @@ def browser(tmp_path_factory) -> Iterator[Any]:
 def visit(browser: Any, path: Path) -> None:
     """打开一页，画出所有的图（平时滚到跟前才画）。"""
     browser.get(path.as_uri())
-    browser.execute_script("drawDirty(true)")
+    browser.execute_script("drawDirty(() => true)")
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_selectors_are_linked_and_numbers_are_the_contents(page):
     expected = [content["scores"][m["name"]]["z_level_00"]["mae"] for m in content["models"]]
     shown = [json.loads(y) for y in plotted(page, "scores-plot")]
     np.testing.assert_allclose(shown, expected, rtol=1e-6)
-    page.execute_script("drawDirty(true)")
+    page.execute_script("drawDirty(() => true)")
     layout = page.execute_script("return document.getElementById('scores-plot').layout")
     assert layout["yaxis"]["title"]["text"] == "MAE (m² s⁻²)"
     assert layout["xaxis"]["title"]["text"] == "lead time (h)"
@@ -280,7 +281,7 @@ def test_language(page):
 
     def press(language: str) -> None:
         page.find_element("css selector", f"[data-language={language}]").click()
-        page.execute_script("drawDirty(true)")
+        page.execute_script("drawDirty(() => true)")
 
     english = labels()
     assert english == [
@@ -291,7 +292,7 @@ def test_language(page):
     assert labels() == chinese
     assert page.find_element("css selector", "#series .caption").text.startswith("黑线为真值")
     page.refresh()
-    page.execute_script("drawDirty(true)")
+    page.execute_script("drawDirty(() => true)")
     assert labels() == chinese  # 记得住
     press("en")
     assert labels() == english
@@ -315,8 +316,24 @@ def test_colours_and_units_are_those_of_the_figures_and_tables(page):
 
 
 @in_browser
+def test_the_menu_lands_on_its_section(browser, folder):
+    """中间的段要到快看见时才画、画出来会变高：落点不能因此偏开。"""
+    top = "return document.getElementById(arguments[0]).getBoundingClientRect().top"
+    motion = {"name": "prefers-reduced-motion", "value": "no-preference"}  # 平滑地滚过去时，一路上的段都会画
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [motion]})
+    for entry, way in (("spectra", "menu"), ("maps", "menu"), ("series", "address")):
+        browser.get("about:blank")
+        browser.get((folder / "evaluation.html").as_uri() + (f"#{entry}" if way == "address" else ""))
+        if way == "menu":
+            browser.find_element("css selector", f"#menu a[href='#{entry}']").click()
+        time.sleep(1.5)
+        assert 0 <= browser.execute_script(top, entry) < 120, entry
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@in_browser
 def test_legend_hides_a_model_everywhere(page):
-    page.execute_script("drawDirty(true)")
+    page.execute_script("drawDirty(() => true)")
     count = {plot: len(plotted(page, plot)) for plot in ("scores-plot", "series-plot", "spectra-plot")}
     page.execute_script("document.querySelectorAll('#scores .legend button')[1].click()")
     assert {plot: len(plotted(page, plot)) for plot in count} == {plot: n - 1 for plot, n in count.items()}
@@ -326,7 +343,7 @@ def test_legend_hides_a_model_everywhere(page):
 
 @in_browser
 def test_table_sorts(page):
-    page.execute_script("drawDirty(true)")
+    page.execute_script("drawDirty(() => true)")
 
     def names() -> list[str]:
         return page.execute_script("return [...document.querySelectorAll('#table tbody th')].map((c) => c.textContent)")
@@ -347,7 +364,7 @@ def test_phone_and_paper(page):
         "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     )
     for language in ("en", "zh"):
-        page.execute_script(f"setLanguage('{language}'); redraw(); drawDirty(true)")
+        page.execute_script(f"setLanguage('{language}'); redraw(); drawDirty(() => true)")
         assert page.execute_script("return document.documentElement.scrollWidth") <= 360
         assert page.execute_script(wide) == []
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -73,13 +73,19 @@ function section(id, needed, build, { title = `${id}Title`, caption = `${id}Capt
   sections.push({ id, node, draw: build(node), dirty: true, visible: false });
 }
 
-function drawDirty(everything = false) {
+function drawDirty(wanted = (part) => part.visible) {
   for (const part of sections) {
-    if (part.dirty && (part.visible || everything)) {
+    if (part.dirty && wanted(part)) {
       part.dirty = false;
       part.draw();
     }
   }
+}
+
+// 跳到一段之前把它和上面的都画好：画出来会变高，不先画，落点就不准
+function drawUpTo(id) {
+  const last = sections.findIndex((part) => part.id === id);
+  drawDirty((part) => sections.indexOf(part) <= last);
 }
 
 function redraw() {

@@ -20,7 +20,8 @@ function hero() {
 function menu() {
   const bar = document.getElementById("menu");
   spoken.push(() => bar.setAttribute("aria-label", t("menu")));
-  const entries = new Map(sections.map(({ id }) => [id, say(el("a", { href: `#${id}` }), () => t(id))]));
+  const entry = (id) => say(el("a", { href: `#${id}`, onclick: () => drawUpTo(id) }), () => t(id));
+  const entries = new Map(sections.map(({ id }) => [id, entry(id)]));
   bar.append(...entries.values());
   const onPage = new Set();
   const observer = new IntersectionObserver(
@@ -73,7 +74,7 @@ function watch() {
   const paper = (printing) => {
     document.documentElement.classList.toggle("printing", printing);
     redraw();
-    if (printing) drawDirty(true);
+    if (printing) drawDirty(() => true);
   };
   addEventListener("beforeprint", () => paper(true));
   addEventListener("afterprint", () => paper(false));
@@ -84,3 +85,7 @@ menu();
 languages();
 watch();
 setLanguage(state.language);
+if (location.hash) {
+  drawUpTo(location.hash.slice(1));
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
