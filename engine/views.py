@@ -18,9 +18,9 @@ from util.batch import DataSpec
 from util.metrics import area_mean, latitude_weights
 from util.netcdf import output_grid
 
-MAP_VALUES = 500_000  # 每个场的像素总数：三个场各一字节，base64 后约 2 MB
-MAP_TIMES, MAP_LEADS, MAP_CHANNELS = 12, 4, 16
-SERIES_VALUES = 150_000  # 真值与预报合计，写成文字约 1 MB
+MAP_VALUES = 600_000  # 每个场的像素总数：三个场各一字节，base64 后约 2.4 MB
+MAP_TIMES, FEWEST_TIMES, MAP_LEADS, MAP_CHANNELS = 12, 4, 4, 9
+SERIES_VALUES = 100_000  # 真值与预报合计，写成文字约 0.8 MB
 SERIES_TIMES = 1500  # 6 小时一个起报时间，约一年
 CITIES = {
     "Beijing": (39.9, 116.4),
@@ -76,15 +76,11 @@ class View:
 
 
 def plan_view(spec: DataSpec, windows: int, steps: int, points: list[Point]) -> View:
-    """定下取哪些；网格大、通道多、时效多时依次少取时效、起报时间、通道，再不够就把格子合并。"""
-    channels = spread(spec.num_channels, MAP_CHANNELS)
-    leads = spread(steps, MAP_LEADS)
-    times = min(windows, MAP_TIMES)
-    combinations = len(channels) * len(leads) * times
-    area = spec.height * spec.width
-    factor = 1
-    while combinations * area / factor**2 > MAP_VALUES:
-        factor += 1
+    """定下取哪些；放不下时先少取起报时间，再不够就把格子合并。"""
+    channels, leads = spread(spec.num_channels, MAP_CHANNELS), spread(steps, MAP_LEADS)
+    pixels = len(channels) * len(leads) * spec.height * spec.width  # 一个起报时间的
+    times = min(windows, MAP_TIMES, max(FEWEST_TIMES, MAP_VALUES // pixels))
+    factor = math.ceil(math.sqrt(max(1.0, times * pixels / MAP_VALUES)))
     length = SERIES_VALUES // (2 * len(channels) * len(leads) * (1 + len(points)))
     kept = min(windows, SERIES_TIMES, max(1, length))
     return View(spec, channels, leads, _middle(windows, times), factor, _middle(windows, kept), points)
