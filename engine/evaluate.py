@@ -64,7 +64,7 @@ def evaluate(
     starts = find_starts(data, options.split, steps, options.stride)
     thresholds = standard_thresholds(options.thresholds, spec)
     view = plan_view(spec, len(starts), steps, parse_points(list(options.points), spec))
-    batch_size = eval_batch_size(config, fabric)
+    batch_size = eval_batch_size(config)
     models = {**fit_baselines(data, config, batch_size, fabric.device, check), name: model}
     task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, view, thresholds)
     stream = score(task, fabric, check)
@@ -75,7 +75,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     about = {**about, "split": options.split, "stride": options.stride}
     table, seen = write_results(task, stream, out, about)
-    table = {**about, "model": name, "members": options.members, "perturb": options.perturb, **table}
+    ensemble = {"members": options.members, "perturb": options.perturb, "smooth": options.smooth}
+    table = {**about, "model": name, **ensemble, **table}
     table["cost"] = {
         "parameters": parameter_count(model),
         "flops_per_sample": flops_per_sample(model, spec),

@@ -215,7 +215,7 @@ def fit(run: Run) -> None:
     """循环本身：每轮训练，验证，存 last，更好就复制成 best，隔几轮留一份，太久不进步就停。"""
     config, progress = run.config, run.state.progress
     if isinstance(run.state.model, OnePass):
-        fit_one_pass(run.state.model, run.data, eval_batch_size(config, run.fabric), run.stop.check)
+        fit_one_pass(run.state.model, run.data, eval_batch_size(config), run.stop.check)
     if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
         progress.best_step = progress.step
         save(run)

@@ -20,7 +20,7 @@ def validation_loss(
 ) -> float:
     """按有效目标数加权，eval 模式、固定种子，不动全局随机数。"""
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
-    batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config, fabric))
+    batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
     loader = make_loader(
         data.windows, batches, config.data.workers, config.data.pin_memory and fabric.device.type == "cuda"
     )
@@ -39,6 +39,6 @@ def validation_loss(
     return loss_sum / count if count else float("nan")
 
 
-def eval_batch_size(config: RunConfig, fabric: Fabric) -> int:
-    """评测时每个进程一批的窗口数：与训练的小批相同，显存已知够用。"""
-    return max(1, config.train.batch_size // (config.train.accumulate * fabric.world_size))
+def eval_batch_size(config: RunConfig) -> int:
+    """评测时一批的窗口数：与训练的小批相同，显存已知够用；与这一次起了几个进程无关，结果才与进程数无关。"""
+    return max(1, config.train.batch_size // (config.train.accumulate * config.run.devices * config.run.num_nodes))
