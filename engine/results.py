@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -56,10 +57,15 @@ class Seen:
         self.windows += count
 
     def rates(self) -> dict[str, float | None]:
-        """各模型每秒预报的窗口数；只有一批时量不出来。"""
-        first = min(self.windows, max(1, self.task.batch_size // self.task.options.members))
-        seconds = {name: self.seconds.get(name, 0.0) for name in self.task.models}
-        return {name: (self.windows - first) / s if s > 0 else None for name, s in seconds.items()}
+        """各模型每秒做多少次预报（frames_out 帧、一个成员的一次，与运算次数同一个单位）；只有一批时量不出来。"""
+        task = self.task
+        first = min(self.windows, max(1, task.batch_size // task.options.members))
+        forecasts = (self.windows - first) * math.ceil(task.steps / task.spec.frames_out)
+        rates: dict[str, float | None] = {}
+        for name in task.models:
+            seconds, members = self.seconds.get(name, 0.0), task.options.members if name == task.judged else 1
+            rates[name] = forecasts * members / seconds if seconds > 0 else None
+        return rates
 
 
 def write_results(task: Task, stream: Iterable[Scored], out: Path, attributes: Mapping[str, Any]) -> tuple[Table, Seen]:
