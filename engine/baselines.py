@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from lightning.fabric import Fabric
 from tqdm import tqdm
 
-from engine.state import load_forecaster
+from engine.state import load_forecaster, load_weights
 from models import build_model
 from models.interface import OnePass
 from util.batch import DataSpec
-from util.checkpoint import load_checkpoint
+from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
 from util.data.dataset import WeatherData
+from util.data.tree import field_path
 from util.data.windows import all_starts, make_loader, split_batches
 
 log = logging.getLogger("ar_pred")
 BASELINES = ("persistence", "climatology")
 FITTED = "linear_regression"  # 训练过就算一个基线
+FILES_CHECKED = 200  # 每个通道
 Check = Callable[[], None]
 
 
@@ -36,20 +41,40 @@ def fit_one_pass(model: Any, data: WeatherData, batch_size: int, check: Check = 
 
 
 def fit_baselines(
-    data: WeatherData, config: RunConfig, batch_size: int, device: torch.device, check: Check = lambda: None
+    data: WeatherData, config: RunConfig, batch_size: int, fabric: Fabric, check: Check = lambda: None
 ) -> dict[str, Any]:
-    """持续性预报与气候态，有训练好的线性回归时加上它。"""
+    """持续性预报与气候态，有训练好的线性回归时加上它。拟合由零号进程做，别的进程读它存下的。"""
     models: dict[str, Any] = {}
     for name in BASELINES:
         models[name] = build_model({"name": name}, data.spec)
         if isinstance(models[name], OnePass):
-            fit_one_pass(models[name], data, batch_size, check)
-        models[name].to(device).eval()
+            cache = Path(data.config.cache_dir) / f"{name}-{training_fingerprint(data)}.ckpt"
+            if fabric.is_global_zero and not cache.is_file():
+                fit_one_pass(models[name], data, batch_size, check)
+                save_checkpoint(cache, {"model": models[name].state_dict()})
+            fabric.barrier()
+            load_weights(models[name], load_checkpoint(cache)["model"])
+        models[name].to(fabric.device).eval()
     fitted = find_fitted(config, data.spec)
     if fitted is not None and config.model["name"] != FITTED:
-        models[FITTED] = load_forecaster(load_checkpoint(fitted), device)[0]
+        models[FITTED] = load_forecaster(load_checkpoint(fitted), fabric.device)[0]
         log.info("baseline %s: %s", FITTED, fitted)
     return models
+
+
+def training_fingerprint(data: WeatherData) -> str:
+    """训练数据的指纹：说明、训练窗口，和各通道抽查的文件的大小与修改时间；树重写过，就要重新拟合。"""
+    starts = all_starts(data.segments["train"], data.spec.window)
+    digest = hashlib.sha256(json.dumps([data.config.root, data.spec.to_dict()]).encode())
+    digest.update(starts.tobytes())
+    hours = np.concatenate(data.segments["train"])
+    chosen = hours[np.linspace(0, hours.size - 1, min(hours.size, FILES_CHECKED)).astype(int)]
+    for channel in data.spec.channels:
+        for hour in chosen.tolist():
+            path = field_path(data.config.root, channel, hour)
+            if path.is_file():
+                digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
 
 
 def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:

@@ -86,7 +86,11 @@ def evaluate_parser() -> argparse.ArgumentParser:
         help="events for the Brier score, in physical units, e.g. t2m=273.15 tp=0.001,0.005",
     )  # fmt: skip
     parser.add_argument(
-        "--points", nargs="+", default=[], metavar="LAT,LON", help="places of the time series, e.g. 39.9N,116.4E"
+        "--points",
+        nargs="+",
+        default=[],
+        metavar="LAT,LON",
+        help="places of the time series, e.g. 39.9N,116.4E 33.9S,151.2E",
     )
     parser.add_argument(
         "--save", nargs="+", choices=("netcdf", "npy", "none"), default=["netcdf"],
@@ -111,11 +115,19 @@ def evaluate_command(argv: Arguments = None) -> int:
         members=args.members,
         perturb=args.perturb,
         smooth=args.smooth,
-        thresholds=dict(args.thresholds),
+        thresholds=merge_thresholds(args.thresholds),
         save=tuple(kind for kind in args.save if kind != "none"),
         points=tuple(args.points),
     )
     return evaluate_checkpoint(args.checkpoint, options, args.out)
+
+
+def merge_thresholds(given: list[tuple[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:
+    """同一个通道写了几次就合在一起。"""
+    merged: dict[str, tuple[float, ...]] = {}
+    for channel, values in given:
+        merged[channel] = tuple(sorted({*merged.get(channel, ()), *values}))
+    return merged
 
 
 def compare_parser() -> argparse.ArgumentParser:
@@ -159,16 +171,19 @@ def _add_ensemble(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return value
 
 
 def _not_negative(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
     return value
 
 

@@ -32,7 +32,18 @@ from util.statistics import Statistics
 log = logging.getLogger("ar_pred")
 BASELINE_NAMES = (*BASELINES, FITTED)
 SAME = 1e-4  # 同一个基线在两份评测里的 RMSE 至多相差这么多（相对）：float32 与设备的舍入之上
-ORIGIN = ("run", "checkpoint", "step", "split", "stride", "model", "members")  # 两个文件里都有的来历
+ORIGIN = (
+    "run",
+    "checkpoint",
+    "step",
+    "split",
+    "stride",
+    "steps",
+    "model",
+    "members",
+    "perturb",
+    "smooth",
+)  # 两个文件里都有的来历
 
 
 class Entry(NamedTuple):
@@ -174,7 +185,8 @@ def make_comparison(entries: Sequence[Entry], sources: Sequence[Source], notes: 
     common = common_pairs(sources)
     notes = [*notes, *entry_notes(entries, common), *check_baselines(entries, sources, common)]
     baselines = [s.label for s in sources if s.label in BASELINE_NAMES]
-    table = tabulate(sources, baselines)
+    runs = [s.label for s in sources if s.label not in BASELINE_NAMES]
+    table = tabulate(sources, baselines, runs[:1])
     if same_fields(entries, table):
         for source in sources:
             add_spectral_distance(table, source.file, {source.label: source.model})
@@ -303,9 +315,23 @@ def page_content(entries: Sequence[Entry], sources: Sequence[Source], table: Tab
         },
         "environment": versions(),
         "links": [
-            [e.label, quote(Path(os.path.relpath(e.report, out)).as_posix())] for e in entries if e.report.is_file()
+            [e.label, quote(Path(os.path.relpath(e.report, out)).as_posix())]
+            for e in entries
+            if linkable(e.report, out)
         ],
     }
+
+
+def config_section(entries: Sequence[Entry]) -> dict[str, str]:
+    """各运行的配置接在一起；评测的文件夹旁没有 config.yaml 的不列。"""
+    paths = {e.label: e.folder.parent / "config.yaml" for e in entries}
+    texts = [f"# {label}\n{path.read_text(encoding='utf-8')}" for label, path in paths.items() if path.is_file()]
+    return {"config": "\n".join(texts)} if texts else {}
+
+
+def linkable(report: Path, out: Path) -> bool:
+    """只链接与 out 并列的报告：out 搬到别处（如 docs/）时，指回 log/ 的链接就断了。"""
+    return report.is_file() and report.resolve().is_relative_to(out.resolve().parent)
 
 
 def pairs_note(table: Table) -> str:

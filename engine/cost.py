@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import resource
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.rollout import window_time
 from util.batch import DataSpec
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def parameter_count(model: Any) -> int:
@@ -32,11 +35,22 @@ def flops_per_sample(model: Any, spec: DataSpec) -> int:
     return counter.get_total_flops()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """从这里起重新量峰值内存。"""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR.exists():
+        CLEAR.write_text("5")  # 内核只认这个数：VmHWM 回到现在的值
+
+
 def peak_memory(device: torch.device) -> int:
-    """字节：显卡上是分配过的最多显存，CPU 上是整个进程的最大驻留内存。"""
+    """字节：显卡上是分配过的最多显存；CPU 上是整个进程的最大驻留内存（没有 /proc 的系统从进程开始算起）。"""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if not STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(row for row in STATUS.read_text().splitlines() if row.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def device_name(device: torch.device) -> str:

@@ -8,15 +8,16 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from lightning.fabric import Fabric
 
 from engine.baselines import Check, fit_baselines
-from engine.cost import device_name, flops_per_sample, parameter_count, peak_memory
+from engine.cost import device_name, flops_per_sample, parameter_count, peak_memory, reset_peak_memory
 from engine.report import curves_section, data_section, evaluation_content
 from engine.results import Seen, Table, table_text, write_results, write_table
 from engine.rollout import check_members
-from engine.scoring import Options, Task, find_starts, score, standard_thresholds
+from engine.scoring import Options, Task, find_starts, score, threshold_table
 from engine.state import Progress, load_forecaster, versions
 from engine.validation import eval_batch_size
 from engine.views import parse_points, plan_view
@@ -62,10 +63,11 @@ def evaluate(
     check_members(model, name, options.members, options.perturb, options.smooth)
     steps = options.steps or spec.frames_out
     starts = find_starts(data, options.split, steps, options.stride)
-    thresholds = standard_thresholds(options.thresholds, spec)
+    thresholds = threshold_table(options.thresholds, spec)
     view = plan_view(spec, len(starts), steps, parse_points(list(options.points), spec))
     batch_size = eval_batch_size(config)
-    models = {**fit_baselines(data, config, batch_size, fabric.device, check), name: model}
+    models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
+    reset_peak_memory(fabric.device)
     task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, view, thresholds)
     stream = score(task, fabric, check)
     if not fabric.is_global_zero:
@@ -73,15 +75,16 @@ def evaluate(
             pass
         return None
     out.mkdir(parents=True, exist_ok=True)
-    about = {**about, "split": options.split, "stride": options.stride}
+    about = {**about, "split": options.split, "stride": options.stride, "steps": steps, "members": options.members}
+    about |= {"perturb": options.perturb, "smooth": options.smooth}
     table, seen = write_results(task, stream, out, about)
-    ensemble = {"members": options.members, "perturb": options.perturb, "smooth": options.smooth}
-    table = {**about, "model": name, **ensemble, **table}
+    table = {**about, "model": name, **table}
+    memory = peak_memory(fabric.device)  # 在数运算次数之前：那里要多一份副本
     table["cost"] = {
         "parameters": parameter_count(model),
         "flops_per_sample": flops_per_sample(model, spec),
         "inference_samples_per_second": table["samples_per_second"][name],
-        "inference_peak_memory_bytes": peak_memory(fabric.device),
+        "inference_peak_memory_bytes": memory,
         "device": device_name(fabric.device),
     }
     return Evaluated(task, table, seen)
@@ -92,7 +95,7 @@ def present(result: Evaluated, config: RunConfig, out: Path, page: Path, content
     table, task = result.table, result.task
     log.info("scores: %s", write_table(out, table))
     made = evaluation_content(task, table, result.seen, config, out / "statistics.nc")
-    made["costs"] = [{"name": table["run"], **table["cost"]}]
+    made["costs"] = [{"name": task.judged, **table["cost"]}]
     made |= {**content, "facts": [*made["facts"], *content["facts"]]}
     pictures = draw_scores(table, made, out / "figures")
     write_report(page, made)
@@ -118,9 +121,13 @@ def draw_scores(table: Table, content: dict[str, Any], folder: Path) -> list[Pat
 
 
 def make_evaluation_fabric(config: RunConfig) -> Fabric:
-    """一个进程；用 torchrun 起了几个就用几个。"""
+    """一个进程；用 torchrun 起了几个就用几个。训练用的显卡这里没有时用 CPU。"""
+    device = config.run.device
+    if device == "cuda" and not torch.cuda.is_available():
+        log.warning("the run was trained with run.device = cuda, which is not available here; using the CPU")
+        device = "cpu"
     local, world = (int(os.environ.get(key, "1")) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    fabric = Fabric(accelerator=config.run.device, devices=local, num_nodes=world // local, strategy="auto")
+    fabric = Fabric(accelerator=device, devices=local, num_nodes=world // local, strategy="auto")
     fabric.launch()
     return fabric
 
@@ -169,11 +176,11 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
     default = Options()
     for name in ("steps", "stride", "members", "perturb", "smooth"):
         if getattr(options, name) != getattr(default, name):
-            words += [f"--{name}", f"{getattr(options, name):g}"]
+            words += [f"--{name}", str(getattr(options, name))]
     if options.thresholds:
         words += [
             "--thresholds",
-            *(f"{c}={','.join(f'{v:g}' for v in values)}" for c, values in options.thresholds.items()),
+            *(f"{c}={','.join(map(repr, values))}" for c, values in options.thresholds.items()),
         ]
     if options.points:
         words += ["--points", *options.points]

@@ -12,6 +12,7 @@ from engine.results import table_text
 from engine.scoring import Options
 from engine.state import load_forecaster
 from engine.validation import validation_loss
+from util.atomic import replacing
 from util.checkpoint import load_checkpoint
 from util.plot import curves_figure, save_figures
 from util.report import write_report
@@ -53,7 +54,8 @@ def finish(run: Run) -> None:
         summary |= {key: result.table[key] for key in ("cost", "mean_rmse_ratio")}
         pictures += present(result, config, run.log_dir / "test", run.log_dir / "report.html", page)
         pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
-    (run.log_dir / "metrics.json").write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    with replacing(run.log_dir / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
     for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
         run.wandb.images(run.state.progress.step, f"figures/{path.stem}", [path])
     log.info("done: %s, %s, report %s", run.log_dir, run.best, run.log_dir / "report.html")

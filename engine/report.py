@@ -26,6 +26,7 @@ from util.logger import read_metrics
 from util.plot import color_limits, plotly_scale
 from util.statistics import Statistics
 
+Facts = list[list[Any]]  # [标签, 文字或 phrase()]
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
 MISSING_SHOWN = 50
 SCORE_CELLS = 1000  # 页面里通道 × 时效至多这么多；全部的在 metrics.csv
@@ -38,18 +39,21 @@ def evaluation_content(
     with Statistics(statistics_path) as statistics:
         channels = [task.spec.channels[c] for c in task.view.channels]
         spectra = spectra_section(table, statistics, {n: n for n in task.models}, channels, task.view.leads)
+        maps = {**maps_section(task, seen), "scores": map_scores(task, statistics)}
     hours = task.init_hours
     first, last = (time_text(int(h)) for h in (hours[0], hours[-1]))
-    facts = [["split", task.options.split], ["windows", f"{len(hours)}, initial times {first} to {last} UTC"]]
-    left_out = sum(map(sum, table["left_out"].values()))
-    scored = sum(map(sum, table["pairs"].values()))
-    facts += [["fields scored", f"{scored} ({left_out} left out: interpolated truth)"]]
+    left_out, scored = (sum(map(sum, table[key].values())) for key in ("left_out", "pairs"))
+    facts: Facts = [
+        ["split", task.options.split],
+        ["windows", phrase("factWindows", len(hours), first, last)],
+        ["fields scored", phrase("factScored", scored, left_out)],
+    ]
     if task.options.members > 1:
-        noise = f", initial noise {task.options.perturb:g} std" if task.options.perturb else ""
-        facts += [["members", f"{task.options.members}{noise}"]]
+        noise = [task.options.perturb] if task.options.perturb else []
+        facts += [["members", phrase("factMembersNoise" if noise else "factMembers", task.options.members, *noise)]]
     shown = page_leads(table)
     if len(shown) < task.steps:
-        facts += [["lead times", f"{len(shown)} of {task.steps} on this page, all in metrics.csv"]]
+        facts += [["lead times", phrase("factLeads", len(shown), task.steps)]]
     return {
         "facts": facts,
         "models": models_section(list(task.models), [n for n in task.models if n != task.judged]),
@@ -57,11 +61,16 @@ def evaluation_content(
         **scores_sections(table, shown),
         "spectra": spectra,
         "series": series_section(task, seen),
-        "maps": maps_section(task, seen),
+        "maps": maps,
         "coast": coast_section(task),
         "config": yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
         "environment": versions(),
     }
+
+
+def phrase(key: str, *values: Any) -> dict[str, Any]:
+    """页面按语言说出的一句话；句子在 util/report/words.js 里。"""
+    return {"key": key, "values": [str(value) for value in values]}
 
 
 def models_section(names: list[str], baselines: list[str]) -> list[dict[str, str]]:
@@ -183,29 +192,46 @@ def maps_section(task: Task, seen: Seen) -> dict[str, Any]:
         "times": [_iso(int(task.init_hours[row])) for row in view.map_rows],
         "lead_hours": [spec.interval_hours * (i + 1) for i in view.leads],
         "channels": [spec.channels[c] for c in view.channels],
-        "note": _note(task),
+        "note": _notes(task),
         "fields": fields,
         "colors": colors,
     }
 
 
-def _bytes(field: np.ndarray) -> dict[str, Any]:
+def map_scores(task: Task, statistics: Statistics) -> dict[str, Any]:
+    """每张地图自己的 RMSE 与偏差，取自全部格点的统计量，不由合并过的像素算。"""
+    view, spec = task.view, task.spec
+    rows = slice(view.map_rows.start, view.map_rows.stop)
+    square, error = (statistics.read(name, task.judged, rows) for name in ("square", "error"))  # (T, L, C)
+
+    def one(row: int, lead: int, c: int) -> dict[str, float] | None:
+        if not math.isfinite(square[row, lead, c]):
+            return None
+        return {"rmse": math.sqrt(square[row, lead, c]) * spec.std[c], "bias": error[row, lead, c] * spec.std[c]}
+
+    return {
+        spec.channels[c]: [[one(row, lead, c) for row in range(len(square))] for lead in view.leads]
+        for c in view.channels
+    }
+
+
+def _bytes(field: np.ndarray) -> dict[str, Any] | None:
+    """插值得来的真值（NaN）没有图。"""
+    if not np.isfinite(field).all():
+        return None
     low, high = float(field.min()), float(field.max())
     scale = 255 / (high - low) if high > low else 0.0
     data = np.rint((field.astype(np.float64) - low) * scale).astype(np.uint8)
     return {"data": base64.b64encode(data.tobytes()).decode("ascii"), "low": low, "high": high}
 
 
-def _note(task: Task) -> str | None:
+def _notes(task: Task) -> list[dict[str, Any]]:
     """页面里少放了什么，说明白。"""
-    view, parts = task.view, []
-    if view.factor > 1:
-        parts.append(f"maps are means over {view.factor} x {view.factor} grid points")
-    if len(view.channels) < task.spec.num_channels:
-        parts.append(f"{len(view.channels)} of {task.spec.num_channels} channels")
-    if len(view.leads) < task.steps:
-        parts.append(f"{len(view.leads)} of {task.steps} lead times")
-    return "; ".join(parts) or None
+    view, spec = task.view, task.spec
+    notes = [phrase("mapsPooled", view.factor)] if view.factor > 1 else []
+    notes += [phrase("mapsChannels", len(view.channels), spec.num_channels)] * (len(view.channels) < spec.num_channels)
+    notes += [phrase("mapsLeads", len(view.leads), task.steps)] * (len(view.leads) < task.steps)
+    return notes
 
 
 def coast_section(task: Task) -> list[list[list[float]]]:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from util.statistics import Statistics, StatisticsFile
 
 log = logging.getLogger("ar_pred")
 Table = dict[str, Any]
+FIELD_FILES = {"netcdf": ("forecast.nc", "truth.nc"), "npy": ("inputs.npy", "trues.npy", "preds.npy")}
+SPECTRUM_FLOOR = 1e-8  # 真值的功率低于总量的这一份，只是舍入的噪声
 
 
 class Seen:
@@ -73,12 +76,10 @@ def write_results(task: Task, stream: Iterable[Scored], out: Path, attributes: M
     seen = Seen(task)
     path = out / "statistics.nc"
     leads = [task.spec.interval_hours * (i + 1) for i in range(task.steps)]
-    thresholds = task.thresholds.double().numpy() * np.array(task.spec.std)[:, None]
-    thresholds = thresholds + np.array(task.spec.mean)[:, None]
-    about = {"model": task.judged, "members": task.options.members, **attributes}
+    about = {"model": task.judged, **attributes}
     with ExitStack() as stack:
         file = stack.enter_context(
-            StatisticsFile(path, task.spec, list(task.models), task.init_hours, leads, thresholds, about)
+            StatisticsFile(path, task.spec, list(task.models), task.init_hours, leads, task.thresholds.numpy(), about)
         )
         savers = open_savers(stack, task, out, leads, attributes)
         for scored in stream:
@@ -87,6 +88,8 @@ def write_results(task: Task, stream: Iterable[Scored], out: Path, attributes: M
             for save in savers:
                 save(scored)
         finish_statistics(file, task, seen)
+    for name in set(chain(*FIELD_FILES.values())) - set(chain(*(FIELD_FILES[k] for k in task.options.save))):
+        (out / name).unlink(missing_ok=True)  # 上一次留下的，与这一次的成绩不是一回事
     with Statistics(path) as statistics:
         table = make_table(task, statistics, seen)
     return table, seen
@@ -118,13 +121,17 @@ def make_table(task: Task, statistics: Statistics, seen: Seen) -> Table:
 
 
 def add_spectral_distance(table: Table, statistics: Statistics, models: Mapping[str, str]) -> None:
-    """对数谱距离（分贝）：10 lg(预报谱 / 真值谱) 对波数的均方根；谱先在全部场上平均。models: 表上的名字 → 文件里的。"""
+    """对数谱距离（分贝）：10 lg(预报谱 / 真值谱) 对波数的均方根；谱先在全部场上平均。
+
+    只用真值的功率不低于总量 SPECTRUM_FLOOR 的波数：带限的场在截断以外只有舍入的噪声。models: 表上的名字 → 文件里的。
+    """
     spectra, truth = statistics.result("spectrum"), statistics.result("spectrum_truth")
     assert spectra is not None and truth is not None
     for label, name in models.items():
         with np.errstate(divide="ignore", invalid="ignore"):
             decibel = 10 * np.log10(spectra[statistics.models.index(name)] / truth)  # (L, C, K)
-            distance = np.sqrt((decibel**2).mean(-1))
+            real = truth >= SPECTRUM_FLOOR * truth.sum(-1, keepdims=True)
+            distance = np.sqrt(np.where(real, decibel**2, 0).sum(-1) / real.sum(-1))
         for channel in table["channels"]:
             i = statistics.channels.index(channel)
             table["scores"][label][channel]["log_spectral_distance"] = plain(distance[:, i])

@@ -55,7 +55,7 @@ class Task:
     batch_size: int
     seed: int
     view: View
-    thresholds: Tensor  # (C, K) 标准化，不足 K 个的补 NaN
+    thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
 
     @property
     def spec(self) -> DataSpec:
@@ -98,8 +98,8 @@ def find_starts(data: WeatherData, split: str, steps: int, stride: int) -> np.nd
     return starts
 
 
-def standard_thresholds(thresholds: Mapping[str, tuple[float, ...]] | None, spec: DataSpec) -> Tensor:
-    """通道 → 物理单位的阈值，换成 (C, K) 标准化，不足 K 个的补 NaN。
+def threshold_table(thresholds: Mapping[str, tuple[float, ...]] | None, spec: DataSpec) -> Tensor:
+    """通道 → 阈值，排成 (C, K) float64，物理单位，不足 K 个的补 NaN。
 
     Raises:
         ValueError: 没有这个通道。
@@ -108,11 +108,17 @@ def standard_thresholds(thresholds: Mapping[str, tuple[float, ...]] | None, spec
     for channel in thresholds:
         if channel not in spec.channels:
             raise ValueError(f"--thresholds: no channel {channel!r}; {nearest(channel, spec.channels, 'channels')}")
-    table = torch.full((spec.num_channels, max(map(len, thresholds.values()), default=0)), float("nan"))
+    count = max(map(len, thresholds.values()), default=0)
+    table = torch.full((spec.num_channels, count), float("nan"), dtype=torch.float64)
     for channel, values in thresholds.items():
-        c = spec.channels.index(channel)
-        table[c, : len(values)] = (torch.tensor(values, dtype=torch.float64) - spec.mean[c]) / spec.std[c]
+        table[spec.channels.index(channel), : len(values)] = torch.tensor(values, dtype=torch.float64)
     return table
+
+
+def standardize_thresholds(table: Tensor, spec: DataSpec) -> Tensor:
+    """(C, K) 物理单位 → 标准化 float32，与读取器逐位同样的算法：恰好落在阈值上的数不能因舍入成了超过。"""
+    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None] for v in (spec.mean, spec.std))
+    return (table.float() - mean) / std
 
 
 @torch.inference_mode()
@@ -152,7 +158,7 @@ def gather(fabric: Fabric, one: Scored | None) -> list[Scored]:
 def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Scored:
     """一批窗口：各模型逐时效地往前走，每走一步就算统计量，不留下整段预报（要存盘、要画的除外）。"""
     spec, weights = task.spec, latitude_weights(task.spec.latitudes).to(device)
-    thresholds = task.thresholds.to(device, batch.history.dtype)
+    thresholds = standardize_thresholds(task.thresholds, spec).to(device)
     periodic = closes_circle(spec)
     seconds = dict.fromkeys(task.models, 0.0)
     rolls = {name: timed(run_model(task, name, batch), name, seconds, device) for name in task.models}
@@ -172,7 +178,7 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
             power = zonal_spectrum(forecast, weights, periodic).mean(1)  # (B, C, K)
             spectra[name].append((power * keep[..., None]).sum(0).cpu())
             if name == task.judged:
-                kept.take(lead, forecast, truth)
+                kept.take(lead, forecast, truth.masked_fill(~valid[..., None, None], float("nan")))
                 if task.options.members > 1:
                     counts = rank_counts(forecast, truth, weights)
                     ranks.append((counts * keep[..., None]).sum(0).cpu())
@@ -242,7 +248,7 @@ class Kept:
         self.saved: dict[str, list[np.ndarray]] = {"forecast": [], "truth": []}
 
     def take(self, lead: int, forecast: Tensor, truth: Tensor) -> None:
-        """被评模型的一个时效：forecast (B, M, C, H, W)，truth (B, C, H, W)。"""
+        """被评模型的一个时效：forecast (B, M, C, H, W)，truth (B, C, H, W)，插值得来的为 NaN。"""
         view, spec = self.task.view, self.task.spec
         both = {"forecast": forecast.mean(1), "truth": truth}
         if lead in view.leads:

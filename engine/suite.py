@@ -76,7 +76,7 @@ def run_suite(path: Path, out: Path | None) -> int:
     for number, member in enumerate(suite.members, 1):
         log.info("suite %s, member %d of %d: %s", path.stem, number, len(suite.members), member.label)
         try:
-            done[member.label] = finish_member(suite, member, member.run or f"{name}-{member.label}")
+            done[member.label] = finish_member(suite, member, member.run or f"{name}-{member.label}", name)
         except ValueError as error:
             failed[member.label] = str(error)
             log.error("member %s failed, going on without it: %s", member.label, error)
@@ -89,8 +89,8 @@ def run_suite(path: Path, out: Path | None) -> int:
     return 1 if failed else 0
 
 
-def finish_member(suite: Suite, member: Member, run: str) -> Path:
-    """训练并评测一个成员，做过的不再做；返回评测的文件夹。
+def finish_member(suite: Suite, member: Member, run: str, own: str) -> Path:
+    """训练并评测一个成员，做过的不再做；返回评测的文件夹。own 是这套评测自己的文件夹名，几套互不覆盖。
 
     Raises:
         ValueError: 配置不对，或子进程失败（它最后的一行）。
@@ -102,14 +102,14 @@ def finish_member(suite: Suite, member: Member, run: str) -> Path:
         log.info("%s is trained already, in %s", run, folder)
     else:
         run_script("train.py", "--config", member.config, "--resume", "auto", *changes)
-    for place in (folder / "test", folder / "suite"):  # 训练末了的成绩，或上一次在这里评的
+    for place in (folder / "test", folder / own):  # 训练末了的成绩，或上一次在这里评的
         if is_evaluated(place, best, suite, config):
             log.info("%s is evaluated already, in %s", run, place)
             return place
     options = ["--split", suite.split, "--stride", str(suite.stride), "--save", "none"]
     options += ["--steps", str(suite.steps)] if suite.steps else []
-    run_script("evaluate.py", "--checkpoint", str(best), *options, "--out", str(folder / "suite"))
-    return folder / "suite"
+    run_script("evaluate.py", "--checkpoint", str(best), *options, "--out", str(folder / own))
+    return folder / own
 
 
 def is_trained(folder: Path, best: Path, config: RunConfig) -> bool:

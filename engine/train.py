@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from engine.baselines import fit_one_pass
-from engine.cost import device_name, peak_memory
+from engine.cost import device_name, peak_memory, reset_peak_memory
 from engine.evaluate import check_same_data
 from engine.finish import finish
 from engine.preflight import preflight
@@ -222,6 +222,7 @@ def fit(run: Run) -> None:
         copy_from_last(run)
         return
     patience = config.train.early_stop_epochs
+    reset_peak_memory(run.fabric.device)
     while progress.epoch < config.train.epochs and not (patience and progress.stale >= patience):
         train_epoch(run)
         number = progress.epoch + 1

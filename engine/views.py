@@ -124,10 +124,10 @@ def parse_points(texts: list[str], spec: DataSpec) -> list[Point]:
 
 
 def _parse(text: str) -> tuple[float, float]:
-    number = r"(-?\d+(?:\.\d+)?)"
-    found = re.fullmatch(rf"{number}([NS]?),{number}([EW]?)", text.strip().upper())
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"{number}([NS]),{number}([EW])", text.strip().upper())
     if found is None:
-        raise ValueError(f"--points {text}: write latitude,longitude like 39.9N,116.4E")
+        raise ValueError(f"--points {text}: write latitude,longitude like 39.9N,116.4E or 33.9S,151.2E")
     latitude, south, longitude, west = found.groups()
     return float(latitude) * (-1 if south == "S" else 1), float(longitude) * (-1 if west == "W" else 1)
 

@@ -40,6 +40,12 @@ COST = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """几周的数据就给区间，测试才小。"""
+    monkeypatch.setattr("util.scores.FEWEST_BLOCKS", 4)
+
+
 def physical(model: str, size: float = 1.0) -> dict[str, np.ndarray]:
     """一个模型的统计量 (T, 3, 3)，物理单位：同名的模型在每个文件里相同。size 乘在误差上。"""
     rng = np.random.default_rng([*model.encode()])
@@ -67,7 +73,7 @@ def write(
         channels=tuple(CHANNELS[c] for c in channels), units=tuple(units[c] for c in channels), std=tuple(std),
     )  # fmt: skip
     about = {"run": run, "checkpoint": f"checkpoints/{run}/best.ckpt", "step": 7, "split": "test", "stride": 1}
-    about |= {"model": judged, "members": members}
+    about |= {"model": judged, "members": members, "steps": len(hold), "perturb": 0.0, "smooth": 0.0}
     folder.mkdir(parents=True)
     shape = (len(models), len(hold), len(channels))
     with StatisticsFile(
@@ -81,7 +87,7 @@ def write(
         truth = ("prediction_timedelta", "channel", "wavenumber")
         file.add("spectrum_truth", truth, np.ones((*shape[1:], 4)))
     scored = np.isfinite(models[judged]["square"][rows][:, leads][:, :, channels]).sum(0)  # (L, C)
-    table = {**about, "perturb": 0.0, "initial_times": len(hours), "lead_hours": hold, "cost": COST}
+    table = {**about, "initial_times": len(hours), "lead_hours": hold, "cost": COST}
     table |= {"pairs": {c: scored[:, i].tolist() for i, c in enumerate(spec.channels)}}
     (folder / "metrics.json").write_text(json.dumps({**table, "spectrum_label": "zonal wavenumber"}))
     return folder

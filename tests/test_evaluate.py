@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 import xarray as xr
 
 from engine.commands import evaluate_command
+from engine.scoring import standardize_thresholds, threshold_table
 from tests.runs import ROOT, train_here, write_run
+from tests.small import small_spec
 from util.data.calendar import parse_time
 from util.data.tree import field_path
 
@@ -128,6 +131,40 @@ def test_perturbed_ensemble(tree, trained, tmp_path):
     assert again["scores"]["ar_pred_video_vanilla"]["t2m"]["crps"] == found["crps"]
 
 
+def test_thresholds_fall_where_the_reader_puts_the_data():
+    """值恰好等于阈值时不算超过：两边以同样的 float32 标准化，几百组统计量都如此。"""
+    rng = np.random.default_rng(0)
+    for mean, std, value in zip(rng.normal(0, 1e-3, 300), rng.random(300) + 1e-3, rng.normal(0, 300, 300), strict=True):
+        spec = replace(small_spec(channels=1), mean=(float(mean),), std=(float(std),))
+        field = np.full((1, 1, 1), value, np.float32)
+        field -= np.float32(mean)
+        field /= np.float32(std)
+        table = threshold_table({"c0": (float(np.float32(value)),)}, spec)
+        assert standardize_thresholds(table, spec).item() == field.item()
+
+
+def test_thresholds_keep_their_names_and_add_up(trained, tmp_path):
+    table = run(
+        trained, tmp_path, "--thresholds", "t2m=280.1", "t2m=0", "t2m=101325.25", "--stride", "20", "--save", "none"
+    )
+    found = table["scores"]["persistence"]["t2m"]
+    assert [n for n in found if n.startswith("brier")] == ["brier>0", "brier>280.1", "brier>101325.25"]
+    assert found["brier>101325.25"] == [0.0]
+
+
+def test_files_of_an_earlier_evaluation_do_not_stay(trained, tmp_path):
+    run(trained, tmp_path, "--stride", "10")
+    run(trained, tmp_path, "--stride", "20", "--save", "npy")
+    assert not (tmp_path / "forecast.nc").exists() and (tmp_path / "preds.npy").exists()
+
+
+def test_a_run_trained_on_a_gpu_is_scored_without_one(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["config"]["run"]["device"] = "cuda"
+    torch.save(content, tmp_path / "gpu.ckpt")
+    run(tmp_path / "gpu.ckpt", tmp_path / "out", "--stride", "20", "--save", "none")
+
+
 def test_interpolated_truth_is_left_out_and_counted(make_tree, trained, tmp_path):
     """另一棵同样的树，测试段少一个文件：那一刻不作真值，用到它作来源的也不算。"""
     tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
@@ -135,7 +172,11 @@ def test_interpolated_truth_is_left_out_and_counted(make_tree, trained, tmp_path
     content = torch.load(trained, weights_only=True)
     content["config"]["data"] |= {"root": str(tree.root), "cache_dir": str(tmp_path / "cache"), "max_missing": 0.1}
     torch.save(content, tmp_path / "moved.ckpt")
-    table = run(tmp_path / "moved.ckpt", tmp_path / "out", "--save", "none")
+    table = run(tmp_path / "moved.ckpt", tmp_path / "out", "--save", "npy", "netcdf")
+    trues, hole = np.load(tmp_path / "out/trues.npy"), 10 - 3  # 第几个窗口的目标
+    assert np.isnan(trues[hole, 0, 1]).all() and np.isfinite(trues[hole, 0, 0]).all()
+    saved = xr.open_dataset(tmp_path / "out/truth.nc")["u10"].isel(time=hole)
+    assert np.isnan(saved.values).all()
     assert table["left_out"]["t2m"] == [0] and table["left_out"]["u10"][0] >= 1
     assert table["left_out"]["u10"][0] + table["pairs"]["u10"][0] == table["initial_times"]
     assert "u10" in (tmp_path / "out/missing.csv").read_text()
@@ -185,7 +226,7 @@ def test_one_window_is_enough(trained, tmp_path):
         (["--smooth", "10"], "--smooth 10 shapes the noise of --perturb"),
         (["--thresholds", "t2n=280"], "no channel 't2n'; nearest: t2m"),
         (["--steps", "38"], "needs frames_in + steps = 3 + 38; --steps 37 is the most"),
-        (["--points", "40"], "--points 40: write latitude,longitude like 39.9N,116.4E"),
+        (["--points", "40"], "--points 40: write latitude,longitude like 39.9N,116.4E or 33.9S,151.2E"),
         (["--points", "95N,10E"], "--points 95N,10E: outside the grid"),
         (["--save", "none", "npy"], "none stands alone"),
     ],

@@ -56,7 +56,6 @@ def test_latitude_weights_approach_cos_on_a_fine_global_grid() -> None:
 
 
 SHAPES = st.tuples(*(st.integers(1, n) for n in (3, 3, 9, 10)))  # B、C、H、W
-few = settings(deadline=None, derandomize=True, max_examples=20)
 
 
 def weights_of(height: int) -> torch.Tensor:

@@ -23,6 +23,12 @@ NAMES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """几周的数据就给区间，测试才小。"""
+    monkeypatch.setattr("util.scores.FEWEST_BLOCKS", 4)
+
+
 def spec_with(std: tuple[float, ...]) -> DataSpec:
     from dataclasses import replace
 
@@ -196,6 +202,31 @@ def test_nothing_in_common_is_one_line(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=message) as error:
                 common_pairs([Source("a", a, "model"), Source("b", b, "model")])
             assert "\n" not in str(error.value)
+
+
+def test_a_model_can_be_compared_with_another(tmp_path: Path) -> None:
+    """两个运行之差；标准差不同的文件各按自己的还原。"""
+    one, two = spec_with((2.0,)), spec_with((8.0,))
+    hours = START + np.arange(0, 6 * 28) * 6
+    first = write(tmp_path / "a.nc", one, hours, [6], seed=1, holes=0.0)
+    second = write(tmp_path / "b.nc", two, hours, [6], seed=2, holes=0.0)
+    with Statistics(tmp_path / "a.nc") as a, Statistics(tmp_path / "b.nc") as b:
+        table = tabulate(
+            [Source("A", a, "model"), Source("B", b, "model"), Source("P", a, "persistence")], ["P"], ["A"]
+        )
+    assert list(table["skill"]["A"]) == ["P"] and list(table["skill"]["B"]) == ["P", "A"]
+    rmse = [math.sqrt(v["model"]["square"].astype(float).mean()) for v in (first, second)]
+    found = table["skill"]["B"]["A"]["c0"]["rmse"]
+    assert found["difference"][0] == pytest.approx(8 * rmse[1] - 2 * rmse[0], rel=1e-6)
+    assert found["value"][0] == pytest.approx(1 - 8 * rmse[1] / (2 * rmse[0]), rel=1e-6)
+    assert found["difference_low"][0] < found["difference"][0] < found["difference_high"][0]
+
+
+def test_no_field_valid_in_all_is_one_line(tmp_path: Path) -> None:
+    spec, hours = spec_with((1.0,)), START + np.arange(10) * 6
+    write(tmp_path / "a.nc", spec, hours, [6], holes=1.1)
+    with Statistics(tmp_path / "a.nc") as a, pytest.raises(ValueError, match=r"no field is valid in all of .*a\.nc"):
+        common_pairs([Source("a", a, "model")])
 
 
 def test_csv_is_tidy_and_complete(tmp_path: Path) -> None:

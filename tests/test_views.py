@@ -16,7 +16,7 @@ from tests.small import small_spec, tiny_model
 
 def test_points_are_the_nearest_grid_points() -> None:
     spec = small_spec(grid=(8, 16))  # 纬度 78.75 … −78.75，每 22.5°；经度 0 … 337.5
-    found = parse_points(["39.9N,116.4E", "33.9S,151.2E", "-10,-20", "40.7n,74w", "0,359"], spec)
+    found = parse_points(["39.9N,116.4E", "33.9S,151.2E", "10S,20W", "40.7n,74w", "0N,359E"], spec)
     assert [(p.latitude, p.longitude) for p in found] == [
         (33.75, 112.5), (-33.75, 157.5), (-11.25, 337.5), (33.75, 292.5), (11.25, 0.0)
     ]  # fmt: skip

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Coordinates = dict[str, tuple[Any, np.ndarray, dict[str, str]]]  # 名称 → (维, 值, 属性)
 CHUNK_VALUES = 2**22  # 一块的数据个数：HDF5 读一个场也要解压整块，块不能超过 4 GiB
+CACHED_VALUES = 2**17  # 半兆字节：逐批写时整块留在 HDF5 的缓存里，写满才压缩一次
 
 
 class OutputGrid(NamedTuple):
@@ -223,11 +224,12 @@ def _joined(name: str, kind: str) -> str:
 
 
 def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
-    """一个初始时刻一块；太大时从外往里（成员、时效、层）切成一个一块，一个场总是完整的。"""
+    """小的场几个初始时刻一块：块越多，HDF5 记在内存里的索引越长；大的从外往里切（成员、时效、层），一个场总是完整的。"""
     chunks = [1, *shape[1:]]
     for axis in range(1, len(chunks) - 2):
         if math.prod(chunks) > CHUNK_VALUES:
             chunks[axis] = 1
+    chunks[0] = max(1, min(shape[0], min(CACHED_VALUES, CHUNK_VALUES) // math.prod(chunks)))
     return tuple(chunks)
 
 
