@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.baselines import BASELINES, FITTED
 from engine.comparison_text import as_markdown, as_text, comparison_blocks, span_of
-from engine.report import channels_section, models_section, page_leads, scores_sections, spectra_section
+from engine.report import channels_section, models_section, page_leads, phrase, scores_sections, spectra_section
 from engine.results import Table, add_spectral_distance
 from engine.state import versions
 from engine.views import MAP_CHANNELS, MAP_LEADS, spread
@@ -301,7 +301,7 @@ def page_content(entries: Sequence[Entry], sources: Sequence[Source], table: Tab
         + (", ".join(e.label for e in entries) if len(entries) <= 4 else f"{len(entries)} runs"),
         "facts": [
             ["split", ", ".join(dict.fromkeys(r["split"] for r in table["runs"]))],
-            ["windows", f"{table['initial_times']}, initial times {first} to {last} UTC"],
+            ["windows", phrase("factWindows", table["initial_times"], first, last)],
             ["lead times", span_of(table["lead_hours"]) + thinned],
         ],
         "models": models_section([s.label for s in sources], table["baselines"]),
@@ -311,7 +311,7 @@ def page_content(entries: Sequence[Entry], sources: Sequence[Source], table: Tab
         "costs": [{"name": r["name"], **r["cost"]} for r in table["runs"]],
         "comparison": {
             "pairs": table["initial_times"] * len(table["lead_hours"]),
-            "note": " ".join(f"{text}." for text in [pairs_note(table), *table["notes"]]),
+            "notes": [pairs_note(table), *table["notes"]],
         },
         "environment": versions(),
         "links": [

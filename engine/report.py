@@ -70,7 +70,7 @@ def evaluation_content(
 
 def phrase(key: str, *values: Any) -> dict[str, Any]:
     """页面按语言说出的一句话；句子在 util/report/words.js 里。"""
-    return {"key": key, "values": [str(value) for value in values]}
+    return {"key": key, "values": list(values)}
 
 
 def models_section(names: list[str], baselines: list[str]) -> list[dict[str, str]]:

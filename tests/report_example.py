@@ -22,6 +22,8 @@ CHANNELS = {"t2m": (284.0, 9.0), "tp": (6e-4, 2e-4), "u10": (0.5, 5.0), "z_level
 FIRST = datetime(1981, 7, 1)
 INTERVAL = 6
 BASELINES = ("persistence", "climatology")
+DRAWN = ("t2m", "tp", "z_level_00")  # 谱、序列、地图只有这些通道
+DRAWN_LEADS = 4  # 与至多这么多个时效
 POINTS = (("Beijing", 39.9, 116.4), ("Paris", 48.9, 2.4))
 
 
@@ -77,6 +79,7 @@ def content_of(world: World, members: int = 10, kind: str = "evaluation") -> dic
     """由各场算出报告的一切段落。"""
     times, leads = next(iter(world.forecasts.values())).shape[:2]
     hours = [INTERVAL * (i + 1) for i in range(leads)]
+    drawn = np.linspace(0, leads - 1, min(leads, DRAWN_LEADS)).round().astype(int).tolist()
     initial = [(FIRST + timedelta(hours=INTERVAL * n)).isoformat() for n in range(times)]
     ahead = np.stack([world.truth[i + 1 : i + 1 + times] for i in range(leads)], axis=1)  # (N, L, C, H, W)
     weights = np.cos(np.radians(world.latitudes))
@@ -90,11 +93,10 @@ def content_of(world: World, members: int = 10, kind: str = "evaluation") -> dic
         "subtitle": "Synthetic smooth fields, every six hours, scored on the test split",
         "facts": [
             ["split", "test"],
-            ["windows", times],
-            ["first date", initial[0][:10]],
-            ["last date", initial[-1][:10]],
-            ["lead times", f"{hours[0]}–{hours[-1]} h"],
-            ["members", members],
+            ["windows", {"key": "factWindows", "values": [times, initial[0], initial[-1]]}],
+            ["fields scored", {"key": "factScored", "values": [times * leads * len(CHANNELS), 6 * leads]}],
+            ["lead times", {"key": "factLeads", "values": [leads, leads + 2]}],
+            ["members", {"key": "factMembersNoise", "values": [members, 0.05]}],
             ["grid", size],
             ["checkpoint", "checkpoints/quickstart/best.ckpt"],
         ],
@@ -113,17 +115,17 @@ def content_of(world: World, members: int = 10, kind: str = "evaluation") -> dic
             for m in own
         },
         "fields": {c: {"scored": [times - i] * leads, "left_out": [i] * leads} for i, c in enumerate(CHANNELS)},
-        "spectra": spectra_of(world, ahead),
-        "series": series_of(world, ahead, initial, hours, weights),
+        "spectra": spectra_of(world, ahead, drawn),
+        "series": series_of(world, ahead, initial, drawn, weights),
         "costs": [cost_of(m, i) for i, m in enumerate(own)],
     }
     if kind == "comparison":
-        content["comparison"] = {"pairs": times * leads, "note": "log/A has every start, log/B every second one."}
+        content["comparison"] = {"pairs": times * leads, "notes": ["log/A has every start, log/B every second one."]}
         content["links"] = [[m, f"../{m}/report.html"] for m in own]
         return content
     content["ranks"] = ranks_of(world, leads, members)
     content["curves"] = curves(np.random.default_rng(1))
-    content["maps"] = maps_of(world, own[0], ahead, initial, hours)
+    content["maps"] = maps_of(world, own[0], ahead, initial, drawn, weights)
     content["coast"] = [np.round(line, 2) for line in coastlines(-2.0, 358.0, -90, 90)]
     content |= about_run()
     return content
@@ -145,13 +147,16 @@ def cost_of(name: str, place: int) -> dict[str, Any]:
 def scores_of(world: World, ahead: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """模型 → 通道 → 评分 → 每个时效一个数。"""
     normal = world.truth.mean(axis=0)  # (C, H, W)
-    return {
+    scores = {
         m: {
             c: metrics_of(forecast[:, :, i], ahead[:, :, i], normal[i], weights, std)
             for i, (c, (_, std)) in enumerate(CHANNELS.items())
         }
         for m, forecast in world.forecasts.items()
     }
+    for m in scores:  # 只有一个通道有阈值
+        scores[m]["t2m"]["brier>290"] = 0.01 * scores[m]["t2m"]["rmse"]
+    return scores
 
 
 def metrics_of(
@@ -187,13 +192,18 @@ def skill_of(own: np.ndarray, other: np.ndarray, draws: int = 60) -> dict[str, n
     return {"value": 1 - np.sqrt(own.mean(0) / other.mean(0)), "low": low, "high": high}
 
 
-def spectra_of(world: World, ahead: np.ndarray) -> dict[str, Any]:
+def hours_of(leads: list[int]) -> list[int]:
+    return [INTERVAL * (i + 1) for i in leads]
+
+
+def spectra_of(world: World, ahead: np.ndarray, leads: list[int]) -> dict[str, Any]:
     def power(fields: np.ndarray) -> dict[str, np.ndarray]:  # (N, L, C, H, W) → {channel: (L, K)}
         spectrum = (np.abs(np.fft.rfft(fields) / fields.shape[-1]) ** 2 * 2).mean((0, 3))[..., 1:]  # (L, C, K)
-        return {c: spectrum[:, i] * std**2 for i, (c, (_, std)) in enumerate(CHANNELS.items())}
+        return {c: spectrum[leads, i] * std**2 for i, (c, (_, std)) in enumerate(CHANNELS.items()) if c in DRAWN}
 
     return {
         "label": "zonal wavenumber",
+        "lead_hours": hours_of(leads),
         "wavenumber": list(range(1, ahead.shape[-1] // 2 + 1)),
         "truth": power(ahead),
         "models": {m: power(f) for m, f in world.forecasts.items()},
@@ -201,20 +211,21 @@ def spectra_of(world: World, ahead: np.ndarray) -> dict[str, Any]:
 
 
 def series_of(
-    world: World, ahead: np.ndarray, initial: list[str], hours: list[int], weights: np.ndarray
+    world: World, ahead: np.ndarray, initial: list[str], leads: list[int], weights: np.ndarray
 ) -> dict[str, Any]:
     places = [(np.abs(world.latitudes - y).argmin(), np.abs(world.longitudes - x).argmin()) for _, y, x in POINTS]
 
     def at_points(fields: np.ndarray) -> dict[str, Any]:  # (N, L, C, H, W) → {channel: (L, P, N)}
         values = [(fields * weights).mean((-2, -1)), *(fields[..., i, j] for i, j in places)]  # P × (N, L, C)
         stacked = np.stack(values).transpose(3, 2, 0, 1)  # (C, L, P, N)
-        return {c: stacked[i] * std + mean for i, (c, (mean, std)) in enumerate(CHANNELS.items())}
+        return {c: stacked[i][leads] * std + mean for i, (c, (mean, std)) in enumerate(CHANNELS.items()) if c in DRAWN}
 
+    hours = hours_of(leads)
     valid = [[(datetime.fromisoformat(time) + timedelta(hours=hour)).isoformat() for time in initial] for hour in hours]
     points = [{"name": "area mean", "latitude": None, "longitude": None}]
     points += [{"name": name, "latitude": lat, "longitude": lon} for name, lat, lon in POINTS]
     models = {m: at_points(f) for m, f in world.forecasts.items()}
-    return {"points": points, "valid_times": valid, "truth": at_points(ahead), "models": models}
+    return {"points": points, "lead_hours": hours, "valid_times": valid, "truth": at_points(ahead), "models": models}
 
 
 def ranks_of(world: World, leads: int, members: int) -> dict[str, Any]:
@@ -230,19 +241,29 @@ def encode_field(field: np.ndarray) -> dict[str, Any]:
     return {"data": base64.b64encode(data).decode(), "low": low, "high": high}
 
 
-def maps_of(world: World, model: str, ahead: np.ndarray, initial: list[str], hours: list[int]) -> dict[str, Any]:
-    fields, colors = {}, {}
-    for i, (c, (mean, std)) in enumerate(CHANNELS.items()):
+def maps_of(
+    world: World, model: str, ahead: np.ndarray, initial: list[str], leads: list[int], weights: np.ndarray
+) -> dict[str, Any]:
+    """weights (H, 1)：平均为 1 的纬度权重。"""
+    fields, colors, scores = {}, {}, {}
+    for c, (mean, std) in ((c, CHANNELS[c]) for c in DRAWN):
+        i = list(CHANNELS).index(c)
         truth, forecast = mean + std * ahead[:, :, i], mean + std * world.forecasts[model][:, :, i]  # (N, L, H, W)
         fields[c] = [[{"truth": encode_field(truth[n, k]), "forecast": encode_field(forecast[n, k]),
                        "error": encode_field(forecast[n, k] - truth[n, k])} for n in range(len(initial))]
-                     for k in range(len(hours))]  # fmt: skip
+                     for k in leads]  # fmt: skip
+        error = forecast - truth
+        rmse, bias = np.sqrt((error**2 * weights).mean((-2, -1))), (error * weights).mean((-2, -1))  # (N, L)
+        scores[c] = [[{"rmse": rmse[n, k], "bias": bias[n, k]} for n in range(len(initial))] for k in leads]
         kinds = {"field": (describe(c).kind, np.stack([truth, forecast])), "error": ("difference", forecast - truth)}
         limits = {name: color_limits(values, kind) for name, (kind, values) in kinds.items()}
         colors[c] = {name: {"scale": plotly_scale(kind), "low": limits[name][0], "high": limits[name][1]}
                      for name, (kind, _) in kinds.items()}  # fmt: skip
-    return {"latitudes": world.latitudes, "longitudes": world.longitudes, "times": initial, "lead_hours": hours,
-            "channels": list(CHANNELS), "note": None, "fields": fields, "colors": colors}  # fmt: skip
+    notes = [{"key": "mapsChannels", "values": [len(DRAWN), len(CHANNELS)]},
+             {"key": "mapsLeads", "values": [len(leads), ahead.shape[1]]}]  # fmt: skip
+    return {"latitudes": world.latitudes, "longitudes": world.longitudes, "times": initial,
+            "lead_hours": hours_of(leads), "channels": list(DRAWN), "note": notes,
+            "scores": scores, "fields": fields, "colors": colors}  # fmt: skip
 
 
 def curves(rng: np.random.Generator) -> dict[str, Any]:

@@ -1,110 +1,27 @@
-"""report.html：自足、大小、转义、数值；再在真的 Chromium 里打开，选择与滑块都要改变图。
-
-没有 chromium 或 chromedriver 时跳过浏览器的部分。
-"""
+"""report.html 在真的 Chromium 里打开：选择与滑块都要改变图。没有 chromium 或 chromedriver 时跳过。"""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.report_example import CHANNELS, content_of, encode_field, example, make_world
+from tests.report_browser import CHROMIUM, DRIVER, choose, drag, open_browser, plotted, visit
+from tests.report_example import CHANNELS, encode_field, example, make_world
 from util.plot import MODEL_COLORS
 from util.plot_scores import BASELINE_COLOR
-from util.report import MAX_BYTES, write_report
+from util.report import write_report
 from util.scores import metric_unit
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 in_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--force-prefers-reduced-motion", "--window-size=1280,900",
-)  # fmt: skip
 SHAPE, TIMES, LEADS = (18, 36), 6, 3
 EVIL = "</script><script>window.evil = 1</script><!-- <img src=x onerror='window.evil = 1'> & \"quotes\""
-
-
-class Page(HTMLParser):
-    """页面里各元素的名字与属性，和 id 为 content 的那段文字、title 的文字。"""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = [("", {})]
-        self.texts: dict[str, str] = {}
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        tag, attributes = self.elements[-1]
-        name = attributes.get("id") or tag
-        self.texts[name] = self.texts.get(name, "") + data
-
-
-def write(path: Path, **content: Any) -> Page:
-    write_report(path, content)
-    return Page(path)
-
-
-def test_one_file_that_needs_nothing_else(tmp_path):
-    content = example("evaluation", SHAPE, TIMES, LEADS)
-    page = write(tmp_path / "new" / "report.html", **content)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]  # 没有留下临时文件
-    assert (tmp_path / "new" / "report.html").stat().st_size < MAX_BYTES
-    links = [a.get(key) or "#" for _, a in page.elements for key in ("src", "href")]
-    assert all(link.startswith(("#", "data:")) for link in links)
-    assert any("default-src 'none'" in (a.get("content") or "") for _, a in page.elements)
-    found = json.loads(page.texts["content"])
-    assert found.keys() == content.keys()
-    sent, kept = (one["maps"]["fields"]["t2m"][1][2]["truth"] for one in (content, found))
-    assert kept == {"data": sent["data"], "low": pytest.approx(sent["low"]), "high": pytest.approx(sent["high"])}
-
-
-def test_values_are_plain(tmp_path):
-    page = write(
-        tmp_path / "r.html",
-        title="x",
-        lead_hours=(np.int64(6), 12),
-        curves={"train": np.array([[1, np.nan], [2, 1 / 3]]), "val": [[1, float("inf")]]},
-        numbers=[np.float32(0.1), 54321.21875, 3, True, None],
-    )
-    found = json.loads(page.texts["content"])
-    assert found["lead_hours"] == [6, 12]
-    assert found["curves"] == {"train": [[1, None], [2, 0.3333333]], "val": [[1, None]]}
-    assert found["numbers"] == [0.1, 54321.22, 3, True, None]
-
-
-def test_text_cannot_break_out(tmp_path):
-    page = write(tmp_path / "r.html", title=EVIL, config=EVIL)
-    assert [tag for tag, _ in page.elements].count("script") == 3  # 数据、plotly、我们的
-    assert page.texts["title"].strip() == EVIL
-    assert json.loads(page.texts["content"]) == {"title": EVIL, "config": EVIL}
-
-
-def test_too_large(tmp_path):
-    with pytest.raises(ValueError, match=r"would have 1\d\.\d MB, more than 10 MB; .* is config with 6\.0 MB"):
-        write_report(tmp_path / "r.html", {"title": "x", "config": "a" * 6_000_000})
-    assert not list(tmp_path.iterdir())
-
-
-def test_scripts_are_listed():
-    from util import report
-
-    assert set(report.SCRIPTS) == {path.name for path in report.ASSETS.glob("*.js")}
-
-
-# ——— 以下在浏览器里 ———
 
 
 @pytest.fixture(scope="module")
@@ -116,22 +33,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver = open_browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
-
-
-def visit(browser: Any, path: Path) -> None:
-    """打开一页，画出所有的图（平时滚到跟前才画）。"""
-    browser.get(path.as_uri())
-    browser.execute_script("drawDirty(() => true)")
 
 
 @pytest.fixture
@@ -140,42 +44,10 @@ def page(browser: Any, folder: Path) -> Iterator[Any]:
     if browser.current_url != (folder / "evaluation.html").as_uri():
         visit(browser, folder / "evaluation.html")
     browser.execute_script("""
-        Object.assign(state, {channel: null, lead: null, metric: "rmse", time: 0, hidden: new Set()});
+        Object.assign(state, {channel: null, lead: null, metric: "rmse", cardMetric: null, time: 0, hidden: new Set()});
         setLanguage("en");""")
     yield browser
     assert browser.get_log("browser") == []
-
-
-def plotted(page: Any, plot: str, key: str = "y") -> list[Any]:
-    """画板上各条线的数；这一段若还没按现在的状态画，先画。"""
-    return page.execute_script(
-        """const node = document.getElementById(arguments[0]);
-        const part = sections.find((s) => s.node.contains(node));
-        if (part.dirty) part.draw();
-        return node.data.map((t) => JSON.stringify(t[arguments[1]]));""",
-        plot,
-        key,
-    )
-
-
-def choose(page: Any, section: str, key: str, text: str) -> None:
-    """在下拉框里选以 text 开头的一项。"""
-    from selenium.webdriver.support.ui import Select
-
-    page.execute_script("sections.find((s) => s.id === arguments[0]).draw()", section)
-    box = Select(page.find_element("css selector", f"#{section} select[data-key={key}]"))
-    box.select_by_visible_text(next(o.text for o in box.options if o.text.startswith(text)))
-
-
-def drag(page: Any, time: int) -> None:
-    """把滑块放到第 time 个起报时间，等下一帧。"""
-    page.execute_async_script(
-        """const [time, done] = arguments, slider = document.getElementById("maps-time");
-        slider.value = time;
-        slider.dispatchEvent(new Event("input"));
-        requestAnimationFrame(() => requestAnimationFrame(done));""",
-        time,
-    )
 
 
 @in_browser
@@ -243,9 +115,11 @@ def test_maps_show_the_fields(page, channel):
     assert "1981-07-02 00 UTC" in note
     assert "1981-07-02 12 UTC" in note
     weights = np.cos(np.radians(world.latitudes))[:, None]
-    rmse = np.sqrt(((forecast - truth) ** 2 * weights).sum() / (weights.sum() * SHAPE[1]))
+    rmse = np.sqrt(((forecast - truth) ** 2 * weights).sum() / (weights.sum() * SHAPE[1]))  # 不是由压过的图算的
     aside = page.find_elements("css selector", "#maps .aside")[2].text
-    assert float(re.findall(r"RMSE ([\d.,]+)", aside)[0].replace(",", "")) == pytest.approx(rmse, rel=0.01)
+    assert float(re.findall(r"RMSE ([\d.,]+)", aside)[0].replace(",", "")) == float(f"{rmse:.3g}")
+    strip = json.loads(plotted(page, "map-errors")[0])
+    assert strip[4] == pytest.approx(rmse, rel=1e-6)
 
 
 @in_browser
@@ -424,6 +298,73 @@ def test_other_kinds(browser, folder, kind):
     assert browser.get_log("browser") == []
 
 
-def test_example_is_deterministic():
-    one, two = (content_of(make_world((6, 12), 3, 2, {"m": 0.2}, seed=1)) for _ in range(2))
-    np.testing.assert_array_equal(one["scores"]["m"]["t2m"]["rmse"], two["scores"]["m"]["t2m"]["rmse"])
+@in_browser
+def test_every_option_of_every_select(browser, folder):
+    """时效十个而谱、序列、地图只有四个，通道也只有几个：每个选项都走一遍，各段都画得出，数也是那一时效的。"""
+    content = example("evaluation", (8, 16), 3, 10)
+    content["maps"]["fields"]["t2m"][1][1] |= {"truth": None, "error": None}  # 真值是插值的
+    content["maps"]["scores"]["t2m"][1][1] = None
+    write_report(folder / "subset.html", content)
+    visit(browser, folder / "subset.html")
+    count = browser.execute_script("""
+        let count = 0;
+        const seen = new Set(); // 同名的选择联动：头一回画各段，以后只画它自己的段
+        for (const box of document.querySelectorAll("select"))
+            for (let i = 0; i < box.options.length; i++, count++) {
+                box.selectedIndex = i;
+                box.dispatchEvent(new Event("change"));
+                const choice = `${box.dataset.key} ${box.value}`;
+                drawDirty(seen.has(choice) ? ({ node }) => node.contains(box) : () => true);
+                seen.add(choice);
+            }
+        return count;""")
+    assert count > 80
+    assert content["spectra"]["lead_hours"] == [6, 24, 42, 60]
+    choose(browser, "spectra", "channel", "tp")
+    choose(browser, "spectra", "lead", "+42 h")
+    choose(browser, "series", "point", "Area mean")
+    for plot, truth in (
+        ("spectra-plot", content["spectra"]["truth"]["tp"][2]),
+        ("series-plot", content["series"]["truth"]["tp"][2][0]),
+    ):
+        shown = np.array(json.loads(plotted(browser, plot)[0]))
+        power = 10.0 ** np.round(np.log10(truth[0] / shown[0]))  # 序列提出了 10 的幂
+        np.testing.assert_allclose(shown * power, truth, rtol=1e-6)
+    choose(browser, "summary", "lead", "+24 h")
+    choose(browser, "maps", "channel", "t2m")
+    drag(browser, 1)
+    assert "[[null" in plotted(browser, "map-truth", "z")[0]
+    assert json.loads(plotted(browser, "map-errors")[0])[1] is None
+    assert browser.find_elements("css selector", "#maps .aside")[2].text == ""
+    assert browser.get_log("browser") == []
+
+
+@in_browser
+def test_only_metrics_the_channel_has(page):
+    """只有 t2m 有 Brier 评分：换到别的通道就退回 RMSE；评分卡只列有它的通道。标题写明是什么，纸上也看得到。"""
+    choose(page, "scores", "metric", "Brier")
+    page.execute_script("drawDirty(() => true)")
+    choose(page, "scorecard", "cardMetric", "Brier")
+    rows = "return [...document.querySelectorAll('#scorecard tbody th')].map((c) => c.textContent)"
+    assert page.execute_script(rows) == ["t2m"]
+    title = "return document.querySelector(`#${arguments[0]} .tabletitle`).textContent"
+    assert page.execute_script(title, "scorecard") == "Brier score, > 290, change against persistence · AR_pred"
+    choose(page, "scores", "channel", "z_level_00")
+    page.execute_script("drawDirty(() => true)")
+    assert page.execute_script("return document.getElementById('scores-plot').layout.yaxis.title.text")[:4] == "RMSE"
+    assert page.execute_script(title, "table").startswith("RMSE")
+    options = page.execute_script(
+        "return [...document.querySelectorAll('#scores [data-key=metric] option')].map(String)"
+    )
+    assert len(options) == len(example("evaluation", SHAPE, TIMES, LEADS)["scores"]["AR_pred"]["z_level_00"])
+
+
+@in_browser
+def test_sentences_of_the_engine_in_both_languages(page):
+    hero = "return document.getElementById('hero').textContent"
+    note = "return document.querySelector('#maps .note').textContent"
+    assert "6, initial times 1981-07-01T00:00:00 to" in page.execute_script(hero)
+    assert page.execute_script(note) == "3 of 4 channels; 3 of 3 lead times"
+    page.execute_script("setLanguage('zh')")
+    assert "10 个，初值噪声为 0.05 倍标准差" in page.execute_script(hero)
+    assert page.execute_script(note) == "4 个通道中的 3 个；3 个时效中的 3 个"

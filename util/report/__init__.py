@@ -8,13 +8,14 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from util.atomic import replacing
 
 ASSETS = Path(__file__).parent
 SCRIPTS = (  # 前面的定义后面的要用；page.js 最后，由它开始
@@ -40,22 +41,27 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
     Args:
         path: 目标，通常叫 report.html；所在的文件夹不存在就新建。
         content: 普通的 JSON 值与 NumPy 的数；除 title 外各段都可缺，缺的段没有标题也没有菜单项。NaN 写成 null，
-            浮点数留 7 位有效数字（float32 的精度）。各段的写法：
+            浮点数留 7 位有效数字（float32 的精度）。
+            一「句」（facts 的 value、maps 的 note、comparison 的 notes）是字符串或数，照原样；或者
+            {"key": words.js 里 WORDS 的键, "values": [填入的值]}，页面用两种语言写出。各段的写法：
             kind ("run" | "evaluation" | "comparison")、title、subtitle、facts [[label, value]]、reproduce [command]、
             links [[text, relative href]]、models [{name, role: "model" | "baseline"}]、
             channels [{name, long_name, unit, kind}]、lead_hours [h]、
             scores {model: {channel: {metric: [per lead]}}}、
             skill {model: {baseline: {channel: {metric: {value, low, high: [per lead]}}}}}、
             fields {channel: {scored, left_out: [per lead]}}、curves {train, val: [[step, loss]]}、
-            spectra {label, wavenumber [K], truth: {channel: [lead][K]}, models: {model: {channel: [lead][K]}}}、
+            spectra {label, lead_hours, wavenumber [K], truth: {channel: [lead][K]},
+            models: {model: {channel: [lead][K]}}}、
             ranks {channel: [lead][M + 1]}、
-            series {points [{name, latitude, longitude}], valid_times [lead][T], truth: {channel: [lead][point][T]},
-            models: {model: …}}、
-            maps {latitudes (H,), longitudes (W,), times, lead_hours, channels, note,
+            series {points [{name, latitude, longitude}], lead_hours, valid_times [lead][T],
+            truth: {channel: [lead][point][T]}, models: {model: …}}、
+            （spectra、series、maps 的 lead_hours 与通道可以少于页面的；spectra、series 不写 lead_hours 就与页面的相同）
+            maps {latitudes (H,), longitudes (W,), times, lead_hours, channels,
+            note: 一句、一列句子或 null，scores: {channel: [lead][time] {rmse, bias} | null}，
             fields: {channel: [lead][time] {truth, forecast, error: {data, low, high} | null}}，
             其中 data 是 H·W 个 uint8（北在上）的 base64，值 = low + byte / 255 · (high − low)，
             colors: {channel: {field, error: {scale, low, high}}}}、coast [[[lon, lat]]]、
-            costs [{name, parameters, …}]、comparison {pairs, note}、config (YAML 文本)、
+            costs [{name, parameters, …}]、comparison {pairs, notes [句子]}、config (YAML 文本)、
             data {facts, missing [[channel, count, first, last, reason]]}、environment {name: version}。
 
     Raises:
@@ -71,6 +77,9 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
         "plotly": get_plotlyjs(),
         "script": "\n".join(_asset(name) for name in SCRIPTS),
     }
+    words = set(re.findall(r"(?m)^  (\w+): \[", _asset("words.js")))
+    unknown = set(re.findall(r'"key":"(.*?)"', parts["content"])) - words
+    assert not unknown, f"words.js has no words for {sorted(unknown)}"
     assert "</script" not in (parts["plotly"] + parts["script"]).lower(), "a script would end its own element"
     page = re.sub(r"@(\w+)@", lambda found: parts[found[1]], _asset("page.html")).encode()
     if len(page) > MAX_BYTES:
@@ -80,10 +89,8 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
             f"{path}: the page would have {len(page) / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB; "
             f"its largest part is {largest} with {sizes[largest] / 1e6:.1f} MB"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(page)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(page)
 
 
 def _asset(name: str) -> str:

@@ -48,6 +48,12 @@ function t(key, ...values) {
   return WORDS[key][inChinese() ? 1 : 0].replace(/\{(\d)\}/g, (_, i) => values[i]);
 }
 
+// 引擎写来的一句：{key, values} 用 WORDS 的话说，字符串与数照原样
+function phrase(said) {
+  const text = (value) => (Number.isInteger(value) ? integer(value) : String(value ?? "–"));
+  return said?.key ? t(said.key, ...said.values.map(text)) : valueText(said);
+}
+
 // 引擎写来的标签与模型名：认得的译成中文，其余照原样
 function label(text) {
   return (inChinese() && LABELS[String(text).toLowerCase().replaceAll("_", " ")]) || String(text);
@@ -100,15 +106,15 @@ function change(values) {
 
 const controls = (body) => body.appendChild(el("div", { class: "controls" }));
 
-// 一个下拉框；options() 给出 [[值, 文字], …]。返回的函数按现在的状态摆好选项，并给出选中的值：
+// 一个下拉框；options(…) 给出 [[值, 文字], …]。返回的函数按现在的状态摆好选项（它的参数交给 options），并给出选中的值：
 // 同名的选择各段联动，某段没有这个值时用它自己的第一个；只有一个选项时不显示
 function select(bar, key, word, options) {
   let list = [];
   const box = el("select", { "data-key": key, onchange: () => change({ [key]: list[box.selectedIndex][0] }) });
   const name = say(el("span"), () => t(word));
   const holder = bar.appendChild(el("label", { class: "control" }, name, box));
-  return () => {
-    const wanted = options();
+  return (...given) => {
+    const wanted = options(...given);
     if (JSON.stringify(wanted) !== JSON.stringify(list)) {
       list = wanted;
       box.replaceChildren(...list.map(([, text]) => el("option", {}, text)));
@@ -156,10 +162,12 @@ function metricUnit(metric, channel) {
   return unit === "unit" ? prettyUnit(own) : unit === "unit2" ? prettyUnit(own, 2) : unit;
 }
 
-function metricOptions() {
+// 这些通道里有数的评分；RMSE 总在最前，别的通道才有的评分被选着时就退回到它
+function metricOptions(...names) {
   const present = new Set();
   for (const byChannel of Object.values(content.scores ?? {})) {
-    for (const byMetric of Object.values(byChannel)) Object.keys(byMetric).forEach((m) => present.add(m));
+    for (const byMetric of names.map((name) => byChannel[name] ?? {}))
+      for (const [metric, values] of Object.entries(byMetric)) if (values.some(known)) present.add(metric);
   }
   const order = METRICS.map(([key]) => key);
   const place = (metric) => (order.includes(metric) ? order.indexOf(metric) : order.length);

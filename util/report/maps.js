@@ -7,25 +7,12 @@ const EMPTY_MAP = maps?.latitudes.map(() => maps.longitudes.map(() => null));
 const present = (map) => Boolean(map) && known(map.low); // 真值有缺的时刻没有图
 
 // 一字节一格 → 每行一段 Float32Array；只在要画时解码。divisor 是提出的 10 的幂
-function decode(map, width, divisor = 1) {
+function decode(map, width, divisor) {
   const bytes = atob(map.data);
   const step = (map.high - map.low) / 255;
   const values = new Float32Array(bytes.length);
   for (let i = 0; i < bytes.length; i++) values[i] = (map.low + bytes.charCodeAt(i) * step) / divisor;
   return Array.from({ length: bytes.length / width }, (_, row) => values.subarray(row * width, (row + 1) * width));
-}
-
-// 纬度加权（余弦）的均方根误差与平均偏差
-function errorMoments(rows, weights) {
-  let [total, square, sum] = [0, 0, 0];
-  rows.forEach((row, i) =>
-    row.forEach((value) => {
-      total += weights[i];
-      square += weights[i] * value * value;
-      sum += weights[i] * value;
-    }),
-  );
-  return { rmse: Math.sqrt(square / total), bias: sum / total };
 }
 
 // 图的四边（外推半格）与纵横比：区域图按中心纬度的余弦拉伸，全球图为 1；与 matplotlib 的图同一规则
@@ -197,8 +184,7 @@ function player(body, go) {
 }
 
 // 每个起报时间一点：这一通道、这一时效的地图误差；点一下就到那里
-function errorStrip(plot, errors, unit, height) {
-  const values = errors.map((e) => (e ? e.rmse : null));
+function errorStrip(plot, values, unit, height) {
   const here = styles.get(contenders[0])?.color ?? COLORS[0];
   const current = {
     type: "scatter",
@@ -239,14 +225,17 @@ function mapFigures(body, frame) {
   const strip = el("div", { class: "strip" });
   const errors = figure(strip, "map-errors");
   if (maps.times.length > 1) holder.append(strip);
-  if (maps.note) body.append(el("p", { class: "note" }, maps.note));
+  const notes = [maps.note ?? []].flat();
+  const joined = () => notes.map(phrase).join(inChinese() ? "；" : "; ");
+  if (notes.length) body.append(say(el("p", { class: "note" }), joined));
   return { holder, panels, errors };
 }
 
 // 误差曲线：标题与图；heightBeside 是误差图的高，并排时一样高
-function paintStrip({ holder, errors: [title, plot] }, moments, unit, heightBeside) {
-  const exponent = exponentOf(moments.map((e) => e && e.rmse));
-  const scaled = moments.map((e) => e && { rmse: e.rmse / 10 ** exponent });
+function paintStrip({ holder, errors: [title, plot] }, scores, unit, heightBeside) {
+  const values = scores.map((one) => one?.rmse ?? null);
+  const exponent = exponentOf(values);
+  const scaled = values.map((v) => (known(v) ? v / 10 ** exponent : null));
   const beside = getComputedStyle(holder).gridTemplateColumns.split(" ").length === 2;
   title.replaceChildren(el("span", {}, el("b", {}, t("mapErrors")), ` · ${t("mapErrorsCaption")}`));
   errorStrip(plot, scaled, scaledUnit(unit, exponent), beside ? Math.max(200, heightBeside) : 210);
@@ -261,25 +250,23 @@ section("maps", maps, (body) => {
     paint();
   };
   const showTime = player(body, go);
+  const heading = body.appendChild(el("p", { class: "tabletitle" }));
   const frame = mapFrame(maps.latitudes, maps.longitudes);
   const figures = mapFigures(body, frame);
   const [north, east] = [maps.latitudes.map(latitudeText), maps.longitudes.map(longitudeText)];
   const places = north.map((lat) => east.map((lon) => `${lat} ${lon}`));
   const ground = { frame, places, coast: coastImages(frame) };
-  const weights = maps.latitudes.map((lat) => Math.cos((lat * Math.PI) / 180));
   const width = maps.longitudes.length;
-  let moments = []; // 各起报时间误差图的 {rmse, bias}
-  let momentsOf = "";
   let linked = false;
 
   // 画三幅中的一幅，返回它的高
-  function paintPanel(panel, [title, plot], map, colors, unit) {
+  function paintPanel(panel, [title, plot], map, colors, unit, score) {
     const exponent = exponentOf([colors.low, colors.high]);
     const shown = scaledUnit(unit, exponent);
-    const now = panel === "error" && moments[state.time];
-    const aside = now ? t("thisMap", withUnit(num(now.rmse, 3), unit), withUnit(num(now.bias, 3), unit)) : "";
-    const heading = el("span", {}, el("b", {}, t(panel)), ` ${axisTitle("", shown).trim()}`);
-    title.replaceChildren(heading, el("span", { class: "aside" }, aside));
+    const [rmse, bias] = [score?.rmse, score?.bias].map((v) => withUnit(num(v, 3), unit));
+    const aside = panel === "error" && known(score?.rmse) ? t("thisMap", rmse, bias) : "";
+    const name = el("span", {}, el("b", {}, t(panel)), ` ${axisTitle("", shown).trim()}`);
+    title.replaceChildren(name, el("span", { class: "aside" }, aside));
     const rows = present(map) ? decode(map, width, 10 ** exponent) : null;
     return drawMap(plot, ground, rows, { colors, unit: shown, exponent, name: t(panel) });
   }
@@ -287,19 +274,17 @@ section("maps", maps, (body) => {
   function paint() {
     const channel = channelOf();
     const lead = leadOf();
-    const series = maps.fields[channel][maps.lead_hours.indexOf(lead)];
+    const i = maps.lead_hours.indexOf(lead);
+    const scores = maps.scores[channel][i];
     const { field, error } = maps.colors[channel];
     const unit = prettyUnit(channelInfo(channel).unit);
     showTime(lead);
-    if (momentsOf !== `${channel} ${lead}`) {
-      momentsOf = `${channel} ${lead}`;
-      moments = series.map((at) => (present(at.error) ? errorMoments(decode(at.error, width), weights) : null));
-    }
-    const now = series[state.time];
-    const heights = MAP_PANELS.map((panel, i) =>
-      paintPanel(panel, figures.panels[i], now[panel], panel === "error" ? error : field, unit),
+    heading.textContent = `${channelText(channel)} · ${leadText(lead)}`;
+    const now = maps.fields[channel][i][state.time];
+    const heights = MAP_PANELS.map((panel, place) =>
+      paintPanel(panel, figures.panels[place], now[panel], panel === "error" ? error : field, unit, scores[state.time]),
     );
-    if (maps.times.length > 1) paintStrip(figures, moments, unit, heights[2]);
+    if (maps.times.length > 1) paintStrip(figures, scores, unit, heights[2]);
     if (linked) return;
     linked = true; // 画板要先画过一次才有 on
     linkHover(figures.panels.map(([, plot]) => plot));

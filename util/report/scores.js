@@ -50,7 +50,8 @@ function buildScores(body) {
   const [title, plot] = figure(body, "scores-plot");
   const note = body.appendChild(el("p", { class: "note" }));
   return () => {
-    const [metric, channel] = [metricOf(), channelOf()];
+    const channel = channelOf();
+    const metric = metricOf(channel);
     const { name, best } = metricInfo(metric);
     const present = modelsIn(content.scores).filter((m) => content.scores[m][channel]?.[metric]?.some(known));
     title.textContent = `${name} · ${channelText(channel)}${oneLead ? ` · ${leadText(leads[0])}` : ""}`;
@@ -99,24 +100,26 @@ function skillLines(plot, names, of, title) {
 const skillModels = modelsIn(content.skill);
 const skillReferences = [...new Set(skillModels.flatMap((m) => Object.keys(content.skill[m])))];
 
-const skillMetrics = new Set(
-  skillModels.flatMap((m) => Object.values(content.skill[m]).flatMap((c) => Object.values(c).flatMap(Object.keys))),
-);
+// 这一通道、这一参考有技巧评分的评分
+function skillMetrics(channel, reference) {
+  const has = (m, metric) => content.skill[m]?.[reference]?.[channel]?.[metric]?.value.some(known);
+  return metricOptions(channel).filter(([metric]) => skillModels.some((m) => has(m, metric)));
+}
 
 function buildSkill(body) {
   const bar = controls(body);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(scoredChannels));
   const referenceOf = select(bar, "reference", "reference", () => skillReferences.map((b) => [b, modelText(b)]));
-  const metricOf = select(bar, "skillMetric", "metric", () => metricOptions().filter(([m]) => skillMetrics.has(m)));
+  const metricOf = select(bar, "skillMetric", "metric", skillMetrics);
   const names = legend(body);
   const [title, plot] = figure(body, "skill-plot");
   return () => {
     const channel = channelOf();
     const reference = referenceOf();
-    const metric = metricOf();
+    const metric = metricOf(channel, reference);
     const of = (m) => content.skill[m]?.[reference]?.[channel]?.[metric];
     const shown = names(skillModels.filter((m) => of(m)));
-    const formula = t("skillFormula", metricInfo(metric).short, modelText(reference));
+    const formula = metric ? t("skillFormula", metricInfo(metric).short, modelText(reference)) : t("skillTitle");
     title.textContent = `${formula} · ${channelText(channel)}`;
     if (!oneLead) return skillLines(plot, shown, of, t("skillAxis"));
     const row = (name) => {
@@ -184,7 +187,8 @@ section("table", scoredChannels.length, (body) => {
   return () => {
     const channel = channelOf();
     const names = modelsIn(content.scores).filter((m) => content.scores[m][channel]);
-    const columns = oneLead ? metricOptions().map(([m]) => [m, leads[0]]) : leads.map((lead) => [metricOf(), lead]);
+    const metric = metricOf?.(channel);
+    const columns = oneLead ? metricOptions(channel).map(([m]) => [m, leads[0]]) : leads.map((lead) => [metric, lead]);
     const used = columns.filter(([m, lead]) => names.some((name) => known(score(name, channel, m, lead))));
     const units = used.map(([m, lead]) => {
       const peers = oneLead ? [lead] : leads; // 同一个评分各时效用同一个 10 的幂
@@ -198,7 +202,7 @@ section("table", scoredChannels.length, (body) => {
     caption.textContent = oneLead ? t("tableCaptionOne", leadText(leads[0])) : t("tableCaption");
     title.textContent = oneLead
       ? channelText(channel)
-      : `${axisTitle(metricInfo(metricOf()).name, units[0]?.[1])} · ${channelText(channel)}`;
+      : `${axisTitle(metricInfo(metric).name, units[0]?.[1])} · ${channelText(channel)}`;
     const heads = used.map(([m, lead], i) => (oneLead ? axisTitle(metricInfo(m).short, units[i][1]) : leadText(lead)));
     sortedTable(table, t("model"), heads, rows, (c, v) => badness(used[c][0], v));
   };

@@ -46,9 +46,10 @@ function drawSpectra(plot, lines, title, unit, ratio) {
 }
 
 section("spectra", spectra?.wavenumber.length, (body) => {
+  const hours = spectra.lead_hours ?? leads; // 谱的时效可以少于成绩的
   const bar = controls(body);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(Object.keys(spectra.truth)));
-  const leadOf = select(bar, "lead", "lead", () => leadOptions(leads));
+  const leadOf = select(bar, "lead", "lead", () => leadOptions(hours));
   const names = legend(body);
   const pair = body.appendChild(el("div", { class: "pair" }));
   const [title, plot] = figure(pair, "spectra-plot");
@@ -56,7 +57,7 @@ section("spectra", spectra?.wavenumber.length, (body) => {
   return () => {
     const channel = channelOf();
     const lead = leadOf();
-    const i = leads.indexOf(lead);
+    const i = hours.indexOf(lead);
     const shown = names(
       modelsIn(spectra.models).filter((m) => spectra.models[m][channel]?.[i]),
       [[t("truth"), TRUTH]],

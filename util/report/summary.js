@@ -53,19 +53,19 @@ function summaryRow(channel, names, lead) {
   return tr(th(channel, { scope: "row", title: channelText(channel) }), td(unit, "unit"), ...cells);
 }
 
-section("summary", scoredChannels.length && metricOptions().some(([m]) => m === "rmse"), (body) => {
+section("summary", scoredChannels.length && metricOptions(...scoredChannels).some(([m]) => m === "rmse"), (body) => {
   const sentence = body.insertBefore(el("p", { class: "headline" }), body.querySelector(".caption"));
   const leadOf = select(controls(body), "lead", "lead", () => leadOptions(leads));
   const names = modelsIn(content.scores);
   const table = el("div", { class: "scroll tall heads" });
   const ranking = el("div", { class: "ranking" });
   body.append(el("div", { class: names.length > 5 ? "columns stacked" : "columns" }, table, ranking));
-  const { pairs, note } = content.comparison ?? {};
+  const { pairs, notes = [] } = content.comparison ?? {};
   if (pairs) body.append(say(el("p", { class: "note" }), () => t("pairs", integer(pairs))));
-  if (note) body.append(el("p", { class: "note" }, note));
+  for (const note of notes) body.append(say(el("p", { class: "note" }), () => phrase(note)));
   return () => {
     const lead = leadOf();
-    sentence.textContent = baselines.length ? headline(lead) : "";
+    sentence.textContent = (baselines.length && headline(lead)) || `${t("lead")} ${leadText(lead)}`;
     const heads = names.map((m) => th(breakable(modelText(m)), { class: "number" }));
     const rows = scoredChannels.map((channel) => summaryRow(channel, names, lead));
     fillTable(table, tr(th(t("channel")), th(t("unit")), ...heads), rows);
@@ -80,7 +80,7 @@ section("summary", scoredChannels.length && metricOptions().some(([m]) => m === 
 
 // 评分卡：误差相对参考预报的变化；多个时效时列为时效，一个时效时列为模型
 const cardMetrics = () =>
-  metricOptions().filter(([m]) => metricInfo(m).best === "lower" && m !== "log_spectral_distance");
+  metricOptions(...scoredChannels).filter(([m]) => metricInfo(m).best === "lower" && m !== "log_spectral_distance");
 
 function cardColor(change) {
   // −100 % 深蓝 … 0 白 … +100 % 深红；±50 % 已近饱和
@@ -114,12 +114,16 @@ section("scorecard", scoredChannels.length && cardMetrics().length && modelsIn(c
     const others = names.filter((m) => m !== modelOf());
     return options([...others.filter((m) => baselines.includes(m)), ...others.filter((m) => contenders.includes(m))]);
   });
+  const title = body.appendChild(el("p", { class: "tabletitle" }));
   const table = body.appendChild(el("div", { class: "scroll tall" }));
   return () => {
     const [metric, model, reference] = [metricOf(), modelOf(), referenceOf()];
+    const change = t("cardTitle", metricInfo(metric).name, modelText(reference));
+    title.textContent = `${change} · ${oneLead ? leadText(leads[0]) : modelText(model)}`;
     const rivals = names.filter((m) => m !== reference).map((m) => [m, leads[0], modelText(m)]);
     const columns = oneLead ? rivals : leads.map((lead) => [model, lead, leadText(lead)]);
-    const rows = scoredChannels.map((channel) => {
+    const having = scoredChannels.filter((channel) => metricOptions(channel).some(([m]) => m === metric));
+    const rows = having.map((channel) => {
       const cells = columns.map(([m, lead]) => cardCell(m, reference, channel, metric, lead));
       return tr(th(channel, { scope: "row", title: channelText(channel) }), ...cells);
     });

@@ -1,12 +1,13 @@
 // 没有图的几段：开销、数据、命令、配置、环境。
-const valueText = (value) =>
-  typeof value !== "number" ? String(value ?? "–") : Number.isInteger(value) ? integer(value) : num(value);
-
 function factList(pairs) {
   const items = pairs.map(([name, value]) => {
-    const text = valueText(value);
-    const term = say(el("dt"), () => label(name));
-    return el("div", { class: text.length > 24 ? "wide" : "" }, term, el("dd", {}, ...breakable(text)));
+    const item = el("div");
+    spoken.push(() => {
+      const text = phrase(value);
+      item.className = text.length > 24 ? "wide" : "";
+      item.replaceChildren(el("dt", {}, label(name)), el("dd", {}, ...breakable(text)));
+    });
+    return item;
   });
   return el("dl", { class: "facts" }, ...items);
 }
@@ -29,7 +30,6 @@ const COSTS = [
   ["inference_samples_per_second", (v) => num(v, 3)],
   ["training_peak_memory_bytes", bytesText],
   ["inference_peak_memory_bytes", bytesText],
-  ["peak_memory_bytes", bytesText],
   ["training_device", (v) => v ?? "–"],
   ["device", (v) => v ?? "–"],
 ];

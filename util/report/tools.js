@@ -72,6 +72,9 @@ function num(value, digits = 4) {
 const ratioText = (value) => (known(value) ? value.toFixed(2) : "–");
 const integer = (value) => (known(value) ? String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, ",") : "–");
 
+const valueText = (value) =>
+  typeof value !== "number" ? String(value ?? "–") : Number.isInteger(value) ? integer(value) : num(value);
+
 function percent(value) {
   const size = Math.abs(value).toFixed(Math.abs(value) < 10 ? 1 : 0);
   return Number(size) === 0 ? "0" : `${value > 0 ? "+" : "−"}${size}`;
