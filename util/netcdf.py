@@ -224,7 +224,7 @@ def _joined(name: str, kind: str) -> str:
 
 
 def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
-    """小的场几个初始时刻一块：块越多，HDF5 记在内存里的索引越长；大的从外往里切（成员、时效、层），一个场总是完整的。"""
+    """小的场几个初始时刻一块：块多了，HDF5 留在内存里的索引就长；大的从外往里切，一个场总是完整的。"""
     chunks = [1, *shape[1:]]
     for axis in range(1, len(chunks) - 2):
         if math.prod(chunks) > CHUNK_VALUES:
