@@ -27,7 +27,7 @@ def flops_per_sample(model: Any, spec: DataSpec) -> int:
 
     在 CPU 的副本上数：那里的注意力是展开的矩阵乘，融合的核计数器未必认得。被遮住的块也照算。
     """
-    counted = copy.deepcopy(model).cpu()
+    counted = copy.deepcopy(model).cpu().requires_grad_(False)  # 计数器会给要求导的视图挂钩子，挂不上就倒
     history = torch.zeros(1, spec.frames_in, spec.num_channels, spec.height, spec.width)
     time = torch.arange(spec.frames_in)[None] * spec.interval_hours
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

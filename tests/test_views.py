@@ -88,3 +88,15 @@ def test_flops_equal_the_written_out_count() -> None:
     assert flops_per_sample(model, spec) == encoder + decoder
     assert flops_per_sample(build_model({"name": "persistence"}, spec), spec) == 0
     assert parameter_count(model) == sum(p.numel() for p in model.parameters())
+
+
+def test_flops_of_a_model_that_hands_on_a_view_of_a_parameter() -> None:
+    class Queries(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.linear = torch.nn.Parameter(torch.ones(1, 5, 8)), torch.nn.Linear(8, 3, bias=False)
+
+        def forecast(self, history: torch.Tensor, *_: object) -> torch.Tensor:
+            return self.linear(self.query.expand(len(history), -1, -1))
+
+    assert flops_per_sample(Queries(), small_spec()) == 2 * 5 * 8 * 3
