@@ -1,0 +1,123 @@
+"""卷积网络：历史各帧叠成通道，一次给出全部预报帧；没有显式的时间建模。
+
+cnn：3×3 卷积 → w → 2w，步长 2 → 2w → 4w，转置卷积 4×4/2 回到原网格 → 2w，→ w → T_out·C；w = width，原版 64。
+deep：输入投影 → 若干残差块 → 输出投影，全在原网格上；块即 He et al. 2016 §3.3 的两层 3×3：
+Conv–BN–ReLU–Conv–BN，加回，ReLU。
+与原版不同：BN 之前的卷积没有偏置（BN 会把它减掉）；边界可选经度循环；奇数网格在构造时就拒绝，不靠裁剪。
+
+字母：B 批，T_in、T_out 帧数，C 通道，H×W 网格，w 基础宽度。
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ValidationInfo, field_validator
+from torch import Generator, Tensor, nn
+
+from models.layers.losses import refuse_members, target_mse
+from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Strict
+
+BLOCKS = 3  # deep 的残差块数，原版的默认值
+
+
+class Config(Strict):
+    """variant 见文件开头；width: 基础宽度 w；blocks: deep 的残差块数（不写为 3），cnn 没有；
+
+    padding: 卷积的边界，zeros 四边补零（原版），circular_lon 经度循环、纬度补零。
+    """
+
+    variant: Literal["cnn", "deep"] = "cnn"
+    width: PositiveInt = 64
+    blocks: PositiveInt | None = None
+    padding: Padding = "zeros"
+
+    @field_validator("blocks")
+    @classmethod
+    def _only_deep(cls, blocks: int | None, info: ValidationInfo) -> int | None:
+        if blocks is not None and info.data.get("variant") == "cnn":
+            raise ValueError("has no meaning for model.variant = cnn; leave it out, or choose variant: deep")
+        return blocks
+
+
+class ConvBlock(nn.Sequential):
+    """Conv 3×3 – BN – ReLU。"""
+
+    def __init__(self, channels_in: int, channels_out: int, padding: Padding, stride: int = 1) -> None:
+        conv = PaddedConv2d(channels_in, channels_out, 3, padding, stride=stride, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class ResidualBlock(nn.Module):
+    """ReLU(x + BN(Conv(ReLU(BN(Conv(x))))))，宽度不变。"""
+
+    def __init__(self, width: int, padding: Padding) -> None:
+        super().__init__()
+        self.first = ConvBlock(width, width, padding)
+        self.second = PaddedConv2d(width, width, 3, padding, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, w, H, W)
+        return (x + self.norm(self.second(self.first(x)))).relu()
+
+
+def encoder_decoder(channels_in: int, channels_out: int, width: int, padding: Padding) -> nn.Sequential:
+    """variant: cnn。(B, T_in·C, H, W) → (B, T_out·C, H, W)。"""
+    up = PaddedConvTranspose2d(4 * width, 2 * width, 4, 2, padding, bias=False)
+    return nn.Sequential(
+        ConvBlock(channels_in, width, padding),
+        ConvBlock(width, 2 * width, padding),
+        ConvBlock(2 * width, 2 * width, padding, stride=2),  # (B, 2w, H/2, W/2)
+        ConvBlock(2 * width, 4 * width, padding),
+        nn.Sequential(up, nn.BatchNorm2d(2 * width), nn.ReLU()),  # (B, 2w, H, W)
+        ConvBlock(2 * width, width, padding),
+        PaddedConv2d(width, channels_out, 3, padding),
+    )
+
+
+def residual(channels_in: int, channels_out: int, width: int, padding: Padding, blocks: int) -> nn.Sequential:
+    """variant: deep。(B, T_in·C, H, W) → (B, T_out·C, H, W)。"""
+    return nn.Sequential(
+        ConvBlock(channels_in, width, padding),
+        *(ResidualBlock(width, padding) for _ in range(blocks)),
+        PaddedConv2d(width, channels_out, 3, padding),
+    )
+
+
+class Model(nn.Module):
+    """两种网络共用的外壳：时间与通道的叠放、损失、预报。"""
+
+    probabilistic = False
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
+        if config.variant == "deep":
+            self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
+            return
+        for length, name in ((spec.height, "latitude"), (spec.width, "longitude")):
+            if length % 2:
+                raise ValueError(
+                    f"model.variant = cnn halves the grid, which is odd in {name} ({spec.height} x {spec.width}); "
+                    "even numbers of latitudes and longitudes work, and variant deep works on every grid"
+                )
+        self.network = encoder_decoder(*sizes, config.padding)
+
+    def forward(self, history: Tensor) -> Tensor:
+        """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
+        return self.network(history.flatten(1, 2)).unflatten(1, (self.spec.frames_out, -1))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标场的均方误差（标准化空间）。"""
+        return {"loss": target_mse(self(batch.history), batch)}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
+        refuse_members("cnn", num_members)
+        return self(history)[:, None]

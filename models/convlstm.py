@@ -1,0 +1,151 @@
+"""ConvLSTM 家族：门由卷积算出的 LSTM，时间上递推，空间上只看邻近的格点。
+
+论文：Shi et al. 2015, Convolutional LSTM Network (arXiv:1506.04214)。与它不同：没有窥孔（c 不进各个门），
+如后来通行的写法；遗忘门没有额外的偏置。h、c 从零开始。
+
+convlstm  编码：几层 ConvLSTM 读完历史；顶层最后的 h → 卷积 → SiLU → 卷积，一次给出全部 T_out 帧。
+seq2seq   编码相同；解码是一个 ConvLSTM 单元，从顶层的 (h, c) 出发：输入最后一帧，此后输入自己的上一个预测
+          （训练时按 teacher_forcing 换成真值，Bengio et al. 2015），每步 h → 卷积 → 下一帧。
+
+来源没有写明、由这里定下的：输出的卷积与单元同样大小；两层之间是 SiLU（ReLU 在通道少时会整层死掉，实测）。
+
+字母：B 批，C 通道，H×W 网格，D = hidden。
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Generator, Tensor, nn
+
+from models.layers.losses import refuse_members, target_mse
+from models.layers.padding import PaddedConv2d, Padding
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Share, Strict
+
+State = tuple[Tensor, Tensor]  # (h, c)，各 (B, D, H, W)
+
+
+class Config(Strict):
+    """variant 家族中的哪一个；hidden 各层的通道数 D；kernel 卷积的边长（奇数）；padding 卷积的边界。
+
+    teacher_forcing 只属于 seq2seq：训练时每个窗口、每一步以真值作下一步输入的概率；1 总是真值，0 总是自己的预测。
+    """
+
+    variant: Literal["convlstm", "seq2seq"] = "convlstm"
+    hidden: int = Field(64, ge=2)
+    layers: PositiveInt = 2
+    kernel: PositiveInt = 3
+    padding: Padding = "zeros"
+    teacher_forcing: Share = 0.0
+
+    @field_validator("kernel")
+    @classmethod
+    def _odd(cls, kernel: int) -> int:
+        if kernel % 2 == 0:
+            raise ValueError(f"must be odd, so that the grid keeps its size; nearest: {kernel - 1}, {kernel + 1}")
+        return kernel
+
+    @field_validator("teacher_forcing")
+    @classmethod
+    def _has_a_decoder(cls, share: float, info: ValidationInfo) -> float:  # 只在写了这个键时才查
+        if info.data.get("variant", "seq2seq") != "seq2seq":  # variant 自己就写错时，只报 variant
+            raise ValueError("only variant = seq2seq feeds frames back; remove the key or choose that variant")
+        return share
+
+
+class ConvLSTMCell(nn.Module):
+    """一步：四个门由 [输入, h] 的一次卷积算出，通道依次是 i、f、o、g。
+
+    c' = σ(f)·c + σ(i)·tanh(g)，h' = σ(o)·tanh(c')。
+    """
+
+    def __init__(self, channels: int, hidden: int, kernel: int, padding: Padding) -> None:
+        super().__init__()
+        self.gates = PaddedConv2d(channels + hidden, 4 * hidden, kernel, padding)
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """x (B, C, H, W)、(h, c) → 下一个 (h, c)。"""
+        h, c = state
+        i, f, o, g = self.gates(torch.cat([x, h], 1)).chunk(4, 1)  # 各 (B, D, H, W)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
+class Model(nn.Module):
+    """(B, T_in, C, H, W) → (B, T_out, C, H, W)。
+
+    Raises:
+        ValueError: circular_lon 的卷积比经度的一圈还宽。
+    """
+
+    probabilistic = False
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        super().__init__()
+        _check_kernel(config, spec)
+        self.config, self.spec = config, spec
+        channels, hidden, kernel, padding = spec.num_channels, config.hidden, config.kernel, config.padding
+        inputs = [channels] + [hidden] * (config.layers - 1)
+        self.encoder = nn.ModuleList(ConvLSTMCell(n, hidden, kernel, padding) for n in inputs)
+        if config.variant == "seq2seq":
+            self.decoder = ConvLSTMCell(channels, hidden, kernel, padding)
+            self.head = nn.Sequential(PaddedConv2d(hidden, channels, kernel, padding))
+        else:
+            self.head = nn.Sequential(
+                PaddedConv2d(hidden, hidden // 2, kernel, padding),
+                nn.SiLU(),
+                PaddedConv2d(hidden // 2, spec.frames_out * channels, kernel, padding),
+            )
+
+    def encode(self, history: Tensor) -> State:
+        """(B, T_in, C, H, W) → 顶层最后的 (h, c)。"""
+        zeros = history.new_zeros(len(history), self.config.hidden, *history.shape[-2:])  # (B, D, H, W)
+        states = [(zeros, zeros)] * len(self.encoder)
+        for x in history.unbind(1):  # (B, C, H, W)
+            for layer, cell in enumerate(self.encoder):
+                states[layer] = cell(x, states[layer])
+                x = states[layer][0]  # (B, D, H, W)
+        return states[-1]
+
+    def forward(self, history: Tensor, truth: Tensor | None = None, forced: Tensor | None = None) -> Tensor:
+        """truth (B, T_out, C, H, W)、forced (B, T_out, C, 1, 1)：seq2seq 在 forced 为真处以真值作下一步的输入。"""
+        state = self.encode(history)
+        if self.config.variant == "convlstm":
+            return self.head(state[0]).unflatten(1, (self.spec.frames_out, -1))  # (B, T_out, C, H, W)
+        frame, made = history[:, -1], []  # (B, C, H, W)
+        for step in range(self.spec.frames_out):
+            state = self.decoder(frame, state)
+            frame = self.head(state[0])  # (B, C, H, W)
+            made.append(frame)
+            if truth is not None and forced is not None:
+                frame = torch.where(forced[:, step], truth[:, step], frame)
+        return torch.stack(made, 1)  # (B, T_out, C, H, W)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标场的均方误差（标准化空间）；训练时 seq2seq 按 teacher_forcing 看见真值。"""
+        if not (self.training and self.config.teacher_forcing):
+            return {"loss": target_mse(self(batch.history), batch)}
+        valid = batch.valid[:, -self.spec.frames_out :]  # (B, T_out, C)
+        drawn = torch.rand(valid.shape[:2], device=valid.device) < self.config.teacher_forcing
+        forced = drawn[:, :, None] & valid  # 插值得来的场不是真值，可能用了更晚的场
+        return {"loss": target_mse(self(batch.history, batch.future, forced[..., None, None]), batch)}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)，标准化空间；num_members > 1 是 ValueError。"""
+        refuse_members("convlstm", num_members)
+        return self(history)[:, None]
+
+
+def _check_kernel(config: Config, spec: DataSpec) -> None:
+    widest = 2 * spec.width + 1
+    if config.padding == "circular_lon" and config.kernel > widest:
+        raise ValueError(
+            f"model.kernel = {config.kernel} reaches around {spec.width} longitudes more than once with "
+            f"model.padding = circular_lon; kernels that work there: odd numbers up to {widest}"
+        )

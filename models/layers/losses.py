@@ -1,0 +1,24 @@
+"""确定性预报模型共用的两句：有效目标的均方误差；只有一个成员。"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from util.batch import Batch
+
+
+def target_mse(prediction: Tensor, batch: Batch) -> Tensor:
+    """(B, T_out, C, H, W) 与目标的均方误差（标准化空间），只算有效的场；没有有效的场时为 0。"""
+    valid = batch.valid[:, -prediction.shape[1] :, :, None, None].to(prediction.dtype)  # (B, T_out, C, 1, 1)
+    error = (prediction - batch.future).square() * valid
+    return error.mean((-2, -1)).sum() / valid.sum().clamp(min=1)
+
+
+def refuse_members(name: str, num_members: int) -> None:
+    """确定性模型只有一个成员。
+
+    Raises:
+        ValueError: num_members > 1；集合预报用引擎的 --perturb。
+    """
+    if num_members != 1:
+        raise ValueError(f"{name} is deterministic: {num_members} members need --perturb")

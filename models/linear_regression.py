@@ -1,0 +1,252 @@
+"""岭回归：历史展平 (B, T_in·F) → 预报展平 (B, T_out·F)，F = C·H·W，截距不受惩罚；闭式，以 float64 求解。
+
+ridge：一个岭回归管全部变量。multi_output：每个变量一个，都看全部变量的历史，输入输出先标准化。
+岭回归的各个输出互不相干，输出的缩放又会在还原时抵消，所以「每个变量一个」与合在一起解完全相同；
+multi_output 真正的不同只有输入的标准化（等价于惩罚乘以各格点的方差）与更大的 alpha。
+与原版不同：输入的标准差按格点取、各历史帧合计（原版的 StandardScaler 每个历史帧各算，步长 1 的窗口里几乎一样）。
+
+两种解法，哪种所需的内存小用哪种：
+* 原问题：Gram 矩阵 (T_in·F)²，结果是系数 (T_in·F, T_out·F)。9 通道 32×64、12 → 4 时 Gram 矩阵要 391 GB。
+* 对偶：Gram 矩阵 N²，N 个训练窗口。系数不写出来：预报是训练目标的加权和，权重由历史与各训练历史的内积经一个 N×N 的
+  矩阵得到。步长 1 的窗口共用帧，所以只存帧（每帧一份）和各窗口由哪些帧组成：12 → 4 时比存窗口小 16 倍。
+
+buffer 的形状要在看数据之前定下，检查点才能装回：对偶按 max_frames 开，用不满的行为零。
+来源：Hoerl & Kennard 1970；对偶见 Saunders et al. 1998。
+
+字母：B 批，N 窗口，n 帧，F 一帧的数，D = T_in·F，P = T_out·F。
+"""
+
+from __future__ import annotations
+
+import logging
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from models.layers.losses import refuse_members, target_mse
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Strict
+
+log = logging.getLogger("ar_pred")
+CONSTANT = 1e-12  # 方差比这还小的格点当作不变的，不缩放（数据已是标准化的）
+COLUMNS = 1024  # 原问题一次解几个输出
+
+
+class Config(Strict):
+    """variant 见文件开头；alpha: L2 惩罚（原版 ridge 1.0，multi_output 10.0）；
+
+    max_frames: 训练段最多有几帧（日志里 split train 一行的样本数），对偶的大小、用哪种解法由它定；
+    memory_gb: 求解许用的内存，10⁹ 字节。
+    """
+
+    variant: Literal["ridge", "multi_output"] = "ridge"
+    alpha: float = Field(gt=0)
+    max_frames: PositiveInt
+    memory_gb: float = Field(8.0, gt=0)
+
+
+class Primal(nn.Module):
+    """正规方程 (XᵀX + αS) W = XᵀY，X、Y 去掉各自的平均；S 为单位阵或各输入的方差。"""
+
+    def __init__(self, frames_in: int, frames_out: int, size: int) -> None:
+        super().__init__()
+        self.frames_in, self.frames_out = frames_in, frames_out
+        self.coefficients = nn.Buffer(torch.zeros(frames_in * size, frames_out * size))
+        self.intercept = nn.Buffer(torch.zeros(frames_out * size))
+        self.count = 0
+        self.sums: list[Tensor] = []  # ΣX (D,)、ΣY (P,)、XᵀX (D, D)、XᵀY (D, P)；看数据时才分配
+
+    @staticmethod
+    def bytes_needed(frames_in: int, frames_out: int, size: int) -> int:
+        """Gram 矩阵与它的分解、XᵀY（float64），系数（float32）。"""
+        inputs, outputs = frames_in * size, frames_out * size
+        return 16 * inputs**2 + 12 * inputs * outputs
+
+    def add(self, history: Tensor, future: Tensor) -> None:
+        """(B, T_in, F)、(B, T_out, F)。"""
+        x, y = (fields.flatten(1).to(self.coefficients.device, torch.float64) for fields in (history, future))
+        inputs, outputs = self.coefficients.shape
+        if not self.sums:
+            self.sums = [x.new_zeros(shape) for shape in ((inputs,), (outputs,), (inputs, inputs), (inputs, outputs))]
+        x_sum, y_sum, gram, moment = self.sums
+        x_sum += x.sum(0)
+        y_sum += y.sum(0)
+        gram.addmm_(x.T, x)
+        moment.addmm_(x.T, y)
+        self.count += len(x)
+
+    def solve(self, alpha: float, standardise: bool) -> None:
+        x_sum, y_sum, gram, moment = self.sums
+        x_mean, y_mean, self.sums = x_sum / self.count, y_sum / self.count, []
+        penalty = torch.full_like(x_mean, alpha)
+        if standardise:
+            square = (gram.diagonal() / self.count).view(self.frames_in, -1).mean(0)  # (F,)
+            variance = square - x_mean.view(self.frames_in, -1).mean(0).square()
+            penalty *= _or_one(variance).repeat(self.frames_in)
+        gram.addr_(x_mean, x_mean, alpha=-self.count).diagonal().add_(penalty)
+        moment.addr_(x_mean, y_mean, alpha=-self.count)
+        factor = _cholesky(gram, alpha)
+        for i in range(0, len(y_mean), COLUMNS):
+            part = torch.cholesky_solve(moment[:, i : i + COLUMNS], factor)  # (D, ≤ COLUMNS)
+            self.coefficients[:, i : i + COLUMNS] = part
+            self.intercept[i : i + COLUMNS] = y_mean[i : i + COLUMNS] - x_mean @ part
+
+    def forward(self, history: Tensor) -> Tensor:
+        """(B, T_in, F) → (B, T_out, F)。"""
+        return (history.flatten(1) @ self.coefficients + self.intercept).unflatten(1, (self.frames_out, -1))
+
+
+class Dual(nn.Module):
+    """预报 = Σᵢ wᵢ · 第 i 个窗口的目标，w = 1/N + (k − k̄)·H(HKH + αI)⁻¹，Σ wᵢ = 1。
+
+    k (N,) 是历史与各训练历史的内积（标准化时各格点除以方差），K 是训练历史之间的，k̄ 是 K 的列平均，H 去掉平均。
+    预报也用 float64：K 的条件数可达 10⁹，float32 不够。
+    """
+
+    def __init__(self, frames_in: int, frames_out: int, size: int, max_frames: int) -> None:
+        super().__init__()
+        self.frames_in, self.frames_out = frames_in, frames_out
+        double = torch.float64
+        self.frames = nn.Buffer(torch.zeros(max_frames, size))
+        self.windows = nn.Buffer(torch.zeros(max_frames, frames_in + frames_out, dtype=torch.int64))  # 各由哪几帧组成
+        self.precision = nn.Buffer(torch.ones(size, dtype=double))  # 1/方差，不标准化时为 1
+        self.share = nn.Buffer(torch.zeros(max_frames, dtype=double))  # 1/N；空行为零
+        self.kernel_mean = nn.Buffer(torch.zeros(max_frames, dtype=double))
+        self.inverse = nn.Buffer(torch.zeros(max_frames, max_frames, dtype=double))
+        self.count = 0
+        self.rows: dict[bytes, int] = {}  # 帧的摘要 → 第几行；同一时刻因「插值只看过去」可能有两个样子，各存一份
+
+    @staticmethod
+    def bytes_needed(size: int, max_frames: int) -> int:
+        """帧（float32，求解时另有两份 float64），四个 n×n（float64）：帧间、窗口间的内积，分解，逆。"""
+        return 20 * max_frames * size + 32 * max_frames**2
+
+    def add(self, history: Tensor, future: Tensor) -> None:
+        """(B, T_in, F)、(B, T_out, F)。"""
+        for window in torch.cat([history, future], 1).cpu():
+            rows = torch.tensor([self._row(frame) for frame in window])
+            self._check_room(self.count)
+            self.windows[self.count] = rows
+            self.count += 1
+
+    def _row(self, frame: Tensor) -> int:
+        key = blake2b(frame.numpy().tobytes()).digest()
+        if key not in self.rows:
+            self._check_room(len(self.rows))
+            self.frames[len(self.rows)] = frame
+            self.rows[key] = len(self.rows)
+        return self.rows[key]
+
+    def _check_room(self, used: int) -> None:
+        if used == len(self.frames):
+            raise ValueError(
+                f"model.max_frames = {used}: the training windows hold more frames than that; "
+                "set it to the samples that the log gives for split train, or shorten data.splits.train"
+            )
+
+    def solve(self, alpha: float, standardise: bool) -> None:
+        frames = self.frames[: len(self.rows)].double()  # (n, F)
+        histories = self.windows[: self.count, : self.frames_in]  # (N, T_in)
+        self.rows = {}
+        if standardise:
+            uses = histories.flatten().bincount(minlength=len(frames)).double() / histories.numel()
+            self.precision.copy_(1 / _or_one(uses @ frames.square() - (uses @ frames).square()))
+        products = (frames * self.precision) @ frames.T  # (n, n)
+        gram = products.new_zeros(self.count, self.count)  # (N, N)
+        for rows in histories.T:
+            gram += products[rows[:, None], rows]
+        del frames, products
+        mean = gram.mean(0)
+        gram -= mean + mean[:, None] - mean.mean()
+        gram.diagonal().add_(alpha)
+        inverse = torch.cholesky_inverse(_cholesky(gram, alpha))
+        inverse -= inverse.mean(0)
+        self.inverse[: self.count, : self.count] = inverse
+        self.kernel_mean[: self.count] = mean
+        self.share[: self.count] = 1 / self.count
+
+    def forward(self, history: Tensor) -> Tensor:
+        """(B, T_in, F) → (B, T_out, F)。"""
+        frames, size = self.frames.double(), len(history)
+        past, future = self.windows.T.split([self.frames_in, self.frames_out])  # (T_in, n)、(T_out, n)
+        products = (history.double() * self.precision) @ frames.T  # (B, T_in, n)
+        kernel = products.gather(2, past.expand(size, -1, -1)).sum(1)  # (B, n)
+        weights = self.share + (kernel - self.kernel_mean) @ self.inverse  # (B, n)，各窗口的权重
+        spread = products.new_zeros(size, self.frames_out, len(frames))  # (B, T_out, n)，各帧的权重
+        spread = spread.scatter_add(2, future.expand_as(spread), weights[:, None].expand_as(spread))
+        return (spread @ frames).to(history.dtype)
+
+
+class Model(nn.Module):
+    """OnePass；有无效目标的窗口整个不用：各输出共用一个 Gram 矩阵，不能只去掉一部分。"""
+
+    probabilistic = False
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.left_out = 0
+        lengths = spec.frames_in, spec.frames_out, spec.num_channels * spec.height * spec.width
+        primal, dual = Primal.bytes_needed(*lengths), Dual.bytes_needed(lengths[-1], config.max_frames)
+        if min(primal, dual) > config.memory_gb * 1e9:
+            raise ValueError(
+                f"model.memory_gb = {config.memory_gb:g}: {lengths[0]} -> {lengths[1]} frames of {lengths[2]} numbers "
+                f"need {primal / 1e9:.3g} GB as primal, {dual / 1e9:.3g} GB as dual with model.max_frames = "
+                f"{config.max_frames}; allow the smaller, choose fewer channels, or shorten the training dates "
+                "and lower model.max_frames"
+            )
+        self.system = Primal(*lengths) if primal <= dual else Dual(*lengths, config.max_frames)
+
+    def accumulate(self, batch: Batch) -> None:
+        """收下目标全部有效的窗口。
+
+        Raises:
+            ValueError: 对偶时帧数超过 max_frames。
+        """
+        whole = batch.valid[:, self.spec.frames_in :].all(2).all(1)  # (B,)
+        self.left_out += int((~whole).sum())
+        self.system.add(batch.history[whole].flatten(2), batch.future[whole].flatten(2))
+
+    def solve(self) -> None:
+        """解出系数（对偶：各窗口的权重所需的矩阵）。
+
+        Raises:
+            ValueError: 没有一个窗口的目标全部有效；alpha 小到方程组在舍入之内奇异。
+        """
+        log.info(
+            "linear_regression: %s system from %d windows, %d left out for invalid targets",
+            type(self.system).__name__.lower(), self.system.count, self.left_out,
+        )  # fmt: skip
+        if not self.system.count:
+            raise ValueError(f"data.splits.train: none of its {self.left_out} windows has all targets valid")
+        self.system.solve(self.config.alpha, self.config.variant == "multi_output")
+
+    def forward(self, history: Tensor) -> Tensor:
+        """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
+        return self.system(history.flatten(2)).unflatten(2, history.shape[2:])
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标场的均方误差（标准化空间）；没有可训练的参数。"""
+        return {"loss": target_mse(self(batch.history), batch)}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
+        refuse_members("linear_regression", num_members)
+        return self(history)[:, None]
+
+
+def _or_one(variance: Tensor) -> Tensor:
+    return torch.where(variance > CONSTANT, variance, 1.0)
+
+
+def _cholesky(gram: Tensor, alpha: float) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise ValueError(f"model.alpha = {alpha:g} is too small: the equations are singular to rounding; try 1.0")
+    return factor

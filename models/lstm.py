@@ -1,0 +1,101 @@
+"""LSTM 家族：每一帧拉平成一个向量，只在时间上递推；格点之间的远近无从知道，是对照用的。
+
+论文：Hochreiter & Schmidhuber 1997；seq2seq：Sutskever et al. 2014 (arXiv:1409.3215)，输入不倒序。
+
+lstm           读完历史，顶层最后的 h → Linear，一次给出全部 T_out 帧。
+bidirectional  正反两个方向各读一遍历史；两个方向各自读完之后的 h 拼起来 → Linear。只读过去的帧。
+seq2seq        编码相同；解码是另一个 LSTM，从编码的 (h, c) 出发：输入最后一帧，此后输入自己的上一个预测；
+               h → Linear → 下一帧。
+
+bidirectional 取的是反向 LSTM 读完全部历史（到第一帧）之后的 h；若取它在最后一帧处的输出，它只看过一帧，
+循环的权重得不到梯度。
+
+字母：B 批，C 通道，H×W 网格，F = C·H·W，D = hidden。
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Generator, Tensor, nn
+
+from models.layers.losses import refuse_members, target_mse
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Strict
+
+
+class Config(Strict):
+    """variant 家族中的哪一个；hidden 每个方向的宽度 D；dropout 作用在层与层之间，只有一层时须写 0。"""
+
+    variant: Literal["lstm", "bidirectional", "seq2seq"] = "lstm"
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 2
+    dropout: float = Field(0.2, ge=0, lt=1, validate_default=True)
+
+    @field_validator("dropout")
+    @classmethod
+    def _between_layers(cls, dropout: float, info: ValidationInfo) -> float:
+        if dropout and info.data.get("layers") == 1:
+            raise ValueError("acts between layers, and model.layers = 1; write dropout: 0.0")
+        return dropout
+
+
+class Model(nn.Module):
+    """(B, T_in, C, H, W) → (B, T_out, C, H, W)；网格与帧数不限；参数随 F = C·H·W 线性增长。"""
+
+    probabilistic = False
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        super().__init__()
+        self.variant, self.frames_out = config.variant, spec.frames_out
+        self.directions = 2 if config.variant == "bidirectional" else 1
+        features = spec.num_channels * spec.height * spec.width
+        self.encoder = self._lstm(config, features)
+        if config.variant == "seq2seq":
+            self.decoder = self._lstm(config, features)
+            self.head = nn.Linear(config.hidden, features)
+        else:
+            self.head = nn.Linear(self.directions * config.hidden, spec.frames_out * features)
+
+    def _lstm(self, config: Config, features: int) -> nn.LSTM:
+        return nn.LSTM(
+            features,
+            config.hidden,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout,
+            bidirectional=self.directions == 2,
+        )
+
+    def forward(self, history: Tensor) -> Tensor:
+        frames = history.flatten(2)  # (B, T_in, F)
+        _, (h, c) = self.encoder(frames)  # 各 (layers · directions, B, D)
+        if self.variant == "seq2seq":
+            made = self._decode(frames[:, -1:], (h, c))
+        else:
+            last = h[-self.directions :].transpose(0, 1).flatten(1)  # (B, directions · D)
+            made = self.head(last).unflatten(1, (self.frames_out, -1))
+        return made.unflatten(2, history.shape[2:])  # (B, T_out, C, H, W)
+
+    def _decode(self, frame: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        """最后一帧 (B, 1, F) 与编码的 (h, c) → (B, T_out, F)。"""
+        made = []
+        for _ in range(self.frames_out):
+            top, state = self.decoder(frame, state)  # (B, 1, D)
+            frame = self.head(top)  # (B, 1, F)
+            made.append(frame)
+        return torch.cat(made, 1)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标场的均方误差（标准化空间）。"""
+        return {"loss": target_mse(self(batch.history), batch)}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)，标准化空间；num_members > 1 是 ValueError。"""
+        refuse_members("lstm", num_members)
+        return self(history)[:, None]
