@@ -9,7 +9,7 @@ from util.batch import Batch
 
 def target_mse(prediction: Tensor, batch: Batch) -> Tensor:
     """(B, T_out, C, H, W) 与目标的均方误差（标准化空间），只算有效的场；没有有效的场时为 0。"""
-    valid = batch.valid[:, -prediction.shape[1] :, :, None, None].to(prediction.dtype)  # (B, T_out, C, 1, 1)
+    valid = batch.valid[:, -prediction.shape[1] :, :, None, None].to(batch.future.dtype)  # 半精度数不准几千个场
     error = (prediction - batch.future).square() * valid
     return error.mean((-2, -1)).sum() / valid.sum().clamp(min=1)
 

@@ -41,6 +41,7 @@ class PaddedConvTranspose2d(nn.ConvTranspose2d):
         if not self.circular:
             return super().forward(input, output_size)
         stride, reach = self.stride[1], -(-self.kernel_size[1] // self.stride[1])  # reach: 一个输出最远看到几列输入
+        assert not isinstance(self.padding, str)
         wrapped = F.pad(input, (reach, reach, 0, 0), mode="circular")
         made = F.conv_transpose2d(
             wrapped, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
