@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.rollout import closes_circle
 from engine.scoring import Scored, Task
 from util.arrays import ArrayFile
 from util.atomic import replacing
@@ -115,7 +114,7 @@ def make_table(task: Task, statistics: Statistics, seen: Seen) -> Table:
     ranks = statistics.result("rank_histogram")
     if ranks is not None:
         table["rank_histogram"] = {c: [plain(row) for row in ranks[:, i]] for i, c in enumerate(table["channels"])}
-    table["spectrum_label"] = "zonal wavenumber" if closes_circle(task.spec) else "half waves over the domain"
+    table["spectrum_label"] = "zonal wavenumber" if task.spec.closes_circle else "half waves over the domain"
     table["samples_per_second"] = seen.rates()
     return table
 

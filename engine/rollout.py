@@ -125,7 +125,7 @@ def smooth_noise(noise: Tensor, spec: DataSpec, length: float) -> Tensor:
     latitudes, longitudes = (torch.tensor(v, dtype=torch.float64) for v in (spec.latitudes, spec.longitudes))
     widths = (length / latitudes.deg2rad().cos()).clamp(max=180.0)  # (H,)
     noise = _kernel(latitudes, length).to(noise) @ noise
-    if closes_circle(spec):
+    if spec.closes_circle:
         waves = torch.arange(spec.width // 2 + 1)
         response = torch.exp(-((waves * widths.deg2rad()[:, None]) ** 2) / 4)  # 核的傅里叶变换，(H, W//2 + 1)
         response /= torch.fft.irfft(response, spec.width).norm(dim=1, keepdim=True)
@@ -138,9 +138,3 @@ def _kernel(points: Tensor, length: float | Tensor) -> Tensor:
     """(n,) 度 → (n, n)：高斯核，每行的平方和为一。"""
     kernel = torch.exp(-(((points[:, None] - points) / length) ** 2))
     return kernel / kernel.norm(dim=1, keepdim=True)
-
-
-def closes_circle(spec: DataSpec) -> bool:
-    """经度首尾相接；区域网格和只有一列的网格不是。"""
-    step = abs(spec.longitudes[-1] - spec.longitudes[0]) / max(1, spec.width - 1)
-    return abs(step * spec.width - 360) < step / 2

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from engine.baselines import Check
-from engine.rollout import closes_circle, perturb, roll
+from engine.rollout import perturb, roll
 from engine.views import View
 from util.batch import Batch, DataSpec
 from util.config import nearest
@@ -159,7 +159,7 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     """一批窗口：各模型逐时效地往前走，每走一步就算统计量，不留下整段预报（要存盘、要画的除外）。"""
     spec, weights = task.spec, latitude_weights(task.spec.latitudes).to(device)
     thresholds = standardize_thresholds(task.thresholds, spec).to(device)
-    periodic = closes_circle(spec)
+    periodic = spec.closes_circle
     seconds = dict.fromkeys(task.models, 0.0)
     rolls = {name: timed(run_model(task, name, batch), name, seconds, device) for name in task.models}
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in task.models}

@@ -15,8 +15,8 @@ from typing import Literal
 from pydantic import ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
-from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding
+from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
 
@@ -26,13 +26,15 @@ BLOCKS = 3  # deep 的残差块数，原版的默认值
 class Config(Strict):
     """variant 见文件开头；width: 基础宽度 w；blocks: deep 的残差块数（不写为 3），cnn 没有；
 
-    padding: 卷积的边界，zeros 四边补零（原版），circular_lon 经度循环、纬度补零。
+    padding: 卷积的边界，zeros 四边补零（原版），circular_lon 经度循环、纬度补零；
+    predict: 网络给出的是场（原版），还是与最后一帧历史之差。
     """
 
     variant: Literal["cnn", "deep"] = "cnn"
     width: PositiveInt = 64
     blocks: PositiveInt | None = None
     padding: Padding = "zeros"
+    predict: Predict = "state"
 
     @field_validator("blocks")
     @classmethod
@@ -94,7 +96,8 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
-        self.spec = spec
+        check_padding(config.padding, spec)
+        self.config, self.spec = config, spec
         sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
         if config.variant == "deep":
             self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
@@ -109,7 +112,8 @@ class Model(nn.Module):
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
-        return self.network(history.flatten(1, 2)).unflatten(1, (self.spec.frames_out, -1))
+        made = self.network(history.flatten(1, 2)).unflatten(1, (self.spec.frames_out, -1))
+        return to_state(made, history, self.config.predict)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""

@@ -20,8 +20,8 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
-from models.layers.padding import PaddedConv2d, Padding
+from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Share, Strict
 
@@ -31,6 +31,8 @@ State = tuple[Tensor, Tensor]  # (h, c)，各 (B, D, H, W)
 class Config(Strict):
     """variant 家族中的哪一个；hidden 各层的通道数 D；kernel 卷积的边长（奇数）；padding 卷积的边界。
 
+    predict 网络给出场，还是差：convlstm 与最后一帧历史之差，seq2seq 与解码这一步的输入之差。
+
     teacher_forcing 只属于 seq2seq：训练时每个窗口、每一步以真值作下一步输入的概率；1 总是真值，0 总是自己的预测。
     """
 
@@ -39,6 +41,7 @@ class Config(Strict):
     layers: PositiveInt = 2
     kernel: PositiveInt = 3
     padding: Padding = "zeros"
+    predict: Predict = "state"
     teacher_forcing: Share = 0.0
 
     @field_validator("kernel")
@@ -86,6 +89,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
+        check_padding(config.padding, spec)
         _check_kernel(config, spec)
         self.config, self.spec = config, spec
         channels, hidden, kernel, padding = spec.num_channels, config.hidden, config.kernel, config.padding
@@ -115,11 +119,12 @@ class Model(nn.Module):
         """truth (B, T_out, C, H, W)、forced (B, T_out, C, 1, 1)：seq2seq 在 forced 为真处以真值作下一步的输入。"""
         state = self.encode(history)
         if self.config.variant == "convlstm":
-            return self.head(state[0]).unflatten(1, (self.spec.frames_out, -1))  # (B, T_out, C, H, W)
+            made = self.head(state[0]).unflatten(1, (self.spec.frames_out, -1))  # (B, T_out, C, H, W)
+            return to_state(made, history, self.config.predict)
         frame, made = history[:, -1], []  # (B, C, H, W)
         for step in range(self.spec.frames_out):
             state = self.decoder(frame, state)
-            frame = self.head(state[0])  # (B, C, H, W)
+            frame = to_state(self.head(state[0])[:, None], frame[:, None], self.config.predict)[:, 0]  # (B, C, H, W)
             made.append(frame)
             if truth is not None and forced is not None:
                 frame = torch.where(forced[:, step], truth[:, step], frame)

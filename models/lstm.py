@@ -21,18 +21,22 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import Predict, refuse_members, target_mse
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
 
 
 class Config(Strict):
-    """variant 家族中的哪一个；hidden 每个方向的宽度 D；dropout 作用在层与层之间，只有一层时须写 0。"""
+    """variant 家族中的哪一个；hidden 每个方向的宽度 D；dropout 作用在层与层之间，只有一层时须写 0。
+
+    predict 网络给出场，还是差：seq2seq 与解码这一步的输入之差，其余与最后一帧历史之差。
+    """
 
     variant: Literal["lstm", "bidirectional", "seq2seq"] = "lstm"
     hidden: PositiveInt = 128
     layers: PositiveInt = 2
     dropout: float = Field(0.2, ge=0, lt=1, validate_default=True)
+    predict: Predict = "state"
 
     @field_validator("dropout")
     @classmethod
@@ -51,6 +55,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         self.variant, self.frames_out = config.variant, spec.frames_out
+        self.tendency = config.predict == "tendency"
         self.directions = 2 if config.variant == "bidirectional" else 1
         features = spec.num_channels * spec.height * spec.width
         self.encoder = self._lstm(config, features)
@@ -74,10 +79,11 @@ class Model(nn.Module):
         frames = history.flatten(2)  # (B, T_in, F)
         _, (h, c) = self.encoder(frames)  # 各 (layers · directions, B, D)
         if self.variant == "seq2seq":
-            made = self._decode(frames[:, -1:], (h, c))
+            made = self._decode(frames[:, -1:], (h, c))  # (B, T_out, F)
         else:
             last = h[-self.directions :].transpose(0, 1).flatten(1)  # (B, directions · D)
             made = self.head(last).unflatten(1, (self.frames_out, -1))
+            made = made + frames[:, -1:] if self.tendency else made
         return made.unflatten(2, history.shape[2:])  # (B, T_out, C, H, W)
 
     def _decode(self, frame: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
@@ -85,7 +91,7 @@ class Model(nn.Module):
         made = []
         for _ in range(self.frames_out):
             top, state = self.decoder(frame, state)  # (B, 1, D)
-            frame = self.head(top)  # (B, 1, F)
+            frame = frame + self.head(top) if self.tendency else self.head(top)  # (B, 1, F)
             made.append(frame)
         return torch.cat(made, 1)
 

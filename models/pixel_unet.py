@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
-from models.layers.padding import PaddedConv2d, Padding
+from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.padding import PaddedConv2d, Padding, check_padding
 from models.layers.scaling import ChannelScaling, Scaling
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
@@ -30,6 +30,7 @@ class Config(Strict):
     depth: PositiveInt = 4
     scaling: Scaling = "minmax"
     padding: Padding = "zeros"
+    predict: Predict = "state"
 
     @field_validator("base_channels")
     @classmethod
@@ -94,7 +95,9 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
+        check_padding(config.padding, spec)
         _check_grid(config, spec)
+        self.predict: Predict = config.predict
         self.channels = spec.channels
         self.frames_out = spec.frames_out
         self.scaling = ChannelScaling(spec.num_channels, config.scaling)
@@ -123,8 +126,9 @@ class Model(nn.Module):
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)，标准化空间。"""
-        made = self.net(self.scaling(history).flatten(1, 2))  # (B, T_out·C, H, W)
-        return self.scaling.inverse(made.unflatten(1, (self.frames_out, -1)))
+        scaled = self.scaling(history)
+        made = self.net(scaled.flatten(1, 2)).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
+        return self.scaling.inverse(to_state(made, scaled, self.predict))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""

@@ -24,7 +24,7 @@ from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import Predict, refuse_members, target_mse, to_state
 from models.layers.position import sincos_codes
 from models.layers.transformer import DecoderLayer, EncoderLayer, sinusoid
 from util.batch import Batch, DataSpec
@@ -42,7 +42,7 @@ DEFAULTS = {  # 各 variant 的默认值；spatial 不丢弃：CPU 上丢弃注�
 
 
 class Config(Strict):
-    """不写的取 DEFAULTS；decoder_depth 只有 seq2seq 有。"""
+    """不写的取 DEFAULTS；decoder_depth 只有 seq2seq 有；predict 网络给出场，还是与最后一帧历史之差。"""
 
     variant: Literal["transformer", "seq2seq", "spatial"] = "transformer"
     dim: PositiveInt
@@ -50,6 +50,7 @@ class Config(Strict):
     depth: PositiveInt
     decoder_depth: PositiveInt | None = None
     dropout: float = Field(ge=0, lt=1)
+    predict: Predict = "state"
 
     @model_validator(mode="before")
     @classmethod
@@ -181,10 +182,11 @@ class Model(nn.Module):
         super().__init__()
         network = {"transformer": LastStep, "seq2seq": Seq2Seq, "spatial": Spatial}[config.variant]
         self.network = network(config, spec)
+        self.predict: Predict = config.predict
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, τ, C, H, W)。"""
-        return self.network(history)
+        return to_state(self.network(history), history, self.predict)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""

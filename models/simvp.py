@@ -22,15 +22,13 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
-from models.layers.padding import PaddedConv2d, Padding
+from models.layers.inception import GROUPS, KERNELS, SLOPE, InceptionTranslator
+from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
 
-SLOPE = 0.2  # LeakyReLU
 SPATIAL_GROUPS = 2  # 编码器、解码器的 GroupNorm
-GROUPS = 8  # Inception 的分组卷积与 GroupNorm
-KERNELS = (3, 5, 7, 11)
 MLP_RATIO = 8  # gSTA
 LAYER_SCALE = 1e-2
 NEAR, FAR, DILATION = 5, 7, 3  # 21 × 21 的大核拆成 5 × 5 与膨胀 3 的 7 × 7
@@ -47,6 +45,7 @@ class Config(Strict):
     N_T: int = Field(8, ge=2)
     drop_path: float = Field(0.0, ge=0, lt=1)
     padding: Padding = "zeros"
+    predict: Predict = "state"
 
     @field_validator("hid_S")
     @classmethod
@@ -133,50 +132,6 @@ class Decoder(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x)
         return self.readout(self.layers[-1](torch.cat([x, first], 1)))
-
-
-class Inception(nn.Module):
-    """1 × 1 卷积之后，四种核的分组卷积并排，结果相加（不是拼接）。"""
-
-    def __init__(self, channels_in: int, hidden: int, channels_out: int, padding: Padding) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels_in, hidden, 1)
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                PaddedConv2d(hidden, channels_out, kernel, padding, groups=GROUPS),
-                nn.GroupNorm(GROUPS, channels_out),
-                nn.LeakyReLU(SLOPE),
-            )
-            for kernel in KERNELS
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.squeeze(x)
-        three, five, seven, eleven = (branch(x) for branch in self.branches)
-        return three + five + seven + eleven
-
-
-class InceptionTranslator(nn.Module):
-    """N_T 块下去，N_T 块上来，像 U-Net 而不改变分辨率；上来的第 i 块（i ≥ 2）拼上倒数第 i 块下去的输出。"""
-
-    def __init__(self, channels_in: int, channels_out: int, config: Config) -> None:
-        super().__init__()
-        width, half, depth = config.hid_T, config.hid_T // 2, config.N_T
-        ins, outs = [channels_in] + [width] * (depth - 1), [width] * (depth - 1) + [channels_out]
-        skips = [0] + [width] * (depth - 1)
-        self.down = nn.ModuleList(Inception(ins[i], half, width, config.padding) for i in range(depth))
-        self.up = nn.ModuleList(Inception(width + skips[i], half, outs[i], config.padding) for i in range(depth))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T_in·S, h, w) → (B, T_out·S, h, w)。"""
-        passed = []
-        for block in self.down:
-            x = block(x)
-            passed.append(x)
-        x = self.up[0](x)
-        for block, skip in zip(self.up[1:], reversed(passed[:-1]), strict=True):
-            x = block(torch.cat([x, skip], 1))
-        return x
 
 
 class DropPath(nn.Module):
@@ -275,13 +230,18 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
+        check_padding(config.padding, spec)
         _check_grid(config, spec)
         _check_groups(config, spec)
+        self.predict: Predict = config.predict
         later = max(0, spec.frames_in - spec.frames_out)  # 输入比输出长多少帧
         self.skip_frames = [min(later + j, spec.frames_in - 1) for j in range(spec.frames_out)]
-        translator = {"inception": InceptionTranslator, "gsta": GatedTranslator}[config.translator]
+        sizes = spec.frames_in * config.hid_S, spec.frames_out * config.hid_S
         self.encoder = Encoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
-        self.translator = translator(spec.frames_in * config.hid_S, spec.frames_out * config.hid_S, config)
+        if config.translator == "inception":
+            self.translator = InceptionTranslator(*sizes, config.hid_T, config.N_T, config.padding)
+        else:
+            self.translator = GatedTranslator(*sizes, config)
         self.decoder = Decoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
 
     def forward(self, history: Tensor) -> Tensor:
@@ -291,7 +251,7 @@ class Model(nn.Module):
         latent = self.translator(latent.unflatten(0, (count, -1)).flatten(1, 2))  # (B, T_out·S, h, w)
         latent = latent.unflatten(1, (len(self.skip_frames), -1)).flatten(0, 1)  # (B·T_out, S, h, w)
         first = first.unflatten(0, (count, -1))[:, self.skip_frames].flatten(0, 1)  # (B·T_out, S, H, W)
-        return self.decoder(latent, first).unflatten(0, (count, -1))
+        return to_state(self.decoder(latent, first).unflatten(0, (count, -1)), history, self.predict)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import GroupAttention
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import Predict, refuse_members, target_mse, to_state
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
@@ -39,6 +39,7 @@ class Config(Strict):
     depth: PositiveInt = 4
     decoder_depth: PositiveInt = 2
     dropout: float = Field(0.1, ge=0, lt=1)
+    predict: Predict = "state"
 
     @field_validator("heads")
     @classmethod
@@ -83,6 +84,7 @@ class Model(nn.Module):
         super().__init__()
         _check_patch(config, spec)
         dim, (p, q) = config.dim, config.patch
+        self.predict: Predict = config.predict
         self.patch = {"p": p, "q": q, "h": spec.height // p}
         tokens = (spec.height // p) * (spec.width // q)
         self.embed = nn.Conv2d(spec.num_channels, dim, (p, q), stride=(p, q))
@@ -129,7 +131,8 @@ class Model(nn.Module):
         for layer in self.decoder:
             query = layer(query, memory)
         pixels = self.head(query).unflatten(1, (len(self.query), -1))  # (B, τ, N, C·p·q)
-        return rearrange(pixels, "b t (h w) (c p q) -> b t c (h p) (w q)", **self.patch)
+        made = rearrange(pixels, "b t (h w) (c p q) -> b t c (h p) (w q)", **self.patch)
+        return to_state(made, history, self.predict)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""

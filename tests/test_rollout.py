@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from engine.rollout import closes_circle, perturb, roll, rollout, smooth_noise, window_time
+from engine.rollout import perturb, roll, rollout, smooth_noise, window_time
 from tests.small import small_batch, small_spec
 from util.batch import DataSpec
 
@@ -272,12 +272,12 @@ def test_zonal_correlation_widens_towards_the_pole() -> None:
 def test_noise_has_no_seam_around_the_globe() -> None:
     for name in ("global", "poles, odd width"):
         spec = GRIDS[name]
-        assert closes_circle(spec)
+        assert spec.closes_circle
         found = responses(spec, 20.0)
         pairs = (found * found.roll(-1, 2)).sum(0)  # 与东边一格的协方差，末列的东边是首列
         torch.testing.assert_close(pairs, pairs[:, :1].expand_as(pairs))
     region = GRIDS["region"]
-    assert not closes_circle(region) and not closes_circle(GRIDS["one column"])
+    assert not region.closes_circle and not GRIDS["one column"].closes_circle
     found = responses(region, 6.0)
     assert (found[:, 8, 0] * found[:, 8, -1]).sum().abs() < 1e-6
 

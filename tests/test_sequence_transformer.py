@@ -115,11 +115,12 @@ def test_default_sizes_are_those_of_the_requirement() -> None:
     def made(variant: str) -> dict[str, Any]:
         return build_config({"name": "sequence_transformer", "variant": variant}).model_dump()
 
-    first = {"dim": 128, "heads": 4, "depth": 3, "decoder_depth": None}
+    first = {"dim": 128, "heads": 4, "depth": 3, "decoder_depth": None, "predict": "state"}
     assert made("transformer") == {"variant": "transformer", **first, "dropout": 0.2}
     assert made("spatial") == {"variant": "spatial", **first, "dropout": 0.0}
     assert made("seq2seq") == {
         "variant": "seq2seq", "dim": 256, "heads": 8, "depth": 4, "decoder_depth": 4, "dropout": 0.2,
+        "predict": "state",
     }  # fmt: skip
     assert build_config({"name": "sequence_transformer"}).model_dump() == made("transformer")
 

@@ -11,7 +11,8 @@ from scipy.special import erf, expit
 from torch import Tensor, nn
 
 from models import build_model
-from models.simvp import DropPath, GatedBlock, Inception, UpConv
+from models.layers.inception import Inception
+from models.simvp import DropPath, GatedBlock, UpConv
 from tests.numpy_layers import batch_norm, conv, group_norm, values
 from tests.small import small_batch, small_spec
 

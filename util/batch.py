@@ -65,6 +65,12 @@ class DataSpec:
         """窗口长度 t。"""
         return self.frames_in + self.frames_out
 
+    @property
+    def closes_circle(self) -> bool:
+        """经度首尾相接；区域网格和只有一列的网格不是。"""
+        step = abs(self.longitudes[-1] - self.longitudes[0]) / max(1, self.width - 1)
+        return abs(step * self.width - 360) < step / 2
+
     def to_physical(self, fields: Tensor) -> Tensor:
         """标准化的 (..., C, H, W) 还原为物理单位。"""
         mean, std = (torch.tensor(v, dtype=fields.dtype, device=fields.device) for v in (self.mean, self.std))

@@ -1,10 +1,19 @@
-"""确定性预报模型共用的两句：有效目标的均方误差；只有一个成员。"""
+"""确定性预报模型共用的几句：状态还是变化；有效目标的均方误差；只有一个成员。"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor
 
 from util.batch import Batch
+
+Predict = Literal["state", "tendency"]  # 网络给出的是场本身，还是与最后一帧历史之差
+
+
+def to_state(made: Tensor, history: Tensor, predict: Predict) -> Tensor:
+    """网络的输出 (B, T_out, C, H, W) → 预报的场；tendency 从持续性预报起步，头一个时效好学得多。"""
+    return made + history[:, -1:] if predict == "tendency" else made
 
 
 def target_mse(prediction: Tensor, batch: Batch) -> Tensor:

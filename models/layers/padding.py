@@ -7,7 +7,18 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from util.batch import DataSpec
+
 Padding = Literal["zeros", "circular_lon"]
+
+
+def check_padding(padding: Padding, spec: DataSpec) -> None:
+    """Raises ValueError: circular_lon 而网格的东西两边不相邻（区域网格）。"""
+    if padding == "circular_lon" and not spec.closes_circle:
+        raise ValueError(
+            f"model.padding = circular_lon needs longitudes that close the circle; these {spec.width} run from "
+            f"{spec.longitudes[0]:g} to {spec.longitudes[-1]:g} degrees: use zeros"
+        )
 
 
 class PaddedConv2d(nn.Conv2d):
