@@ -1,0 +1,159 @@
+"""编码的内在维数：`python -m engine.intrinsic_dimension --checkpoint CKPT [--windows N] [--neighbours K]`。
+
+PastNet 的编码器把 T 帧历史变成每个位置上 T·D 个数；这些数实际上在几维的流形上变化，就是码该有多少维的依据
+（一帧的码所需的维数不会更多）。
+极大似然估计：Levina & Bickel 2004，Maximum Likelihood Estimation of Intrinsic Dimension；
+各点的平均按 MacKay & Ghahramani 2005 的更正：平均的是倒数，近邻少时才不偏大。
+维数高而点少时偏小（16 维、2000 点得 13）。
+邻居取 20 个，不取公开代码的 1000 个：几千个点里的 1000 个邻居已不是「附近」，偏小得更多
+（Levina & Bickel 用 10 到 20）。
+窗口在训练日期上等距地取：相邻的窗口共用许多帧，彼此就是最近的邻居，量到的会是时间这一维。
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from util.cli import run_command
+
+if TYPE_CHECKING:  # --help 不必等 torch
+    from torch import Tensor
+
+ROWS = 1024  # 一次算多少行到全部点的距离
+
+
+class Estimate(NamedTuple):
+    """全部窗口的估计，与前一半、后一半窗口各自的；points、features 是 (n, F)。"""
+
+    dimension: float
+    halves: tuple[float, float]
+    points: int
+    features: int
+
+
+def intrinsic_dimension(points: Tensor, neighbours: int) -> float:
+    """(n, F) 的点 → 内在维数：n·(K − 1) / Σ_i Σ_{j<K} ln(T_K(i) / T_j(i))，T_j 是到第 j 近的点的距离。
+
+    Raises:
+        ValueError: 不同的点不多于 K 个；有的点近得分不开。
+    """
+    import torch
+
+    points = points.double()
+    points = (points - points.mean(0)).unique(dim=0)  # 居中：大数相减会吃掉近邻的距离
+    if len(points) <= neighbours:
+        raise ValueError(
+            f"{len(points)} different latents, {neighbours} neighbours of each need more: raise --windows or lower "
+            "--neighbours"
+        )
+    total = 0.0
+    for first in range(0, len(points), ROWS):
+        distances = torch.cdist(points[first : first + ROWS], points)  # (≤ ROWS, n)
+        distances.diagonal(first).fill_(torch.inf)  # 自己不是自己的邻居
+        logs = distances.topk(neighbours, largest=False).values.log()  # (≤ ROWS, K) 由近到远
+        total += float((logs[:, -1:] - logs[:, :-1]).sum())
+    if not 0 < total < float("inf"):
+        raise ValueError("the latents are too close together (or too evenly spaced) to tell their distances apart")
+    return len(points) * (neighbours - 1) / total
+
+
+def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: int, device: Any) -> Estimate:
+    """训练日期上等距的 windows 个窗口，经模型的 latents 得到的点的内在维数。
+
+    Raises:
+        ValueError: 训练日期里没有这么多窗口；点太少。
+    """
+    import numpy as np
+    import torch
+
+    from util.data.windows import all_starts, make_loader, split_batches
+
+    starts = all_starts(data.segments["train"], data.spec.window)
+    if windows > len(starts):
+        raise ValueError(f"--windows {windows}: data.splits.train has {len(starts)}")
+    chosen = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
+    loader = make_loader(data.windows, split_batches(chosen, batch_size), data.config.workers, pin=False)
+    with torch.inference_mode():
+        points = torch.cat([model.latents(batch.history.to(device)).cpu() for batch in loader])  # (n, F) 窗口在外
+    middle = windows // 2 * (len(points) // windows)
+    halves = (intrinsic_dimension(points[:middle], neighbours), intrinsic_dimension(points[middle:], neighbours))
+    return Estimate(intrinsic_dimension(points, neighbours), halves, *points.shape)
+
+
+def advice(estimate: float, latent_dim: int, step: int) -> str:
+    """估计与 latent_dim 相比说明什么；latent_dim 须为 step 的倍数。"""
+    enough = max(step, -int(-estimate // step) * step)  # 不小于估计的最小的倍数
+    if latent_dim < estimate:
+        return f"model.latent_dim = {latent_dim} is smaller than the estimate: a code loses variations; try {enough}"
+    if latent_dim == enough:
+        return f"model.latent_dim = {latent_dim} is just large enough for the estimate"
+    return f"model.latent_dim = {latent_dim} is larger than the estimate: room to spare, {enough} would do"
+
+
+def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
+    """命令本身：检查点 → 模型与它的训练数据 → 估计，打印出来。
+
+    Raises:
+        ValueError: 检查点、数据不对，或模型没有可量的编码。
+    """
+    import torch
+
+    from engine.evaluate import check_same_data
+    from engine.state import load_forecaster
+    from engine.validation import eval_batch_size
+    from models.layers.inception import GROUPS
+    from util.checkpoint import load_checkpoint
+    from util.config import RunConfig, validate
+    from util.data.dataset import open_data
+    from util.logger import setup_logging
+
+    setup_logging(None)
+    content = load_checkpoint(path)
+    config: RunConfig = validate(RunConfig, content["config"], path)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
+    model, spec = load_forecaster(content, device)
+    if not callable(getattr(model, "latents", None)):
+        raise ValueError(f"{path}: {config.model['name']} has no latents to measure; pastnet has")
+    data = open_data(config.data)
+    check_same_data(spec, data.spec, path)
+    found = measure(model, data, windows, neighbours, eval_batch_size(config), device)
+    first, second = found.halves
+    print(
+        f"{found.points} points of {found.features} features from {windows} training windows, {neighbours} neighbours"
+    )
+    print(f"intrinsic dimension {found.dimension:.1f} (halves of the windows: {first:.1f}, {second:.1f})")
+    print(advice(found.dimension, model.config.latent_dim, GROUPS))
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.intrinsic_dimension",
+        description="Estimate the intrinsic dimension of PastNet's latents on the training dates.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
+    parser.add_argument(
+        "--windows", type=int, default=32, help="training windows, evenly spaced (default: %(default)s)"
+    )
+    parser.add_argument("--neighbours", type=int, default=20, help="neighbours of a point (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令行入口，返回退出码。
+
+    Raises:
+        ValueError: 参数写错，或见 measure_checkpoint。
+    """
+    arguments = parse_arguments(argv)
+    for name, least in (("windows", 2), ("neighbours", 2)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    return measure_checkpoint(arguments.checkpoint, arguments.windows, arguments.neighbours)
+
+
+if __name__ == "__main__":
+    run_command(main)
