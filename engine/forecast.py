@@ -54,10 +54,7 @@ def forecast(
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     model, spec = load_forecaster(content, device)
     if not model.can_forecast:
-        raise ValueError(
-            f"{checkpoint}: this model was trained with grouping {config.model.get('grouping')}: masked reconstruction "
-            "only; a forecast needs one group per frame, grouping {order: t h w, size: frame}"
-        )
+        raise ValueError(f"{checkpoint}: this configuration of {config.model['name']} reconstructs, it cannot forecast")
     check_members(model, config.model["name"], members, noise, smooth)
     steps = steps or spec.frames_out
     init = parse_time(time) if time is not None else None

@@ -65,7 +65,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
 
 def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, batches: list[Batch]) -> float:
     """接下来的一步的损失（没有梯度步的模型：预报的平均），并检查预报的形状。"""
-    loss = train_step(fabric, state, config, batches) if state.optimizer is not None else None
+    loss = train_step(fabric, state, config, batches)["loss"] if state.optimizer is not None else None
     if not state.model.can_forecast and loss is not None:
         return loss
     state.model.eval()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
@@ -24,10 +27,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build_model
 from util.batch import Batch, DataSpec
-from util.checkpoint import random_state, set_random_state
+from util.checkpoint import load_checkpoint, random_state, set_random_state
 from util.config import RunConfig
 from util.optim import make_optimizer, make_scheduler
 
+log = logging.getLogger("ar_pred")
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 Content = dict[str, Any]
 
@@ -57,9 +61,20 @@ class NonFinite(ValueError):
     """损失或梯度不是有限值。"""
 
 
+class Initial(NamedTuple):
+    """train.init 的检查点：路径、文件的 sha256、拿去预报的那份权重。"""
+
+    path: str
+    sha256: str
+    weights: dict[str, torch.Tensor]
+
+
 @dataclass
 class State:
-    """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。"""
+    """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。
+
+    init 是 train.init 那个文件的 sha256，没有就是空的；它随检查点走。
+    """
 
     model: Any
     wrapped: Any
@@ -67,6 +82,7 @@ class State:
     scheduler: LRScheduler | None
     ema: AveragedModel | None
     progress: Progress
+    init: str = ""
 
     @property
     def best_model(self) -> Any:
@@ -74,11 +90,21 @@ class State:
         return self.ema.module if self.ema is not None else self.model
 
 
-def build_state(fabric: Fabric, config: RunConfig, spec: DataSpec, total_steps: int) -> State:
-    """按配置造出训练的起点；初始化的随机数取自全局发生器。"""
+def build_state(
+    fabric: Fabric, config: RunConfig, spec: DataSpec, total_steps: int, initial: Initial | None = None
+) -> State:
+    """按配置造出训练的起点；初始化的随机数取自全局发生器，initial 有的张量再从那里抄来。
+
+    Raises:
+        ValueError: initial 与模型对不上，或模型没有梯度步，谈不上起步。
+    """
     model = build_model(config.model, spec)
     if not any(p.requires_grad for p in model.parameters()):
+        if initial is not None:
+            raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
         return State(fabric.to_device(model), None, None, None, None, Progress())
+    if initial is not None:
+        start_from(model, initial)  # 在 EMA 的副本之前：副本也从这里起步
     model = fabric.to_device(model)
     ema = None
     if config.train.ema_decay is not None:
@@ -87,35 +113,79 @@ def build_state(fabric: Fabric, config: RunConfig, spec: DataSpec, total_steps: 
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
-    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress())
+    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), initial.sha256 if initial else "")
 
 
-def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> float:
-    """一次参数更新：几个小批的梯度取平均；返回（各进程平均的）损失。
+def read_initial(path: str) -> Initial:
+    """读 train.init 的检查点；有 EMA 就用 EMA，与预报时相同。
 
     Raises:
-        NonFinite: 损失或梯度不是有限值；参数还没有动。
+        ValueError: 文件不在、坏了、不是本程序的检查点。
+    """
+    weights = forecast_weights(load_checkpoint(path))
+    return Initial(path, hashlib.sha256(Path(path).read_bytes()).hexdigest(), weights)
+
+
+def start_from(model: nn.Module, initial: Initial) -> None:
+    """名字相同的张量全部抄进模型，并在日志里说抄了几个。
+
+    Raises:
+        ValueError: 同名的张量形状不同；没有一个同名。
+    """
+    own = model.state_dict()
+    taken = {name: value for name, value in initial.weights.items() if name in own}
+    for name, value in taken.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"train.init = {initial.path}: {name} is {tuple(value.shape)} there, {tuple(own[name].shape)} here"
+            )
+    if not taken:
+        raise ValueError(f"train.init = {initial.path}: none of its {len(initial.weights)} tensors is in this model")
+    model.load_state_dict(taken, strict=False)
+    log.info(
+        "train.init %s (sha256 %s): %d tensors taken, %d of the model start anew",
+        initial.path, initial.sha256, len(taken), len(own) - len(taken),
+    )  # fmt: skip
+
+
+def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> dict[str, float]:
+    """一次参数更新：几个小批的梯度取平均；返回模型的 loss 给出的各项（小批、各进程的平均）。
+
+    Raises:
+        NonFinite: 损失或梯度不是有限值；权重与 buffer 都和这一步之前一样。
     """
     assert state.optimizer is not None and state.scheduler is not None
     state.wrapped.train()
-    total = 0.0
+    buffers = running_buffers(state.model)
+    before = [buffer.clone() for buffer in buffers]  # 前向就会改它们：BatchNorm 的平均、码本
+    sums: dict[str, torch.Tensor] = {}
     for i, batch in enumerate(batches):
         with fabric.no_backward_sync(state.wrapped, enabled=i < len(batches) - 1):
-            loss = state.wrapped.loss(batch)["loss"] / len(batches)
-            fabric.backward(loss)
-        total += float(reduce_tensor(fabric, loss.detach(), "mean"))
+            terms = {name: term / len(batches) for name, term in state.wrapped.loss(batch).items()}
+            fabric.backward(terms["loss"])
+        sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
+    means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean").tolist()
+    logged: dict[str, float] = dict(zip(sums, means, strict=True))
     limit = config.train.clip_norm or math.inf  # 不裁剪时也要梯度的范数：坏梯度不能进参数
     norm = fabric.clip_gradients(state.wrapped, state.optimizer, max_norm=limit, error_if_nonfinite=False)
     assert norm is not None
-    if not (math.isfinite(total) and math.isfinite(float(norm))):
+    if not (math.isfinite(logged["loss"]) and math.isfinite(float(norm))):
         state.optimizer.zero_grad()
-        raise NonFinite("loss" if not math.isfinite(total) else "gradient norm")
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        raise NonFinite("loss" if not math.isfinite(logged["loss"]) else "gradient norm")
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.scheduler.step()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    return total
+    return logged
+
+
+def running_buffers(model: nn.Module) -> list[torch.Tensor]:
+    """随权重存下的 buffer；位置编码之类不随权重存的从不改变。"""
+    parameters = {name for name, _ in model.named_parameters()}
+    return [value for name, value in model.state_dict().items() if name not in parameters]
 
 
 def reduce_tensor(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:
@@ -143,6 +213,7 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "ema": state.ema.state_dict() if state.ema else None,
         "progress": asdict(state.progress),
+        "init": state.init,
         "random": ranks,
         "config": config.model_dump(),
         "spec": spec.to_dict(),
@@ -164,6 +235,7 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     if state.ema is not None:
         state.ema.load_state_dict(content["ema"])
     state.progress = Progress(**content["progress"])
+    state.init = content.get("init", "")  # 有 train.init 之前的检查点没有这一项
     if len(content["random"]) == fabric.world_size:
         set_random_state(content["random"][fabric.global_rank])
 
@@ -189,11 +261,15 @@ def load_forecaster(content: Content, device: torch.device) -> tuple[Any, DataSp
     """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec。"""
     spec = DataSpec.from_dict(content["spec"])
     model = build_model(content["config"]["model"], spec)
-    weights = content["model"]
-    if content["ema"] is not None:
-        weights = {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
-    load_weights(model, weights)
+    load_weights(model, forecast_weights(content))
     return model.to(device).eval(), spec
+
+
+def forecast_weights(content: Content) -> dict[str, torch.Tensor]:
+    """检查点里拿去预报的那份权重：有 EMA 用 EMA。"""
+    if content["ema"] is None:
+        return content["model"]
+    return {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
 
 
 def versions() -> dict[str, str]:

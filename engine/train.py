@@ -26,6 +26,7 @@ from engine.state import (
     NonFinite,
     State,
     build_state,
+    read_initial,
     reduce_tensor,
     restore,
     snapshot,
@@ -169,11 +170,13 @@ def open_run(
     resolved = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
     log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
+    initial = read_initial(config.train.init) if config.train.init and content is None else None  # 写错了不必等数据
     data = open_data(config.data, log_dir / "missing.csv", announce=main)
     if content is not None:
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
     fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
-    state = build_state(fabric, config, data.spec, config.train.epochs * len(epoch_batches(config, data, fabric, 0)))
+    total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
+    state = build_state(fabric, config, data.spec, total_steps, initial)
     if content is not None:
         restore(fabric, state, content)
         log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
@@ -192,7 +195,7 @@ def open_run(
 
 
 def start_fresh(run: Run) -> None:
-    """新的运行：参数个数、预检、每一层的形状；不动运行的随机状态。"""
+    """新的运行：参数个数、预检、每一层的形状；不动运行的随机状态，也不动模型（BatchNorm、码本）。"""
     model, spec = run.state.model, run.data.spec
     count = sum(p.numel() for p in model.parameters())
     log.info("model %s: %d parameters", run.config.model["name"], count)
@@ -206,6 +209,7 @@ def start_fresh(run: Run) -> None:
     first = next(share_batches(batches, run.fabric.global_rank, run.fabric.world_size, run.config.train.accumulate))
     batch = run.fabric.to_device(run.data.windows.__getitems__(first))
     devices = [run.fabric.device] if run.fabric.device.type == "cuda" else []
+    model.eval()
     with torch.random.fork_rng(devices), torch.no_grad(), record_shapes(model) as rows, run.fabric.autocast():
         model.loss(batch)
     log.info("input and output shapes of every layer (first batch):\n%s", shape_table(rows))
@@ -267,7 +271,7 @@ def train_epoch(run: Run) -> None:
         micro = [fabric.to_device(next(loader)) for _ in range(parts)]
         waited += time.perf_counter() - asked
         try:
-            loss = train_step(fabric, run.state, config, micro)
+            terms = train_step(fabric, run.state, config, micro)
         except NonFinite as error:
             first = ", ".join(time_text(h) for h in batches[batch_number][:4])
             place = f"epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from {first} ..."
@@ -277,7 +281,7 @@ def train_epoch(run: Run) -> None:
             ) from None
         progress.step += 1
         progress.batches = batch_number + 1
-        progress.loss_sum += loss
+        progress.loss_sum += terms["loss"]
         progress.loss_count += 1
         samples += len(batches[batch_number])
         progress.samples += len(batches[batch_number])
@@ -285,14 +289,14 @@ def train_epoch(run: Run) -> None:
         elapsed = time.perf_counter() - begin
         assert run.state.scheduler is not None
         now = {
-            "loss": loss,
+            **terms,
             "lr": float(run.state.scheduler.get_last_lr()[0]),
             "samples_per_second": samples / elapsed,
             "data_wait_share": waited / elapsed,
         }
         bar.set_postfix(
             step=progress.step,
-            loss=f"{loss:.4f}",
+            loss=f"{terms['loss']:.4f}",
             lr=f"{now['lr']:.1e}",
             rate=f"{now['samples_per_second']:.1f}/s",
             wait=f"{now['data_wait_share']:.0%}",

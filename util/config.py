@@ -123,9 +123,10 @@ class Schedule(Strict):
 
 
 class TrainConfig(Strict):
-    """训练段；batch_size 是全体设备上一次参数更新所用的窗口数。"""
+    """训练段；batch_size 是全体设备上一次参数更新所用的窗口数；init 是新的运行从哪个检查点的权重起步（续训时不读）。"""
 
     epochs: int = Field(ge=0)
+    init: str | None = None
     batch_size: PositiveInt
     accumulate: PositiveInt = 1
     optimizer: Literal["adam", "adamw"] = "adam"

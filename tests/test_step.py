@@ -1,0 +1,64 @@
+"""一步训练：模型 loss 的各项都记下；坏的一步、打印形状都不动 BatchNorm 的平均与码本。"""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+import engine.train
+from engine.preflight import imagined_spec
+from engine.state import NonFinite, build_state, train_step
+from tests.runs import train_here, write_run
+from tests.small import small_batch
+from util.config import load_config
+
+SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
+MEMORY = {"name": "pastnet", "task": "reconstruct", **SIZES}
+
+
+@pytest.fixture
+def config(make_tree, tmp_path):
+    tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
+    return write_run(tmp_path, tree, train={"epochs": 1})
+
+
+def test_every_term_of_the_loss_is_recorded(config, tmp_path):
+    train_here(config, f"model={MEMORY}", "run.name=terms", "train.accumulate=2")
+    with (tmp_path / "log/terms/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train" and row["step"] == "1"]
+    terms = {row["name"]: float(row["value"]) for row in rows}
+    assert {"mse", "commitment", "perplexity"} < terms.keys()
+    assert terms["loss"] == pytest.approx(terms["mse"] + 0.25 * terms["commitment"], rel=1e-5)
+    assert 1 <= terms["perplexity"] <= 16
+
+
+def test_a_bad_step_changes_nothing(config):
+    run = load_config(str(config), [f"model={MEMORY}"])
+    spec = imagined_spec(run.data)
+    state = build_state(Fabric(accelerator="cpu", devices=1), run, spec, 10)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    bad = small_batch(spec)
+    bad.history[0, 0, 0, 0, 0] = math.inf
+    with pytest.raises(NonFinite, match="loss"):
+        train_step(Fabric(accelerator="cpu", devices=1), state, run, [bad])
+    after = state.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_shape_table_changes_nothing(config, monkeypatch):
+    """第一步之前的权重与 buffer 就是初值。"""
+    seen = []
+
+    def first_step(fabric, state, run, batches):
+        seen.append({name: value.clone() for name, value in state.model.state_dict().items()})
+        return train_step(fabric, state, run, batches)
+
+    monkeypatch.setattr(engine.train, "train_step", first_step)
+    train_here(config, f"model={MEMORY}", "run.name=first")
+    assert torch.equal(seen[0]["memory.counts"], torch.ones(16))
+    assert all(not value.any() for name, value in seen[0].items() if name.endswith("num_batches_tracked"))
+    assert any(name.endswith("num_batches_tracked") for name in seen[0])
