@@ -1,8 +1,13 @@
-"""models/ 下每个文件都要守的约定；新模型只要放进文件与 YAML，就自动受检。大小取自它的 YAML 的 smoke 段。"""
+"""config/ 里每份 YAML 都要守的约定；新模型只要放进文件与 YAML，就自动受检。大小取自 YAML 的 smoke 段。
+
+做不到的事由模型自己说：构造函数的 ValueError、can_forecast、probabilistic、有没有可训练的参数；这里没有名单。
+"""
 
 from __future__ import annotations
 
 import inspect
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,157 +15,223 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.preflight import imagined_spec
 from models import build_config, build_model, model_names
 from models.interface import ForecastModel, OnePass
+from tests.runs import ROOT
 from tests.small import small_batch, small_spec
 from util.batch import Batch, DataSpec
-from util.config import Strict, apply_overrides, read_mapping
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.config import RunConfig, Strict, load_config
 
-CONFIGS = Path(__file__).parent.parent / "config"
-EXAMPLES = {path.stem: read_mapping(path) for path in sorted(CONFIGS.glob("*.yaml"))}
-SPEC = small_spec(channels=2, grid=(32, 64))
-every_model = pytest.mark.parametrize("name", model_names())
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+SMALL = small_spec(channels=2, grid=(16, 32))  # 3 → 1
+OTHERS = {
+    "7 to 1, 16 x 32, 9 channels": small_spec(channels=9, grid=(16, 32), frames_in=7, frames_out=1),
+    "12 to 4, 32 x 64, 1 channel": small_spec(channels=1, grid=(32, 64), frames_in=12, frames_out=4),
+}
+MOST_STEPS, LR, FALL = 500, 1e-3, 0.9  # 记住一批：损失至多走这么多步就要降掉九成
+every_config = pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """与模型同名的 YAML 缩小之后的 model 段。"""
-    assert name in EXAMPLES, f"models/{name}.py has no config/{name}.yaml"
-    return apply_overrides(EXAMPLES[name], EXAMPLES[name].get("smoke", []))["model"]
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # data.set 是从仓库根目录算起的路径
 
 
-def make(name: str, spec: DataSpec = SPEC) -> Any:
+@cache
+def small_config(path: Path) -> RunConfig:
+    """缩小之后的整份配置。"""
+    return load_config(path, smoke=True)
+
+
+def make(path: Path, spec: DataSpec = SMALL) -> Any:
+    """由同一个种子造出的模型；要先看一遍数据的，看过了。"""
     torch.manual_seed(0)
-    model = build_model(options_of(name), spec)
+    model = build_model(small_config(path).model, spec)
     if isinstance(model, OnePass):
-        for seed in range(4):
-            model.accumulate(small_batch(spec, count=4, seed=seed))
+        for seed in range(2):
+            model.accumulate(small_batch(spec, count=2, seed=seed))
         model.solve()
     return model
 
 
-def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def smooth_batch(spec: DataSpec) -> Batch:
-    """几个行波；记得住的那种数据。"""
-    batch = small_batch(spec, count=2)
+def loss_of(model: Any, batch: Batch) -> Tensor:
+    """随机数总是同一串：扩散的时间与噪声、丢弃、拿掉的区块，每次都相同。"""
+    torch.manual_seed(0)
+    return model.loss(batch)["loss"]
+
+
+def forecast_of(model: Any, batch: Batch, members: int = 1) -> Tensor:
+    """不求导；概率模型的随机数只来自给它的发生器。"""
+    with torch.no_grad():
+        return model.forecast(batch.history, batch.time, members, torch.Generator().manual_seed(0))
+
+
+def shape_of(spec: DataSpec, count: int, members: int = 1) -> tuple[int, ...]:
+    return count, members, spec.frames_out, spec.num_channels, spec.height, spec.width
+
+
+def waves(spec: DataSpec) -> Batch:
+    """两个窗口，各是几个行波：记得住的那种数据。"""
     rows, columns = torch.arange(spec.height)[:, None], torch.arange(spec.width)
     step = torch.arange(spec.window)[:, None, None, None]
     speed = torch.tensor([1.0, 2.0])[:, None, None, None, None]  # (B, 1, 1, 1, 1)
     phase = torch.arange(spec.num_channels)[:, None, None]
-    fields = torch.sin((columns - 4 * speed * step) * 0.2 + rows * 0.1 + phase)  # (B, t, k, H, W)
+    fields = torch.sin((columns - 4 * speed * step) * 0.2 + rows * 0.1 + phase)  # (B, t, C, H, W)
+    batch = small_batch(spec, count=2)
     return batch._replace(history=fields[:, : spec.frames_in], future=fields[:, spec.frames_in :])
 
 
-@every_model
-def test_file_holds_a_strict_config_and_a_forecast_model(name: str) -> None:
-    config = build_config(options_of(name))
-    model = make(name)
-    assert isinstance(config, Strict)
+def test_every_model_has_a_config() -> None:
+    assert {small_config(path).model["name"] for path in CONFIGS} == set(model_names())
+
+
+@every_config
+def test_file_holds_a_strict_config_and_a_forecast_model(path: Path) -> None:
+    options, model = small_config(path).model, make(path)
+    assert isinstance(build_config(options), Strict)
     assert isinstance(model, ForecastModel) and isinstance(model, nn.Module)
     assert list(inspect.signature(type(model)).parameters) == ["config", "spec", "first_stage"]
     assert isinstance(model.probabilistic, bool) and isinstance(model.can_forecast, bool)
-    with pytest.raises(ValueError, match=r"unknown key model\.no_such_key = 1"):
-        build_config({**options_of(name), "no_such_key": 1})
+    with pytest.raises(ValueError, match=r"unknown key model\.no_such_key = 1; (nearest|valid keys): "):
+        build_config({**options, "no_such_key": 1})
 
 
-@every_model
-def test_forecast_has_the_agreed_shape_and_repeats(name: str) -> None:
-    model, batch = make(name).eval(), small_batch(SPEC)
-    with torch.inference_mode():
-        made = [_forecast(model, batch, seed) for seed in (1, 1)]
-    assert made[0].shape == (3, 1, 1, 2, 32, 64)
-    assert made[0].dtype == torch.float32 and made[0].isfinite().all()
-    assert torch.equal(made[0], made[1])
+@every_config
+def test_its_own_shape_works(path: Path) -> None:
+    spec = imagined_spec(small_config(path).data)
+    check_training_and_forecast(make(path, spec), spec)
 
 
-@every_model
-def test_members_come_from_the_model_or_from_perturb(name: str) -> None:
-    model, batch = make(name).eval(), small_batch(SPEC)
-    if model.probabilistic:
-        assert _forecast(model, batch, 0, members=3).shape == (3, 3, 1, 2, 32, 64)
-    else:
-        with pytest.raises(ValueError, match="--perturb"):
-            model.forecast(batch.history, batch.time, 3)
-
-
-def _forecast(model: Any, batch: Batch, seed: int, members: int = 1) -> Tensor:
-    return model.forecast(batch.history, batch.time, members, torch.Generator().manual_seed(seed))
-
-
-@every_model
-def test_more_frames_out_work_or_are_refused_in_the_constructor(name: str) -> None:
-    spec = small_spec(channels=2, grid=(32, 64), frames_out=2)
-    refusal, model = "", None
+@every_config
+@pytest.mark.parametrize("spec", OTHERS.values(), ids=OTHERS)
+def test_other_shapes_work_or_are_refused_in_the_constructor(path: Path, spec: DataSpec) -> None:
     try:
-        model = make(name, spec).eval()
+        model = make(path, spec)
     except ValueError as error:
         refusal = str(error)
-    if model is None:
-        assert "data.frames_out = 2" in refusal
+        assert re.fullmatch(r".*(model|data)\.\w+ = .+", refusal)  # 一行，写明哪个键的哪个值不合
     else:
-        with torch.inference_mode():
-            assert _forecast(model, small_batch(spec), 0).shape == (3, 1, 2, 2, 32, 64)
+        check_training_and_forecast(model, spec)
 
 
-@every_model
-def test_loss_is_one_finite_number_that_ignores_invalid_targets(name: str) -> None:
-    model, batch = make(name).eval(), small_batch(SPEC)
-    valid = batch.valid.clone()
-    valid[0, -1, 1] = False
-    batch = batch._replace(valid=valid)
-    changed = batch.future.clone()
-    changed[0, 0, 1] += 100
-    with torch.no_grad():
-        torch.manual_seed(0)
-        loss = model.loss(batch)["loss"]
-        torch.manual_seed(0)
-        assert torch.equal(model.loss(batch._replace(future=changed))["loss"], loss)
-    assert loss.shape == () and loss.isfinite()
-
-
-@every_model
-def test_every_trainable_parameter_gets_a_gradient(name: str) -> None:
-    model = make(name).train()
-    if not trainable(model):
-        return
-    for seed in range(4):  # 随机拿掉的区块不同，几次之后都轮得到
-        model.loss(small_batch(SPEC, seed=seed))["loss"].backward()
-    missing = [n for n, p in trainable(model) if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
-    assert not missing
-
-
-@every_model
-def test_training_overfits_one_batch(name: str) -> None:
-    model, batch = make(name), smooth_batch(SPEC)
-    if not trainable(model):
-        return
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with torch.no_grad():
-        before = model.eval().loss(batch)["loss"].item()
+def check_training_and_forecast(model: Any, spec: DataSpec) -> None:
+    """损失有限，每个可训练的参数都有梯度；预报的形状对，与全局的随机状态无关，重复得出来。"""
     model.train()
-    for _ in range(500):
-        optimizer.zero_grad()
-        model.loss(batch)["loss"].backward()
-        optimizer.step()
-    with torch.no_grad():
-        after = model.eval().loss(batch)["loss"].item()
-    assert after < 0.2 * before
-
-
-@every_model
-def test_state_dict_carries_the_whole_model(name: str) -> None:
-    one, batch = make(name).eval(), small_batch(SPEC)
+    for seed in range(3):  # 随机拿掉的区块不同，几次之后都轮得到
+        loss = model.loss(small_batch(spec, count=2, seed=seed))["loss"]
+        assert loss.shape == () and loss.isfinite()
+        if trainable(model):
+            loss.backward()
+    for name, p in trainable(model).items():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+    model.eval()
+    batch = small_batch(spec, count=2)
+    assert torch.equal(loss_of(model, batch), loss_of(model, batch))
+    if not model.can_forecast:
+        with pytest.raises(ValueError, match="forecast"):
+            forecast_of(model, batch)
+        return
+    made = forecast_of(model, batch)
     torch.manual_seed(1)
-    other = build_model(options_of(name), SPEC).eval()
-    other.load_state_dict(one.state_dict())
-    with torch.inference_mode():
-        assert torch.equal(_forecast(one, batch, 0), _forecast(other, batch, 0))
+    assert torch.equal(made, forecast_of(model, batch))
+    assert made.shape == shape_of(spec, 2) and made.dtype == torch.float32 and made.isfinite().all()
+
+
+@every_config
+def test_members_come_from_the_model_or_from_perturb(path: Path) -> None:
+    model, batch = make(path).eval(), small_batch(SMALL)
+    if not model.can_forecast:
+        return
+    if model.probabilistic:
+        assert forecast_of(model, batch, members=3).shape == shape_of(SMALL, 3, members=3)
+    else:
+        with pytest.raises(ValueError, match="--perturb"):
+            forecast_of(model, batch, members=3)
+
+
+@every_config
+def test_loss_ignores_invalid_targets(path: Path) -> None:
+    model, batch = make(path).eval(), small_batch(SMALL)
+    if not model.can_forecast:  # 重建：目标也是输入，改了它别处的输出也变
+        return
+    channels = slice(None) if model.probabilistic else 1  # 扩散的输入里有加了噪声的目标，各通道相干
+    batch.valid[0, -1, channels] = False
+    changed = batch.future.clone()
+    changed[0, -1, channels] += 100
+    with torch.no_grad():
+        assert torch.equal(loss_of(model, batch._replace(future=changed)), loss_of(model, batch))
+
+
+@every_config
+def test_checkpoint_carries_the_whole_model(path: Path, tmp_path: Path) -> None:
+    """写进文件再读回，装进另一个种子的模型：预报（不能预报的，损失）逐位相同。"""
+    one, batch = make(path), small_batch(SMALL)
+    loss_of(one.train(), batch)  # 归一化的滑动平均离开初值
+    save_checkpoint(tmp_path / "one.ckpt", {"model": one.state_dict()})
+    torch.manual_seed(1)
+    other = build_model(small_config(path).model, SMALL)
+    other.load_state_dict(load_checkpoint(tmp_path / "one.ckpt")["model"])
+    compare = forecast_of if one.can_forecast else loss_of
+    assert torch.equal(compare(one.eval(), batch), compare(other.eval(), batch))
+
+
+@every_config
+def test_training_overfits_one_batch(path: Path) -> None:
+    """均方误差的下限是 0：降掉的份额就是损失本身的。没有梯度步的模型不必。"""
+    model, batch = make(path).train(), waves(SMALL)
+    if not trainable(model):
+        return
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    goal = (1 - FALL) * loss_of(model, batch).item()
+    for _ in range(MOST_STEPS):
+        loss = loss_of(model, batch)
+        if loss.item() < goal:
+            return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pytest.fail(f"loss {loss_of(model, batch).item():.3g} after {MOST_STEPS} steps, not below {goal:.3g}")
+
+
+@every_config
+def test_bf16_autocast_trains_and_forecasts(path: Path) -> None:
+    batch = waves(SMALL)
+    whole = loss_of(make(path).train(), batch).item()
+    model = make(path).train()  # 另造一个：训练模式的一次前向就会动码本
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss_of(model, batch)
+        if trainable(model):
+            half.backward()
+        made = forecast_of(model.eval(), batch) if model.can_forecast else half
+    assert half.item() == pytest.approx(whole, rel=0.02)
+    assert made.isfinite().all()
+    for name, p in trainable(model).items():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+
+
+@pytest.mark.filterwarnings("default")  # 编译器自己的警告，不是模型的
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@every_config
+def test_compiled_loss_and_gradients_are_the_same(path: Path, backend: str) -> None:
+    torch._dynamo.reset()
+    model, batch = make(path).eval(), small_batch(SMALL)
+    found = []
+    for loss_function in (model.loss, torch.compile(model.loss, backend=backend)):
+        torch.manual_seed(0)
+        loss = loss_function(batch)["loss"]
+        gradients = torch.autograd.grad(loss, list(trainable(model).values())) if trainable(model) else ()
+        found.append([loss.detach(), *gradients])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_an_unknown_model_is_named_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="no such model; nearest: persistence"):
-        build_model({"name": "persistance"}, SPEC)
+        build_model({"name": "persistance"}, SMALL)
     with pytest.raises(ValueError, match="no such model; models: ar_pred_video_vanilla, climatology"):
-        build_model({}, SPEC)
+        build_model({}, SMALL)

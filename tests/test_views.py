@@ -90,6 +90,21 @@ def test_flops_equal_the_written_out_count() -> None:
     assert parameter_count(model) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("variant", ["lstm", "bidirectional", "seq2seq"])
+def test_flops_of_an_lstm_equal_the_written_out_count(variant: str) -> None:
+    spec = small_spec(channels=3, grid=(2, 4), frames_in=5, frames_out=2)
+    options = {"name": "lstm", "variant": variant, "hidden": 6, "layers": 2}
+    f, d = 3 * 2 * 4, 6  # 一帧的数、每个方向的宽度
+    gates = 4 * d * (f + d) + 4 * d * (d + d)  # 一步的乘加：第一层读一帧，第二层读第一层
+    both = 2 * 4 * d * (f + d) + 2 * 4 * d * (2 * d + d)  # 两个方向；第二层读两个方向的 h
+    count = {
+        "lstm": 5 * gates + d * 2 * f,  # 输出层一次给出两帧
+        "bidirectional": 5 * both + 2 * d * 2 * f,
+        "seq2seq": 5 * gates + 2 * (gates + d * f),  # 逐帧解码
+    }
+    assert flops_per_sample(build_model(options, spec).eval(), spec) == 2 * count[variant]
+
+
 def test_flops_of_a_model_that_hands_on_a_view_of_a_parameter() -> None:
     class Queries(torch.nn.Module):
         def __init__(self) -> None:
