@@ -43,9 +43,10 @@ def _member(value: object) -> object:
 
 
 class Suite(Strict):
-    """config/suites/ 下的一个文件；split、steps、stride 与 evaluate.py 的相同。"""
+    """config/suites/ 下的一个文件；overrides 先于各成员自己的改动；split、steps、stride 同 evaluate.py。"""
 
     members: list[Annotated[Member, BeforeValidator(_member)]] = Field(min_length=1)
+    overrides: list[str] = Field(default=[])
     split: Literal["train", "val", "test"] = "test"
     steps: PositiveInt | None = None
     stride: PositiveInt = 1
@@ -95,7 +96,7 @@ def finish_member(suite: Suite, member: Member, run: str, own: str) -> Path:
     Raises:
         ValueError: 配置不对，或子进程失败（它最后的一行）。
     """
-    changes = [*member.overrides, f"run.name={run}"]
+    changes = [*suite.overrides, *member.overrides, f"run.name={run}"]
     config = load_config(member.config, changes)
     folder, best = Path(config.log.dir) / run, Path(config.checkpoint.dir) / run / "best.ckpt"
     if is_trained(folder, best, config):

@@ -95,6 +95,15 @@ def test_changed_config_goes_to_train(config, calls, tmp_path):
         compare_command(arguments)
 
 
+def test_shared_overrides_come_before_those_of_a_member(config, calls, tmp_path):
+    shared = ["data.eval_stride=1", "train.epochs=2", "train.lr=2e-3"]
+    member = {"config": str(config), "overrides": ["train.epochs=1"]}
+    path = write_suite(tmp_path, member, overrides=shared)
+    assert compare_command(["--suite", str(path), "--out", str(tmp_path / "out")]) == 0
+    used = yaml.safe_load((tmp_path / "log/suite-small-run/config.yaml").read_text())
+    assert (used["train"]["epochs"], used["train"]["lr"], used["data"]["eval_stride"]) == (1, 2e-3, 1)
+
+
 def test_interrupted_finish_is_done_again(config, tmp_path):
     """写了 config.yaml 而没走到 metrics.json 的那一次不算训练好。"""
     from util.config import load_config
@@ -167,8 +176,9 @@ def test_suites_in_the_repository_are_valid(monkeypatch):
 
     monkeypatch.chdir(ROOT)
     for path in sorted(Path("config/suites").glob("*.yaml")):
-        for member in validate(engine.suite.Suite, read_mapping(path), str(path)).members:
-            build_config(load_config(member.config, member.overrides).model)
+        suite = validate(engine.suite.Suite, read_mapping(path), str(path))
+        for member in suite.members:
+            build_config(load_config(member.config, [*suite.overrides, *member.overrides]).model)
 
 
 @pytest.fixture
