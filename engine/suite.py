@@ -42,10 +42,18 @@ def _member(value: object) -> object:
     return {"config": value} if isinstance(value, str) else value
 
 
+def _members(value: object) -> object:
+    """members 写一个路径：与那一套相同的成员（别的数据上再来一遍）。"""
+    return read_mapping(Path(value)).get("members") if isinstance(value, str) else value
+
+
+Members = Annotated[list[Annotated[Member, BeforeValidator(_member)]], BeforeValidator(_members)]
+
+
 class Suite(Strict):
     """config/suites/ 下的一个文件；overrides 先于各成员自己的改动；split、steps、stride 同 evaluate.py。"""
 
-    members: list[Annotated[Member, BeforeValidator(_member)]] = Field(min_length=1)
+    members: Members = Field(min_length=1)
     overrides: list[str] = Field(default=[])
     split: Literal["train", "val", "test"] = "test"
     steps: PositiveInt | None = None

@@ -104,6 +104,14 @@ def test_shared_overrides_come_before_those_of_a_member(config, calls, tmp_path)
     assert (used["train"]["epochs"], used["train"]["lr"], used["data"]["eval_stride"]) == (1, 2e-3, 1)
 
 
+def test_members_can_be_those_of_another_suite(config, tmp_path):
+    other = write_suite(tmp_path, str(config), {"config": str(config), "name": "again"})
+    suite = Suite.model_validate({"members": str(other), "overrides": ["train.epochs=1"]})
+    assert [member.label for member in suite.members] == ["run", "again"]
+    with pytest.raises(ValueError, match=r"nowhere\.yaml"):
+        Suite.model_validate({"members": "nowhere.yaml"})
+
+
 def test_interrupted_finish_is_done_again(config, tmp_path):
     """写了 config.yaml 而没走到 metrics.json 的那一次不算训练好。"""
     from util.config import load_config
