@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
+from models.layers.losses import refuse_members, target_mse
 from util.batch import Batch, DataSpec
 from util.config import Strict
 
@@ -60,9 +61,7 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""
-        valid = batch.valid[:, -self.spec.frames_out :, :, None, None].to(batch.future.dtype)
-        error = (self.forecast(batch.history, batch.time)[:, 0] - batch.future).square() * valid
-        return {"loss": error.mean((-2, -1)).sum() / valid.sum().clamp(min=1)}
+        return {"loss": target_mse(self.forecast(batch.history, batch.time)[:, 0], batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
@@ -72,8 +71,7 @@ class Model(nn.Module):
         Raises:
             ValueError: num_members > 1；不知道时刻。
         """
-        if num_members != 1:
-            raise ValueError(f"climatology is deterministic: {num_members} members need --perturb")
+        refuse_members("climatology", num_members)
         if time is None:
             raise ValueError("climatology needs the time of the forecast: give --time beside --inputs")
         hours = time[:, -self.spec.frames_out :].flatten()  # (B·T_out,)

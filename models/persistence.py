@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor, nn
 
+from models.layers.losses import refuse_members, target_mse
 from util.batch import Batch, DataSpec
 from util.config import Strict
 
@@ -24,14 +25,11 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""
-        valid = batch.valid[:, -self.frames_out :, :, None, None].to(batch.future.dtype)  # (B, T_out, C, 1, 1)
-        error = (self.forecast(batch.history, batch.time)[:, 0] - batch.future).square() * valid
-        return {"loss": error.mean((-2, -1)).sum() / valid.sum().clamp(min=1)}
+        return {"loss": target_mse(self.forecast(batch.history, batch.time)[:, 0], batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
-        if num_members != 1:
-            raise ValueError(f"persistence is deterministic: {num_members} members need --perturb")
+        refuse_members("persistence", num_members)
         return history[:, None, -1:].expand(-1, -1, self.frames_out, -1, -1, -1)
