@@ -78,8 +78,7 @@ def test_codes_follow_as_the_written_out_average() -> None:
             made[i] = codes[nearest]
         np.testing.assert_allclose(rows(bank(latent)[0]), made, atol=1e-5)  # 先量化，后走
         counts, sums = 0.99 * counts + 0.01 * found, 0.99 * sums + 0.01 * shown
-        smoothed = (counts + 1e-5) / (counts.sum() + SIZE * 1e-5) * counts.sum()
-        codes = sums / smoothed[:, None]
+        codes = sums / counts[:, None]
         for buffer, expected in ((bank.counts, counts), (bank.sums, sums), (bank.codes, codes)):
             np.testing.assert_allclose(buffer.numpy(), expected, rtol=1e-4, atol=1e-6)
 
@@ -87,9 +86,12 @@ def test_codes_follow_as_the_written_out_average() -> None:
 def test_an_unused_code_stays_where_it_is() -> None:
     bank = make().train()
     bank.codes[0] = bank.sums[0] = 50
-    for step in range(100):
-        bank(latents(step))
+    with torch.no_grad():
+        for step in range(2500):  # 一次训练那么长：计数衰减到 1e-11
+            bank(latents(step % 7, count=1))
     torch.testing.assert_close(bank.codes[0], torch.full((DIM,), 50.0), rtol=1e-3, atol=0)
+    bank(torch.full((1, DIM, 2, 5), 49.0))
+    assert bank.codes[0].allclose(torch.tensor(49.0), rtol=1e-3)  # 又用到了，马上跟过去
 
 
 def test_evaluation_leaves_it_alone_and_state_carries_it() -> None:

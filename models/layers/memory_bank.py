@@ -1,11 +1,11 @@
 """记忆库（向量量化的码本）：每个向量换成最近的码；码不求导，由指数滑动平均跟着归到它的向量走。
 
-论文：van den Oord et al. 2017，Neural Discrete Representation Learning，式 (3) 与附录 A.1；平滑即 Laplace 平滑。
+论文：van den Oord et al. 2017，Neural Discrete Representation Learning，式 (3) 与附录 A.1。
 与通行的实现不同：
 * 码从 ±1/size 的均匀分布起步（不带滑动平均的那一种的初值），不从 N(0, 1)：64 维里 N(0, 1) 的码彼此相距 11，
   刚起步的编码都归到最近的几个，示例数据上 512 个码只用到 5 个，这样起步用到 20 个。
 * 计数与和从「每个码出现过一次」起步，不从零起步，否则没有用到的码第一步就被除得飞走。
-* 平滑只用在相除的那一刻，不写回计数。
+* 没有 Laplace 平滑：计数降到 EPSILON 以下的码（一千多步没有用到）留在原处。平滑会把它们都拉向原点。
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DECAY = 0.99
-EPSILON = 1e-5
+EPSILON = 1e-5  # 计数小于它就不再相除
 
 
 class MemoryBank(nn.Module):
@@ -38,28 +38,32 @@ class MemoryBank(nn.Module):
             vectors = latent.detach().movedim(1, -1).flatten(0, -2)  # (n, D)
             index = self.nearest(vectors)
             codes = self.codes[index].unflatten(0, (len(latent), *latent.shape[2:])).movedim(-1, 1)
-            used = F.one_hot(index, len(self.codes)).float()  # (n, K)
             if self.training:
-                self.follow(vectors, used)
+                self.follow(vectors, index)
             commitment = F.mse_loss(latent, codes)
-            return latent + (codes - latent).detach(), commitment, perplexity(used.mean(0))
+            return latent + (codes - latent).detach(), commitment, perplexity(self.shares(index))
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """(n, D) → (n,) 欧氏距离最近的码；‖v‖² 对各码相同，不必算。"""
         return (self.codes.square().sum(1) - 2 * vectors @ self.codes.T).argmin(1)
 
     @torch.no_grad()
-    def follow(self, vectors: Tensor, used: Tensor) -> None:
-        """码本走一步：vectors (n, D)，used (n, K) 各向量用了哪个码（one-hot；矩阵乘在显卡上也次次相同）。"""
+    def follow(self, vectors: Tensor, index: Tensor) -> None:
+        """码本走一步：vectors (n, D)，index (n,) 各向量用了哪个码；one-hot 的矩阵乘在显卡上也次次相同。"""
+        used = vectors.new_zeros(len(vectors), len(self.codes)).scatter_(1, index[:, None], 1.0)  # (n, K)
         counts, sums = used.sum(0), used.T @ vectors
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(counts)
             dist.all_reduce(sums)
         self.counts.lerp_(counts, 1 - DECAY)
         self.sums.lerp_(sums, 1 - DECAY)
-        total = self.counts.sum()
-        smoothed = (self.counts + EPSILON) / (total + len(self.counts) * EPSILON) * total
-        self.codes.copy_(self.sums / smoothed[:, None])
+        alive = (self.counts > EPSILON)[:, None]
+        self.codes.copy_(torch.where(alive, self.sums / self.counts.clamp(min=EPSILON)[:, None], self.codes))
+
+    def shares(self, index: Tensor) -> Tensor:
+        """(n,) 用了哪些码 → 各码所占的份额 (K,)；整数的和，在显卡上也次次相同。"""
+        ones = torch.ones_like(index, dtype=self.codes.dtype)
+        return torch.zeros_like(self.codes[:, 0]).scatter_add_(0, index, ones) / len(index)
 
 
 def perplexity(shares: Tensor) -> Tensor:
