@@ -18,11 +18,12 @@ CONFIGS = Path("config")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("configs", nargs="*", default=sorted(map(str, CONFIGS.glob("*.yaml"))), metavar="CONFIG")
+    parser = argparse.ArgumentParser(description="Parameters and FLOPs of the models, as a Markdown table.")
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="run YAMLs (default: all in config/)")
+    paths = parser.parse_args().configs or sorted(map(str, CONFIGS.glob("*.yaml")))
     print("| YAML | frames | channels | grid | parameters | GFLOP / forecast |")
     print("|---|---|---|---|---|---|")
-    for path in parser.parse_args().configs:
+    for path in paths:
         config = load_config(path)
         spec = imagined_spec(config.data)
         model = build_model(config.model, spec)

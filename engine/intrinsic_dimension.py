@@ -1,18 +1,20 @@
 """编码的内在维数：`python -m engine.intrinsic_dimension --checkpoint CKPT [--windows N] [--neighbours K]`。
 
-PastNet 的编码器把 T 帧历史变成每个位置上 T·D 个数；这些数实际上在几维的流形上变化，就是码该有多少维的依据
-（一帧的码所需的维数不会更多）。
+PastNet 的编码器把一帧的每个位置变成 D 个数；这些数实际上在几维的流形上变化，就是码该有多少维（latent_dim）的依据。
+码要多少个（codebook_size）没有公式：看同样的这些编码实际用到几个（困惑度），留一倍的余地。
 极大似然估计：Levina & Bickel 2004，Maximum Likelihood Estimation of Intrinsic Dimension；
 各点的平均按 MacKay & Ghahramani 2005 的更正：平均的是倒数，近邻少时才不偏大。
 维数高而点少时偏小（16 维、2000 点得 13）。
+公开的代码把 T 帧的编码接成一个点来估计，那是整段历史的维数，与一帧的码无从相比；这里只取每个窗口的最后一帧历史。
 邻居取 20 个，不取公开代码的 1000 个：几千个点里的 1000 个邻居已不是「附近」，偏小得更多
 （Levina & Bickel 用 10 到 20）。
-窗口在训练日期上等距地取：相邻的窗口共用许多帧，彼此就是最近的邻居，量到的会是时间这一维。
+窗口在训练日期上等距地取：相邻的时刻彼此就是最近的邻居，量到的会是时间这一维。
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,12 +27,13 @@ ROWS = 1024  # 一次算多少行到全部点的距离
 
 
 class Estimate(NamedTuple):
-    """全部窗口的估计，与前一半、后一半窗口各自的；points、features 是 (n, F)。"""
+    """全部窗口的估计，与前一半、后一半窗口各自的；points、features 是 (n, D)；perplexity：这些编码用到几个码。"""
 
     dimension: float
     halves: tuple[float, float]
     points: int
     features: int
+    perplexity: float
 
 
 def intrinsic_dimension(points: Tensor, neighbours: int) -> float:
@@ -60,7 +63,7 @@ def intrinsic_dimension(points: Tensor, neighbours: int) -> float:
 
 
 def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: int, device: Any) -> Estimate:
-    """训练日期上等距的 windows 个窗口，经模型的 latents 得到的点的内在维数。
+    """训练日期上等距的 windows 个窗口的最后一帧历史，经模型的 latents 得到的点的内在维数。
 
     Raises:
         ValueError: 训练日期里没有这么多窗口；点太少。
@@ -68,6 +71,7 @@ def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: in
     import numpy as np
     import torch
 
+    from models.layers.memory_bank import perplexity
     from util.data.windows import all_starts, make_loader, split_batches
 
     starts = all_starts(data.segments["train"], data.spec.window)
@@ -76,20 +80,28 @@ def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: in
     chosen = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
     loader = make_loader(data.windows, split_batches(chosen, batch_size), data.config.workers, pin=False)
     with torch.inference_mode():
-        points = torch.cat([model.latents(batch.history.to(device)).cpu() for batch in loader])  # (n, F) 窗口在外
+        points = torch.cat([model.latents(batch.history[:, -1].to(device)).cpu() for batch in loader])  # (n, D)
+        index = torch.cat([model.memory.nearest(part.to(device)) for part in points.split(ROWS)])
+        used = float(perplexity(model.memory.shares(index)))
     middle = windows // 2 * (len(points) // windows)
     halves = (intrinsic_dimension(points[:middle], neighbours), intrinsic_dimension(points[middle:], neighbours))
-    return Estimate(intrinsic_dimension(points, neighbours), halves, *points.shape)
+    return Estimate(intrinsic_dimension(points, neighbours), halves, *points.shape, used)
 
 
-def advice(estimate: float, latent_dim: int, step: int) -> str:
-    """估计与 latent_dim 相比说明什么；latent_dim 须为 step 的倍数。"""
+def advise_width(estimate: float, latent_dim: int, step: int) -> str:
+    """估计与 latent_dim 相比说明什么；latent_dim 须为 step 的倍数。编码只有 latent_dim 个数，估计不会大出多少。"""
     enough = max(step, -int(-estimate // step) * step)  # 不小于估计的最小的倍数
-    if latent_dim < estimate:
-        return f"model.latent_dim = {latent_dim} is smaller than the estimate: a code loses variations; try {enough}"
-    if latent_dim == enough:
-        return f"model.latent_dim = {latent_dim} is just large enough for the estimate"
-    return f"model.latent_dim = {latent_dim} is larger than the estimate: room to spare, {enough} would do"
+    if latent_dim <= enough:
+        return f"the latents fill model.latent_dim = {latent_dim}: {latent_dim + step} may keep more"
+    return f"model.latent_dim = {latent_dim} has room to spare: {enough} would do"
+
+
+def advise_size(used: float, codebook_size: int) -> str:
+    """困惑度与 codebook_size 相比说明什么。"""
+    about = f"codes in use (perplexity) {used:.1f} of model.codebook_size = {codebook_size}: "
+    if used > codebook_size / 2:
+        return about + f"{2 * codebook_size} may keep more"
+    return about + f"{2 * math.ceil(used)} would do"
 
 
 def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
@@ -120,11 +132,10 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
     check_same_data(spec, data.spec, path)
     found = measure(model, data, windows, neighbours, eval_batch_size(config), device)
     first, second = found.halves
-    print(
-        f"{found.points} points of {found.features} features from {windows} training windows, {neighbours} neighbours"
-    )
+    print(f"{found.points} latents of {found.features} numbers, {windows} frames, {neighbours} neighbours")
     print(f"intrinsic dimension {found.dimension:.1f} (halves of the windows: {first:.1f}, {second:.1f})")
-    print(advice(found.dimension, model.config.latent_dim, GROUPS))
+    print(advise_width(found.dimension, model.config.latent_dim, GROUPS))
+    print(advise_size(found.perplexity, model.config.codebook_size))
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 
 from engine.rollout import window_time
-from engine.state import State, build_state, restore, snapshot, train_step
+from engine.state import State, build_state, read_initial, restore, snapshot, train_step
 from models.interface import OnePass
 from util.batch import Batch, DataSpec
 from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -105,4 +105,6 @@ def smoke(config: RunConfig) -> int:
     """--smoke：只做预检，不需要数据，一分钟以内。"""
     fabric = Fabric(accelerator=config.run.device, devices=1, precision=config.train.precision)
     preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
+    if config.train.init:
+        read_initial(config.train.init)  # 大小与缩小了的模型不同，只看它在不在、读不读得出
     return 0

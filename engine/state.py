@@ -62,11 +62,12 @@ class NonFinite(ValueError):
 
 
 class Initial(NamedTuple):
-    """train.init 的检查点：路径、文件的 sha256、拿去预报的那份权重。"""
+    """train.init 的检查点：路径、文件的 sha256、拿去预报的那份权重、它的数据。"""
 
     path: str
     sha256: str
     weights: dict[str, torch.Tensor]
+    spec: DataSpec
 
 
 @dataclass
@@ -104,7 +105,7 @@ def build_state(
             raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
         return State(fabric.to_device(model), None, None, None, None, Progress())
     if initial is not None:
-        start_from(model, initial)  # 在 EMA 的副本之前：副本也从这里起步
+        start_from(model, initial, spec)  # 在 EMA 的副本之前：副本也从这里起步
     model = fabric.to_device(model)
     ema = None
     if config.train.ema_decay is not None:
@@ -122,12 +123,15 @@ def read_initial(path: str) -> Initial:
     Raises:
         ValueError: 文件不在、坏了、不是本程序的检查点。
     """
-    weights = forecast_weights(load_checkpoint(path))
-    return Initial(path, hashlib.sha256(Path(path).read_bytes()).hexdigest(), weights)
+    content = load_checkpoint(path)
+    if "progress" not in content:  # 如 tmp/ 里缓存的气候态
+        raise ValueError(f"train.init = {path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
+    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return Initial(path, sha256, forecast_weights(content), DataSpec.from_dict(content["spec"]))
 
 
-def start_from(model: nn.Module, initial: Initial) -> None:
-    """名字相同的张量全部抄进模型，并在日志里说抄了几个。
+def start_from(model: nn.Module, initial: Initial, spec: DataSpec) -> None:
+    """名字相同的张量全部抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
 
     Raises:
         ValueError: 同名的张量形状不同；没有一个同名。
@@ -142,6 +146,12 @@ def start_from(model: nn.Module, initial: Initial) -> None:
     if not taken:
         raise ValueError(f"train.init = {initial.path}: none of its {len(initial.weights)} tensors is in this model")
     model.load_state_dict(taken, strict=False)
+    theirs, ours = initial.spec.to_dict(), spec.to_dict()
+    for key in ("channels", "latitudes", "longitudes", "interval_hours", "mean", "std"):
+        if theirs[key] != ours[key]:
+            log.warning(
+                "train.init %s was trained with other %s: %s, here %s", initial.path, key, theirs[key], ours[key]
+            )
     log.info(
         "train.init %s (sha256 %s): %d tensors taken, %d of the model start anew",
         initial.path, initial.sha256, len(taken), len(own) - len(taken),

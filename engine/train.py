@@ -177,6 +177,12 @@ def open_run(
     fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
     total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
     state = build_state(fabric, config, data.spec, total_steps, initial)
+    frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad)
+    if frozen and initial is None and content is None:
+        raise ValueError(
+            f"{frozen} parameters of {config.model['name']} are frozen at their random start; "
+            "give train.init=checkpoints/RUN/best.ckpt that holds them, or do not freeze them"
+        )
     if content is not None:
         restore(fabric, state, content)
         log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
@@ -218,7 +224,7 @@ def start_fresh(run: Run) -> None:
 def fit(run: Run) -> None:
     """循环本身：每轮训练，验证，存 last，更好就复制成 best，隔几轮留一份，太久不进步就停。"""
     config, progress = run.config, run.state.progress
-    if isinstance(run.state.model, OnePass):
+    if isinstance(run.state.model, OnePass) and run.state.model.needs_pass and not progress.step:
         fit_one_pass(run.state.model, run.data, eval_batch_size(config), run.stop.check)
     if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
         progress.best_step = progress.step

@@ -38,7 +38,9 @@ class ForecastModel(Protocol):
 
 @runtime_checkable
 class OnePass(Protocol):
-    """只需把训练数据看一遍的模型（气候态、岭回归）：在任何梯度步之前求解。"""
+    """先把训练数据看一遍的模型（气候态、岭回归、像素 U-Net 的极值）：在任何梯度步之前求解，续训时不再看。"""
+
+    needs_pass: bool  # 这一配置要不要看；像素 U-Net 不缩放时不必
 
     def accumulate(self, batch: Batch) -> None:
         """收下一批步长为 1 的训练窗口。"""

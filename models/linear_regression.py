@@ -143,8 +143,9 @@ class Dual(nn.Module):
     def _check_room(self, used: int) -> None:
         if used == len(self.frames):
             raise ValueError(
-                f"model.max_frames = {used}: the training windows hold more frames than that; "
-                "set it to the samples that the log gives for split train, or shorten data.splits.train"
+                f"model.max_frames = {used}: the training windows hold more frames than that (an interpolated frame "
+                f"can count twice); try {used * 11 // 10}, at least the samples that the log gives for split train, or "
+                "shorten data.splits.train"
             )
 
     def solve(self, alpha: float, standardise: bool) -> None:
@@ -185,6 +186,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    needs_pass = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()

@@ -258,10 +258,9 @@ class Model(nn.Module):
         codes, commitment, perplexity = self.memory(self.encoder(window.flatten(0, 1)))  # (B·T, D, h, w)
         return self.decoder(codes).unflatten(0, window.shape[:2]), commitment, perplexity
 
-    def latents(self, history: Tensor) -> Tensor:
-        """(B, T_in, C, H, W) → (B·h·w, T_in·D)：每个位置上各帧量化之前的编码，估计内在维数用。"""
-        latent = self.encoder(history.flatten(0, 1)).unflatten(0, history.shape[:2])  # (B, T_in, D, h, w)
-        return latent.permute(0, 3, 4, 1, 2).flatten(0, 2).flatten(1)
+    def latents(self, frames: Tensor) -> Tensor:
+        """(N, C, H, W) → (N·h·w, D)：每个位置上量化之前的编码，估计内在维数用。"""
+        return self.encoder(frames).movedim(1, -1).flatten(0, -2)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效场的均方误差（标准化空间）加 commitment；reconstruct 重建整个窗口。"""

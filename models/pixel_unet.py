@@ -101,6 +101,7 @@ class Model(nn.Module):
         self.channels = spec.channels
         self.frames_out = spec.frames_out
         self.scaling = ChannelScaling(spec.num_channels, config.scaling)
+        self.needs_pass = self.scaling.active
         frame = spec.num_channels
         self.net = UNet(
             spec.frames_in * frame, spec.frames_out * frame, config.base_channels, config.depth, config.padding

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.intrinsic_dimension import advice, intrinsic_dimension, main, measure
+from engine.intrinsic_dimension import advise_size, advise_width, intrinsic_dimension, main, measure
 from models import build_model
 from tests.runs import ROOT, train_here, write_run
 from tests.test_imports import HELP
@@ -66,16 +66,19 @@ def test_duplicates_count_once_and_too_few_points_are_refused() -> None:
 @pytest.mark.parametrize(
     ("estimate", "latent_dim", "sentence"),
     [
-        (17.3, 16, "is smaller than the estimate: a code loses variations; try 24"),
-        (17.3, 24, "is just large enough for the estimate"),
-        (17.3, 64, "is larger than the estimate: room to spare, 24 would do"),
-        (2.0, 8, "is just large enough for the estimate"),
-        (16.0, 8, "try 16"),
+        (17.3, 24, "the latents fill model.latent_dim = 24: 32 may keep more"),
+        (17.3, 64, "model.latent_dim = 64 has room to spare: 24 would do"),
+        (2.0, 8, "the latents fill model.latent_dim = 8: 16 may keep more"),
+        (16.0, 24, "model.latent_dim = 24 has room to spare: 16 would do"),
     ],
 )
-def test_advice(estimate: float, latent_dim: int, sentence: str) -> None:
-    assert f"model.latent_dim = {latent_dim} " in advice(estimate, latent_dim, 8)
-    assert sentence in advice(estimate, latent_dim, 8)
+def test_advice_on_the_width(estimate: float, latent_dim: int, sentence: str) -> None:
+    assert advise_width(estimate, latent_dim, 8) == sentence
+
+
+@pytest.mark.parametrize(("used", "sentence"), [(17.3, "36 would do"), (33.0, "128 may keep more")])
+def test_advice_on_the_size(used: float, sentence: str) -> None:
+    assert advise_size(used, 64) == f"codes in use (perplexity) {used:.1f} of model.codebook_size = 64: {sentence}"
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +97,10 @@ def test_points_are_the_latents_of_evenly_spaced_training_windows(tree, tmp_path
     starts = all_starts(data.segments["train"], data.spec.window)
     chosen = [int(starts[round(i * (len(starts) - 1) / 4)]) for i in range(5)]
     with torch.no_grad():
-        points = model.latents(data.windows[chosen[0]].history)
-        points = torch.cat([points, *(model.latents(data.windows[start].history) for start in chosen[1:])])
-    assert (found.points, found.features) == (5 * 2 * 4, 3 * 8)
+        points = torch.cat([model.latents(data.windows[start].history[:, -1]) for start in chosen])
+        made = model.memory(model.encoder(torch.cat([data.windows[start].history[:, -1] for start in chosen])))
+    assert (found.points, found.features) == (5 * 2 * 4, 8)
+    assert found.perplexity == pytest.approx(float(made[2]))
     assert found.dimension == pytest.approx(intrinsic_dimension(points, 3), rel=1e-6)
     halves = intrinsic_dimension(points[:16], 3), intrinsic_dimension(points[16:], 3)  # 前两个窗口，后三个
     assert found.halves == pytest.approx(halves, rel=1e-6)
@@ -110,9 +114,10 @@ def test_the_command_on_a_checkpoint(tree, tmp_path: Path, capsys: pytest.Captur
     path = str(tmp_path / "checkpoints/memory/best.ckpt")
     assert main(["--checkpoint", path, "--windows", "6", "--neighbours", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "48 points of 24 features from 6 training windows, 4 neighbours"
+    assert lines[0] == "48 latents of 8 numbers, 6 frames, 4 neighbours"
     assert lines[1].startswith("intrinsic dimension ") and "(halves of the windows: " in lines[1]
-    assert lines[2].startswith("model.latent_dim = 8 is ")
+    assert lines[2].startswith("the latents fill model.latent_dim = 8")
+    assert lines[3].startswith("codes in use (perplexity) ") and " of model.codebook_size = 16: " in lines[3]
     content = load_checkpoint(path)
     content["config"]["model"] = {"name": "persistence"}
     save_checkpoint(tmp_path / "other.ckpt", {**content, "model": {}})

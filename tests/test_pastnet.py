@@ -178,14 +178,14 @@ def test_the_fourier_branch_sees_all_frames_when_told() -> None:
         assert (model.filtered(other) != made).flatten(2).any(2).all()
 
 
-def test_encoder_sees_one_frame_and_latents_keep_time_beside_features() -> None:
-    spec = small_spec(frames_in=4)
-    model, history = small(spec), small_batch(spec, count=2).history
-    each = torch.stack([model.encoder(history[:, t]) for t in range(4)], 1)  # (B, T, D, h, w)
-    rows = model.latents(history)
-    assert rows.shape == (2 * 2 * 4, 4 * 8)
-    for (b, y, x), row in zip(np.ndindex(2, 2, 4), rows, strict=True):
-        torch.testing.assert_close(row, each[b, :, :, y, x].flatten())
+def test_latents_are_the_codes_before_quantisation() -> None:
+    spec = small_spec()
+    model, frames = small(spec), small_batch(spec, count=2).history[:, -1]
+    encoded = model.encoder(frames)  # (N, D, h, w)
+    rows = model.latents(frames)
+    assert rows.shape == (2 * 2 * 4, 8)
+    for (n, y, x), row in zip(np.ndindex(2, 2, 4), rows, strict=True):
+        torch.testing.assert_close(row, encoded[n, :, y, x])
 
 
 def test_circular_longitude_has_no_seam() -> None:

@@ -49,6 +49,24 @@ def test_a_bad_step_changes_nothing(config):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_extremes_are_seen_once_and_only_when_used(config, monkeypatch):
+    """续训时缩放不再变；zscore 不必看一遍训练数据。"""
+    seen = []
+
+    def counted(model, *arguments):
+        seen.append(arguments[0].config.root)
+        return fit_one_pass(model, *arguments)
+
+    fit_one_pass = engine.train.fit_one_pass
+    monkeypatch.setattr(engine.train, "fit_one_pass", counted)
+    unet = {"name": "pixel_unet", "base_channels": 8, "depth": 1}
+    train_here(config, f"model={unet}", "run.name=unet")
+    assert len(seen) == 1
+    train_here(config, f"model={unet}", "run.name=unet", "train.epochs=2", resume="auto")
+    train_here(config, f"model={ {**unet, 'scaling': 'zscore'} }", "run.name=zscore")
+    assert len(seen) == 1
+
+
 def test_the_shape_table_changes_nothing(config, monkeypatch):
     """第一步之前的权重与 buffer 就是初值。"""
     seen = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from engine.preflight import imagined_spec
+from engine.preflight import imagined_spec, smoke
 from engine.state import Initial, build_state, forecast_weights, read_initial
 from tests.runs import checkpoint, losses, train_here, write_run
+from tests.small import small_spec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, load_config
 
@@ -38,7 +40,8 @@ def start(config: RunConfig, initial: Initial | None = None) -> Any:
 
 
 def saved(path: Path, model: Any, **others: Any) -> str:
-    save_checkpoint(path, {"model": model, "ema": None, **others})
+    about = {"progress": {}, "spec": small_spec().to_dict()}
+    save_checkpoint(path, {"model": model, "ema": None, **about, **others})
     return str(path)
 
 
@@ -113,6 +116,33 @@ def test_a_missing_file_is_said_before_the_data_are_opened(run, tmp_path, monkey
     saved(tmp_path / "near.ckpt", {})
     with pytest.raises(ValueError, match=r"no checkpoint .*none.ckpt; there: near.ckpt"):
         train_here(run, f"model={FORECAST}", f"train.init={tmp_path / 'none.ckpt'}")
+
+
+def test_other_data_are_warned_of(run, tmp_path, caplog):
+    """同样的形状、别的通道：权重照用（可以是有意的），但要说。"""
+    config = load_config(run, [f"model={FORECAST}"])
+    spec = imagined_spec(config.data)
+    weights = start(config).model.state_dict()
+    start(config, read_initial(saved(tmp_path / "same.ckpt", weights, spec=spec.to_dict())))
+    assert "was trained with other" not in caplog.text
+    other = replace(spec, channels=("u10",)).to_dict()
+    start(config, read_initial(saved(tmp_path / "other.ckpt", weights, spec=other)))
+    assert "was trained with other channels: ['u10'], here ['t2m']" in caplog.text
+
+
+def test_frozen_parameters_must_come_from_somewhere(run):
+    with pytest.raises(
+        ValueError, match=r"\d+ parameters of pastnet are frozen at their random start; give train.init"
+    ):
+        train_here(run, f"model={ {**FORECAST, 'freeze_memory': True} }", "run.name=frozen")
+
+
+def test_smoke_looks_at_the_file_and_a_baseline_is_refused(run, tmp_path):
+    path = tmp_path / "climatology.ckpt"
+    save_checkpoint(path, {"model": {"coefficients": torch.zeros(1)}})
+    for name, message in (("none.ckpt", "no checkpoint"), (path.name, "holds a baseline, not a training")):
+        with pytest.raises(ValueError, match=message):
+            smoke(load_config(run, [f"model={FORECAST}", f"train.init={tmp_path / name}"]))
 
 
 def test_a_model_without_gradient_steps_refuses_it(run, tmp_path):

@@ -46,4 +46,4 @@ class ChannelScaling(nn.Module):
         if not self.active:
             return fields
         low, high = self.low[:, None, None], self.high[:, None, None]
-        return (fields + 1) / 2 * (high - low) + low
+        return (fields.float() + 1) / 2 * (high - low) + low  # bf16 加 1 会丢掉小数
