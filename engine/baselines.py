@@ -25,7 +25,7 @@ from util.data.windows import all_starts, make_loader, split_batches
 
 log = logging.getLogger("ar_pred")
 BASELINES = ("persistence", "climatology")
-FITTED = "linear_regression"  # 训练过就算一个基线
+FITTED, VARIANT = "linear_regression", "ridge"  # 训练过就算一个基线；只认一种，表上的名字才只有一个意思
 FILES_CHECKED = 200  # 每个通道
 Check = Callable[[], None]
 
@@ -82,7 +82,8 @@ def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:
     found = []
     for path in Path(config.checkpoint.dir).glob("*/best.ckpt"):
         written = Path(config.log.dir) / path.parent.name / "config.yaml"
-        if written.is_file() and read_mapping(written).get("model", {}).get("name") == FITTED:
+        model = read_mapping(written).get("model", {}) if written.is_file() else {}
+        if model.get("name") == FITTED and model.get("variant", VARIANT) == VARIANT:
             found.append(path)
     for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
         if DataSpec.from_dict(load_checkpoint(path)["spec"]) == spec:

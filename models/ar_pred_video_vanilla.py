@@ -22,7 +22,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from models.layers.attention import FLEX_BLOCK, FLEX_HEAD, CrossAttention, GroupAttention, block_mask, token_mask
+from models.layers.attention import (
+    FLEX_BLOCK,
+    FLEX_HEAD,
+    CrossAttention,
+    GroupAttention,
+    block_mask,
+    check_heads,
+    token_mask,
+)
 from models.layers.position import spatial_codes
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Share, Strict
@@ -90,11 +98,7 @@ class Config(Strict):
     @classmethod
     def _divides(cls, heads: int, info: ValidationInfo) -> int:
         key = {"heads": "dim", "decoder_heads": "decoder_width"}[str(info.field_name)]
-        width = info.data.get(key, heads)  # 宽度自己就写错时，只报宽度
-        if width % heads:
-            works = [n for n in range(1, 4 * heads) if width % n == 0]
-            raise ValueError(f"does not divide model.{key} = {width}; heads that work: {works}")
-        return heads
+        return check_heads(heads, info.data.get(key, heads), key)  # 宽度自己就写错时，只报宽度
 
 
 class Tokenize(nn.Module):

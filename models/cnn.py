@@ -108,6 +108,10 @@ class Model(nn.Module):
                     f"model.variant = cnn halves the grid, which is odd in {name} ({spec.height} x {spec.width}); "
                     "even numbers of latitudes and longitudes work, and variant deep works on every grid"
                 )
+        if config.padding == "circular_lon" and spec.width < 4:
+            raise ValueError(
+                f"model.padding = circular_lon with variant cnn needs 4 longitudes, found {spec.width}: use zeros"
+            )
         self.network = encoder_decoder(*sizes, config.padding)
 
     def forward(self, history: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Model(nn.Module):
         else:
             last = h[-self.directions :].transpose(0, 1).flatten(1)  # (B, directions · D)
             made = self.head(last).unflatten(1, (self.frames_out, -1))
-            made = made + frames[:, -1:] if self.tendency else made
+            made = made + frames[:, -1:] if self.tendency else made  # 写在这里而不调函数：编译在 LSTM 处断开
         return made.unflatten(2, history.shape[2:])  # (B, T_out, C, H, W)
 
     def _decode(self, frame: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:

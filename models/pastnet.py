@@ -26,7 +26,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.inception import GROUPS, KERNELS, InceptionTranslator
-from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.losses import Predict, partner_frames, refuse_members, target_mse, to_state
 from models.layers.memory_bank import MemoryBank
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
 from util.batch import Batch, DataSpec
@@ -34,6 +34,7 @@ from util.config import PositiveInt, Strict
 
 SHRINK = 4  # 编码器把边长缩小几倍；傅里叶支路前两层转置卷积也放大这么多
 BLOCKS = 4  # 谱域滤波的分块对角
+COLUMNS = 3  # 经度上至少几块，见文件开头
 EXPAND = 2  # 傅里叶支路感知机的宽度，随后取相邻 EXPAND 个的平均
 
 
@@ -215,8 +216,7 @@ class Model(nn.Module):
         self.decoder = make_decoder(spec.num_channels, config)
         if not self.can_forecast:
             return
-        later = max(0, spec.frames_in - spec.frames_out)  # 输入比输出长多少帧
-        self.partners = [min(later + j, spec.frames_in - 1) for j in range(spec.frames_out)]
+        self.partners = partner_frames(spec.frames_in, spec.frames_out)
         sizes = spec.frames_in * config.latent_dim, spec.frames_out * config.latent_dim
         self.propagation = InceptionTranslator(*sizes, config.hid_T, config.N_T, config.padding)
         together = config.fourier_frames == "all"
@@ -290,23 +290,18 @@ def _check_grid(config: Config, spec: DataSpec) -> None:
     for name, length in sides.items():
         if length % SHRINK:
             raise ValueError(
-                f"model.name = pastnet shrinks {grid} {SHRINK} times, which {length} in {name} does not allow"
+                f"model.name = pastnet shrinks {grid} by a factor of {SHRINK}, which {length} in {name} does not "
+                f"allow; sides that work: multiples of {SHRINK}"
             )
     if config.task == "reconstruct":
         return
-    for patch, (name, length) in zip(config.patch, sides.items(), strict=True):
-        works = [n for n in range(SHRINK, length + 1, SHRINK) if length % n == 0]
+    for patch, (name, length), least in zip(config.patch, sides.items(), (1, COLUMNS), strict=True):
+        works = [n for n in range(SHRINK, length // least + 1, SHRINK) if length % n == 0]
         if patch not in works:
             raise ValueError(
-                f"model.patch = {config.patch} does not fit {grid} in {name}: {patch} must divide {length} and be "
-                f"a multiple of {SHRINK}; sizes that work there: {works}"
+                f"model.patch = {config.patch} does not fit {grid} in {name}: {patch} must divide {length}, be a "
+                f"multiple of {SHRINK} and leave at least {least}; sizes that work there: {works or 'none'}"
             )
-    tokens = spec.height // config.patch[0], spec.width // config.patch[1]
-    if tokens[1] < 3:
-        raise ValueError(
-            f"model.patch = {config.patch} makes {tokens[0]} x {tokens[1]} patches of {grid}: the Fourier filter needs "
-            "3 or more in longitude (with fewer a part of it has no effect); take narrower patches"
-        )
     reach, columns = max(KERNELS) // 2, spec.width // SHRINK
     if config.padding == "circular_lon" and columns < reach:
         raise ValueError(

@@ -24,6 +24,7 @@ from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 
+from models.layers.attention import check_heads
 from models.layers.losses import Predict, refuse_members, target_mse, to_state
 from models.layers.position import sincos_codes
 from models.layers.transformer import DecoderLayer, EncoderLayer, sinusoid
@@ -69,11 +70,7 @@ class Config(Strict):
     @field_validator("heads")
     @classmethod
     def _divides(cls, heads: int, info: ValidationInfo) -> int:
-        dim = info.data.get("dim", heads)  # 宽度自己就写错时，只报宽度
-        if dim % heads:
-            works = [n for n in range(1, dim + 1) if dim % n == 0]
-            raise ValueError(f"does not divide model.dim = {dim}; heads that work: {works}")
-        return heads
+        return check_heads(heads, info.data.get("dim", heads))  # 宽度自己就写错时，只报宽度
 
     @field_validator("decoder_depth")
     @classmethod

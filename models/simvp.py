@@ -23,7 +23,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.inception import GROUPS, KERNELS, SLOPE, InceptionTranslator
-from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.losses import Predict, partner_frames, refuse_members, target_mse, to_state
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
@@ -234,8 +234,7 @@ class Model(nn.Module):
         _check_grid(config, spec)
         _check_groups(config, spec)
         self.predict: Predict = config.predict
-        later = max(0, spec.frames_in - spec.frames_out)  # 输入比输出长多少帧
-        self.skip_frames = [min(later + j, spec.frames_in - 1) for j in range(spec.frames_out)]
+        self.skip_frames = partner_frames(spec.frames_in, spec.frames_out)
         sizes = spec.frames_in * config.hid_S, spec.frames_out * config.hid_S
         self.encoder = Encoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
         if config.translator == "inception":

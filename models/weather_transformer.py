@@ -21,7 +21,7 @@ from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.attention import GroupAttention
+from models.layers.attention import GroupAttention, check_heads
 from models.layers.losses import Predict, refuse_members, target_mse, to_state
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
 from util.batch import Batch, DataSpec
@@ -44,11 +44,7 @@ class Config(Strict):
     @field_validator("heads")
     @classmethod
     def _divides(cls, heads: int, info: ValidationInfo) -> int:
-        dim = info.data.get("dim", heads)  # 宽度自己就写错时，只报宽度
-        if dim % heads:
-            works = [n for n in range(1, dim + 1) if dim % n == 0]
-            raise ValueError(f"does not divide model.dim = {dim}; heads that work: {works}")
-        return heads
+        return check_heads(heads, info.data.get("dim", heads))  # 宽度自己就写错时，只报宽度
 
 
 class FactorisedLayer(nn.Module):

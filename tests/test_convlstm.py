@@ -100,7 +100,8 @@ def test_model_equals_a_numpy_loop(variant: str, padding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "hidden", "layers", "public"), [(64, 16, 1, 46_144), (1, 64, 2, 445_184), (12, 64, 2, 470_528)]
+    ("channels", "hidden", "layers", "public"),
+    [(64, 16, 1, 46_144), (1, 64, 2, 445_184), (4, 64, 2, 452_096), (12, 64, 2, 470_528)],
 )
 def test_encoder_has_as_many_parameters_as_the_public_one(channels: int, hidden: int, layers: int, public: int) -> None:
     model = make(small_spec(channels=channels), hidden=hidden, layers=layers)

@@ -282,11 +282,11 @@ def test_a_step_after_restoring_equals_the_uninterrupted_one(
 @pytest.mark.parametrize(
     ("options", "grid", "message"),
     [
-        ({}, (10, 16), "model.name = pastnet shrinks the grid 10 x 16 4 times, which 10 in latitude does not allow"),
+        ({}, (10, 16), "model.name = pastnet shrinks the grid 10 x 16 by a factor of 4, which 10 in latitude"),
         ({}, (8, 18), "which 18 in longitude does not allow"),
-        ({"patch": [8, 6]}, (8, 48), "in longitude: 6 must divide 48 and be a multiple of 4; sizes that work there: ["),
+        ({"patch": [8, 6]}, (8, 48), "in longitude: 6 must divide 48, be a multiple of 4 and leave at"),
         ({"patch": [12, 4]}, (8, 16), "model.patch = [12, 4] does not fit the grid 8 x 16 in latitude: 12 must"),
-        ({"patch": [4, 8]}, (16, 16), "model.patch = [4, 8] makes 4 x 2 patches of the grid 16 x 16: the Fourier"),
+        ({"patch": [4, 8]}, (16, 16), "a multiple of 4 and leave at least 3; sizes that work there: [4]"),
         ({"padding": "circular_lon"}, (8, 16), "reach 5 columns, the latent of the grid 8 x 16 has 4; use zeros"),
         ({"latent_dim": 12}, (8, 16), "model.latent_dim = 12: input should be a multiple of 8"),
         ({"hid_T": 24}, (8, 16), "model.hid_T = 24: input should be a multiple of 16"),

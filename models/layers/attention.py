@@ -15,6 +15,18 @@ FLEX_BLOCK = 128  # FlexAttention 的块边长；一个区块正好是若干整�
 FLEX_HEAD = 16  # FlexAttention 的 CUDA 核要求每个头至少这么宽
 
 
+def check_heads(heads: int, width: int, key: str = "dim") -> int:
+    """Config 的校验：头数须整除宽度。
+
+    Raises:
+        ValueError: 不能整除；说出哪些可以。
+    """
+    if width % heads:
+        works = [n for n in range(1, min(width, 4 * heads) + 1) if width % n == 0]
+        raise ValueError(f"does not divide model.{key} = {width}; heads that work: {works}")
+    return heads
+
+
 def token_mask(hidden: Tensor, size: int) -> Tensor:
     """区块间的遮挡 (G, G)（真 = 看不见）→ token 间的可见 (G·size, G·size)（真 = 看得见），供 SDPA 用。"""
     return ~hidden.repeat_interleave(size, 0).repeat_interleave(size, 1)

@@ -16,6 +16,12 @@ def to_state(made: Tensor, history: Tensor, predict: Predict) -> Tensor:
     return made + history[:, -1:] if predict == "tendency" else made
 
 
+def partner_frames(frames_in: int, frames_out: int) -> list[int]:
+    """各输出帧的跳接接哪一帧输入：最后 T_out 帧；输出更长时，余下的都接最后一帧。"""
+    later = max(0, frames_in - frames_out)
+    return [min(later + j, frames_in - 1) for j in range(frames_out)]
+
+
 def target_mse(prediction: Tensor, batch: Batch) -> Tensor:
     """(B, T_out, C, H, W) 与目标的均方误差（标准化空间），只算有效的场；没有有效的场时为 0。"""
     valid = batch.valid[:, -prediction.shape[1] :, :, None, None].to(batch.future.dtype)  # 半精度数不准几千个场
