@@ -85,7 +85,8 @@ def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: in
         used = float(perplexity(model.memory.shares(index)))
     middle = windows // 2 * (len(points) // windows)
     halves = (intrinsic_dimension(points[:middle], neighbours), intrinsic_dimension(points[middle:], neighbours))
-    return Estimate(intrinsic_dimension(points, neighbours), halves, *points.shape, used)
+    count, width = points.shape
+    return Estimate(intrinsic_dimension(points, neighbours), halves, count, width, used)
 
 
 def advise_width(estimate: float, latent_dim: int, step: int) -> str:
