@@ -12,11 +12,13 @@ import pytest
 import xarray as xr
 
 from util.config import DataConfig, load_config, read_mapping, validate
-from util.data import import_fields
+from util.data import import_fields, importing
 from util.data.calendar import moment_of
-from util.data.import_fields import Moments, main, plan_import, write_fields
+from util.data.import_fields import main
+from util.data.importing import Moments, Plan, plan_import, read_blocks, write_fields
 from util.data.index import find_segments, scan, split_years
-from util.data.source import find_dims, open_source, read_axis
+from util.data.request import Request
+from util.data.source import open_source, read_axis
 from util.data.tree import field_path, read_field, read_statistics
 
 SPLITS = {
@@ -61,6 +63,12 @@ def expected(dataset: xr.Dataset, variable: str, hour: int, **where) -> np.ndarr
     return field.transpose("lat", "lon").values.astype(np.float32)
 
 
+def plan_of(dataset: xr.Dataset, root: Path | str, names: dict[str, str], splits=SPLITS, **options) -> Plan:
+    """names: 源变量 → 目录树里的名字。"""
+    request = Request.model_validate({"variables": {name: {"source": source} for source, name in names.items()}})
+    return plan_import([dict.fromkeys(request.variables, dataset)], root, request, splits, **options)
+
+
 def hours_of(dataset: xr.Dataset) -> list[int]:
     return dataset.time.values.astype("datetime64[h]").astype(int).tolist()
 
@@ -82,7 +90,7 @@ def source(request, tmp_path) -> tuple[xr.Dataset, Path]:
 def test_fields_statistics_and_yaml(source, tmp_path, monkeypatch, capsys):
     """转置、多层、纬度升序、长度为 1 的维；块很小，跨块合并也要对。"""
     dataset, path = source
-    monkeypatch.setattr(import_fields, "BLOCK_BYTES", 7 * 5 * 8 * 8)  # 每块 7 个时刻
+    monkeypatch.setattr(importing, "BLOCK_BYTES", 7 * 5 * 8 * 8)  # 每块 7 个时刻
     root, out = tmp_path / "tree", tmp_path / "set.yaml"
     variables = ["--variable", "air=air", "--variable", "wind=u"]
     main(["--source", str(path), "--root", str(root), *variables, *DATES, "--yaml", str(out)])
@@ -127,9 +135,9 @@ def test_crop():
         ({"rows": "1:5", "cols": "2:"}, dataset.isel(lat=slice(1, 5), lon=slice(2, 8))),
     ]
     for options, cut in cases:
-        plan = plan_import(dataset, "tree", {"air": "air"}, SPLITS, **options)
-        _, block = next(import_fields._read_blocks(plan, "air"))
-        np.testing.assert_array_equal(block, cut.air.values.astype(np.float32))
+        plan = plan_of(dataset, "tree", {"air": "air"}, SPLITS, **options)
+        _, block = next(read_blocks(plan, "air"))
+        np.testing.assert_array_equal(block[:, 0], cut.air.values.astype(np.float32))
         assert plan.config.latitude.values() == tuple(cut.lat.values)
         assert plan.config.longitude.values() == tuple(cut.lon.values)
 
@@ -137,9 +145,9 @@ def test_crop():
 def test_non_finite_fields_are_left_out(tmp_path):
     """含 NaN 的场不写、不进统计；覆盖时连旧的一起去掉。"""
     dataset = make_dataset()
-    write_fields(plan_import(dataset, tmp_path, {"air": "air"}, SPLITS))
+    write_fields(plan_of(dataset, tmp_path, {"air": "air"}, SPLITS))
     dataset.air[3, 1, 1], dataset.air[30, 0, 0] = np.nan, np.inf
-    plan = plan_import(dataset, tmp_path, {"air": "air"}, SPLITS)
+    plan = plan_of(dataset, tmp_path, {"air": "air"}, SPLITS)
     holes = write_fields(plan, overwrite=True)
     hours = hours_of(dataset)
     assert holes == [("air", hours[3]), ("air", hours[30])]
@@ -165,7 +173,7 @@ def test_unsorted_times_and_gaps(tmp_path):
     """时刻乱序：每个场仍进自己时刻的文件；空缺按排好序的时刻算。"""
     hours = np.r_[np.arange(108, 216, 6), np.arange(0, 96, 6)]  # 后半在前，中间空 18 小时
     dataset = make_dataset(hours)
-    plan = plan_import(dataset, tmp_path, {"air": "air"}, SPLITS)
+    plan = plan_of(dataset, tmp_path, {"air": "air"}, SPLITS)
     holes = write_fields(plan)
     for hour in (hours_of(dataset)[0], hours_of(dataset)[-1]):
         np.testing.assert_array_equal(np.load(field_path(tmp_path, "air", hour)), expected(dataset, "air", hour))
@@ -178,7 +186,7 @@ def test_unsorted_times_and_gaps(tmp_path):
 
 
 def test_existing_files_are_kept(tmp_path):
-    plan = plan_import(make_dataset(), tmp_path, {"air": "air"}, SPLITS)
+    plan = plan_of(make_dataset(), tmp_path, {"air": "air"}, SPLITS)
     write_fields(plan)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     with pytest.raises(ValueError, match=r"air_npy.2000 exists already; give --overwrite"):
@@ -196,7 +204,7 @@ def test_valid_time_and_pascal(tmp_path):
     )
     dataset.to_netcdf(tmp_path / "new.nc")
     with open_source(tmp_path / "new.nc") as opened:
-        plan = plan_import(opened, tmp_path, {"wind": "u"}, SPLITS)
+        plan = plan_of(opened, tmp_path, {"wind": "u"}, SPLITS)
     assert plan.names == ["u_level_00", "u_level_01", "u_level_02"]
     assert plan.config.pressure_hpa == [500.0, 850.0, 1000.0]
 
@@ -205,7 +213,7 @@ def test_other_calendars_are_refused(tmp_path):
     make_dataset().convert_calendar("noleap").to_netcdf(tmp_path / "noleap.nc")
     message = r"time: calendar 'noleap'.*only standard-calendar dates"
     with open_source(tmp_path / "noleap.nc") as opened, pytest.raises(ValueError, match=message):
-        plan_import(opened, tmp_path, {"air": "air"}, SPLITS)
+        plan_of(opened, tmp_path, {"air": "air"}, SPLITS)
 
 
 def test_float32_axis_is_written_short():
@@ -241,7 +249,7 @@ GAUSSIAN = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(32)[0]))
 )
 def test_bad_sources(dataset, message):
     with pytest.raises(ValueError, match=message):
-        plan_import(dataset, "tree", {"wind": "u"}, SPLITS)
+        plan_of(dataset, "tree", {"wind": "u"}, SPLITS)
 
 
 @pytest.mark.parametrize(
@@ -256,32 +264,35 @@ def test_bad_sources(dataset, message):
 )
 def test_bad_crop(options, message):
     with pytest.raises(ValueError, match=message):
-        plan_import(make_dataset(), "tree", {"air": "air"}, SPLITS, **options)
+        plan_of(make_dataset(), "tree", {"air": "air"}, SPLITS, **options)
 
 
 def test_bad_statistics(tmp_path):
     dataset = make_dataset()
     dataset["air"] = dataset.air * 0 + 5
     with pytest.raises(ValueError, match="air: 5 everywhere in the training dates"):
-        write_fields(plan_import(dataset, tmp_path, {"air": "air"}, SPLITS))
+        write_fields(plan_of(dataset, tmp_path, {"air": "air"}, SPLITS))
     dataset["air"] = dataset.air * np.nan
     with pytest.raises(ValueError, match="air: no finite field in the training dates 2000-01-01 to 2000-01-05"):
-        write_fields(plan_import(dataset, tmp_path, {"air": "air"}, SPLITS), overwrite=True)
+        write_fields(plan_of(dataset, tmp_path, {"air": "air"}, SPLITS), overwrite=True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "no --variable; choose at least one of air, wind, mask"),
-        (["aire=air"], "no 'aire' in the file (nearest: air); there: air, wind, mask"),
+        (["aire=air"], "no variable 'aire' in the file (nearest: air); there: air, wind, mask"),
         (["air"], "write SOURCE=NAME"),
         (["air=a/b"], "write SOURCE=NAME"),
         (["air=x", "wind=x"], "'wind' or 'x' is given twice"),
+        (["air=x", "air=y"], "'air' or 'y' is given twice"),
     ],
 )
-def test_bad_variables(words, message):
+def test_bad_variables(words, message, tmp_path):
+    make_dataset().to_netcdf(tmp_path / "source.nc")
+    variables = [part for word in words for part in ("--variable", word)]
     with pytest.raises(ValueError, match="variable") as error:
-        import_fields._parse_variables(words, ["air", "wind", "mask"])
+        main(["--source", str(tmp_path / "source.nc"), "--root", str(tmp_path / "tree"), *variables, *DATES])
     assert message in str(error.value)
 
 
@@ -346,9 +357,9 @@ def test_real_data(name, source, variables, crop, count, segments, real_data, tm
     written = read_mapping(CONFIGS / f"{name}.yaml")
     splits = {key: [str(day) for day in days] for key, days in written["splits"].items()}
     with open_source(real_data / source) as dataset:
-        plan = plan_import(dataset, tmp_path / "tree", variables, splits, **crop)
+        plan = plan_of(dataset, tmp_path / "tree", variables, splits, **crop)
         assert write_fields(plan) == []
-        cut = dataset.isel(plan.region)
+        cut = dataset.isel(lat=plan.region[0], lon=plan.region[1])
         shape = cut.sizes["lat"], cut.sizes["lon"]
         for channel in variables:
             assert len(list((tmp_path / "tree" / f"{channel}_npy").rglob("*.npy"))) == count
@@ -376,14 +387,14 @@ def test_real_importer_samples(real_data, tmp_path):
         "test": ["2020-07-03", "2020-07-03"],
     }
     with open_source(real_data / "importer/era5_newcds_6h_5lev_europe.nc") as dataset:
-        plan = plan_import(dataset, tmp_path, {"t": "t", "q": "q"}, splits, crop="20x30")
+        plan = plan_of(dataset, tmp_path, {"t": "t", "q": "q"}, splits, crop="20x30")
         write_fields(plan)
         assert plan.config.pressure_hpa == [500.0, 700.0, 850.0, 925.0, 1000.0]
         field = dataset.t.sel(pressure_level=700).isel(valid_time=5)[:20, :30]
         hour = int(field.valid_time.values.astype("datetime64[h]").astype(int))
         np.testing.assert_array_equal(np.load(field_path(tmp_path, "t_level_01", hour)), field.values)
     with open_source(real_data / "importer/era5_tl31_19590102T00.nc") as dataset:
-        with pytest.raises(ValueError, match=r"no time axis.*time has 0 dimensions"):
-            find_dims(dataset)
-        with pytest.raises(ValueError, match="latitude: not evenly spaced"):
+        with pytest.raises(ValueError, match="only one time.*--source takes several files"):
+            plan_of(dataset, tmp_path, {"temperature": "t"}, splits)
+        with pytest.raises(ValueError, match=r"latitude: not evenly spaced.*--regrid"):
             read_axis(dataset, "latitude", slice(0, 32))

@@ -21,6 +21,7 @@ def test_setup_names_no_host():
         "environment.yml",
         "requirements.txt",
         "requirements-dev.txt",
+        "requirements-grib.txt",
     ):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "://" not in text, name
@@ -28,7 +29,7 @@ def test_setup_names_no_host():
 
 
 def test_every_requirement_is_exact_on_both_pythons():
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-grib.txt"):
         lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
         pinned = [Requirement(line) for line in lines if line]
         for version in ("3.10", "3.11"):

@@ -1,18 +1,20 @@
-"""导入的读入一侧：打开 NetCDF 或 Zarr，认出时间、气压、经纬度各轴；只读坐标，不读场。
+"""导入的读入一侧：打开 NetCDF、Zarr 或 GRIB，认出时间、气压、经纬度各轴；只读坐标，不读场。
 
 以后要加别的格式，只需让 open_source 也能打开它。
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from util.config import Axis
-from util.data.calendar import time_text
+from util.config import Axis, nearest
+from util.data.grib import MAGIC, open_grib
+from util.data.request import Request, Scalar
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,23 +23,45 @@ TIME_NAMES = ("valid_time", "time")  # 两者都有时（起报时刻与有效�
 LATITUDE_NAMES = ("latitude", "lat")
 LONGITUDE_NAMES = ("longitude", "lon")
 LEVEL_NAMES = ("pressure_level", "isobaricInhPa", "plev", "level", "lev")
+SHOWN = 20  # 报错与摘要里最多逐条列出几个
 HPA_PER_UNIT = {"hPa": 1.0, "mbar": 1.0, "millibar": 1.0, "millibars": 1.0, "Pa": 0.01}
 
 
 class Dims(NamedTuple):
-    """源文件里各维的名字；没有气压维时 level 为 None。"""
+    """源文件里各维的名字；没有气压维时 level 为 None，一个文件一个时刻、没有时间维时 time 为 None。"""
 
-    time: str
+    time: str | None
     level: str | None
     latitude: str
     longitude: str
 
 
-def open_source(path: str | Path) -> xr.Dataset:
-    """打开 NetCDF 文件或 Zarr 文件夹（第 2 版不论是否合并过元数据）。
+def open_wanted(path: str | Path, request: Request, stack: ExitStack) -> dict[str, xr.Dataset]:
+    """目录树里的名字 → 含有它的数据集，select 已经取好；只有 GRIB 才因 filter 不同而开多个。由 stack 关。
 
     Raises:
-        ValueError: 不在、不是这两种格式、损坏，或时间单位解不开。
+        ValueError: 打不开，或没有所要的变量、维、项。
+    """
+    opened: dict[str, xr.Dataset] = {}
+    result = {}
+    for name in request.variables:
+        filters = request.filters(name)
+        key = str(sorted(filters.items()))
+        if key not in opened:
+            opened[key] = _select(stack.enter_context(open_source(path, filters)), request.select, path)
+        there = [str(v) for v in opened[key].data_vars]
+        if (source := request.source(name)) not in there:
+            hint = nearest(source, there, "names")
+            raise ValueError(f"{path}: no variable {source!r} in the file ({hint}); there: {listed(there)}")
+        result[name] = opened[key]
+    return result
+
+
+def open_source(path: str | Path, filters: Mapping[str, Scalar] | None = None) -> xr.Dataset:
+    """打开 NetCDF 文件、Zarr 文件夹（第 2 版不论是否合并过元数据），或 GRIB 文件里 filters 所选的消息。
+
+    Raises:
+        ValueError: 不在、不是这几种格式、损坏，或时间单位解不开。
     """
     import xarray as xr
 
@@ -51,8 +75,13 @@ def open_source(path: str | Path) -> xr.Dataset:
         raise ValueError(f"{path}: no such file or folder")
     else:
         with path.open("rb") as file:
-            if not file.read(4).startswith((b"CDF", b"\x89HDF")):
-                raise ValueError(f"{path}: not a NetCDF file; NetCDF files and Zarr folders can be imported")
+            start = file.read(4)
+        if start == MAGIC:
+            return open_grib(path, filters or {})
+        if not start.startswith((b"CDF", b"\x89HDF")):
+            raise ValueError(f"{path}: not a NetCDF file; NetCDF and GRIB files and Zarr folders can be imported")
+    if filters:
+        raise ValueError(f"{path}: filter {listed(filters)} is for GRIB messages, and this is not a GRIB file")
     try:
         return xr.open_dataset(path, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -65,7 +94,8 @@ def find_dims(dataset: xr.Dataset) -> Dims:
     Raises:
         ValueError: 缺时间、纬度或经度。
     """
-    time = str(dataset[_time_name(dataset)].dims[0])
+    moments = dataset[_time_name(dataset)].dims
+    time = str(moments[0]) if moments else None
     level = next((n for n in LEVEL_NAMES if n in dataset.dims), None)
     horizontal = []
     for names in (LATITUDE_NAMES, LONGITUDE_NAMES):
@@ -80,10 +110,10 @@ def read_hours(dataset: xr.Dataset) -> np.ndarray:
     """(T,) int64，1970 年以来的 UTC 小时；源文件的次序，不必有序。
 
     Raises:
-        ValueError: 历法不是公历、有缺、不在整点、有重复，或不足两个时刻。
+        ValueError: 历法不是公历、有缺、不在整点。
     """
     name = _time_name(dataset)
-    times = dataset[name]
+    times = dataset[name] if dataset[name].ndim else dataset[name].expand_dims("time")  # 只是坐标，不碰场
     if times.dtype.kind != "M":  # 公历之外的历法，xarray 解成对象
         calendar = times.encoding.get("calendar", "none")
         raise ValueError(f"{name}: calendar {calendar!r}, dtype {times.dtype}; only standard-calendar dates are read")
@@ -94,12 +124,6 @@ def read_hours(dataset: xr.Dataset) -> np.ndarray:
     off = np.flatnonzero(np.abs(seconds - hours * 3600.0) > 1)  # 以浮点日数存的时刻有舍入，一秒以内算整点
     if off.size:
         raise ValueError(f"{name}: {times.values[off[0]]} is not a full hour ({off.size} such times)")
-    unique, counts = np.unique(hours, return_counts=True)
-    twice = unique[counts > 1]
-    if twice.size:
-        raise ValueError(f"{name}: {twice.size} times occur more than once, first {time_text(twice[0])}")
-    if hours.size < 2:
-        raise ValueError(f"{name}: only one time, so no time step; at least two are needed")
     return hours
 
 
@@ -116,7 +140,8 @@ def read_axis(dataset: xr.Dataset, name: str, region: slice) -> Axis:
     if not error <= 1e-3 * abs(step) + rounding:  # 含非有限值时也不成立
         raise ValueError(
             f"{name}: not evenly spaced (up to {error:.4g} degrees off steps of {step:.4g}), as on a Gaussian grid; "
-            "the YAML holds first, step and count only, so regrid to an even latitude-longitude grid first"
+            "the YAML holds first, step and count only, so regrid to an even grid: --regrid METHOD "
+            "--latitude FIRST STEP COUNT --longitude FIRST STEP COUNT"
         )
     step = _shortest(step, rounding / values.size)
     first = _shortest(float(values[0]), rounding) + region.start * step
@@ -148,12 +173,14 @@ def has_levels(dataset: xr.Dataset, source: str, dims: Dims) -> bool:
         ValueError: 缺时间或经纬度，或有别的维（成员、预报步）。
     """
     sizes = dataset[source].sizes
-    absent = [dim for dim in (dims.time, dims.latitude, dims.longitude) if dim not in sizes]
+    absent = [dim for dim in (dims.time, dims.latitude, dims.longitude) if dim and dim not in sizes]
     if absent:
         raise ValueError(f"variable {source}: no dimension {listed(absent)}; its dimensions: {listed(sizes) or 'none'}")
     extra = [f"{dim} ({size})" for dim, size in sizes.items() if dim not in dims and size > 1]
     if extra:
-        raise ValueError(f"variable {source}: dimension {listed(extra)} cannot be imported; select one entry first")
+        raise ValueError(
+            f"variable {source}: dimension {listed(extra)} cannot be imported; --select DIM=VALUE takes one entry"
+        )
     return dims.level in sizes
 
 
@@ -164,11 +191,28 @@ def listed(items: Iterable[Any]) -> str:
 
 def _time_name(dataset: xr.Dataset) -> str:
     names = [n for n in TIME_NAMES if n in dataset.coords]
-    name = next((n for n in names if dataset[n].ndim == 1), None)
+    name = next((n for size in (1, 0) for n in names if dataset[n].ndim == size), None)
     if name is None:
         what = f"{names[0]} has {dataset[names[0]].ndim} dimensions" if names else f"there: {listed(dataset.coords)}"
-        raise ValueError(f"no time axis: needs a coordinate {' or '.join(TIME_NAMES)} with one dimension; {what}")
+        raise ValueError(
+            f"no time axis: needs a coordinate {' or '.join(TIME_NAMES)} with one dimension; {what}"
+            " (--select DIM=VALUE takes one entry)"
+        )
     return name
+
+
+def _select(dataset: xr.Dataset, select: Mapping[str, Scalar], path: str | Path) -> xr.Dataset:
+    """按坐标的值取一项；GRIB 里已由 filter 挑到只剩一项的，核对一下。"""
+    for dim, value in select.items():
+        if dim not in dataset.coords or dataset[dim].dims not in ((), (dim,)):
+            raise ValueError(f"{path}: select {dim}: no such axis; dimensions there: {listed(dataset.dims)}")
+        there = np.atleast_1d(dataset[dim].values)
+        found = np.flatnonzero(there == value)
+        if found.size != 1:
+            raise ValueError(f"{path}: select {dim}={value}: {found.size} such entries; there: {listed(there[:SHOWN])}")
+        if dataset[dim].ndim:
+            dataset = dataset.isel({dim: int(found[0])})
+    return dataset
 
 
 def _shortest(value: float, tolerance: float) -> float:
