@@ -20,7 +20,6 @@ from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
 from util.data.dataset import WeatherData
-from util.data.tree import field_path
 from util.data.windows import all_starts, make_loader, split_batches
 
 log = logging.getLogger("ar_pred")
@@ -69,11 +68,9 @@ def training_fingerprint(data: WeatherData) -> str:
     digest.update(starts.tobytes())
     hours = np.concatenate(data.segments["train"])
     chosen = hours[np.linspace(0, hours.size - 1, min(hours.size, FILES_CHECKED)).astype(int)]
-    for channel in data.spec.channels:
+    for c in range(data.spec.num_channels):
         for hour in chosen.tolist():
-            path = field_path(data.config.root, channel, hour)
-            if path.is_file():
-                digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+            digest.update(data.windows.reader.origin.stamp(c, hour).encode())
     return digest.hexdigest()[:16]
 
 

@@ -16,10 +16,9 @@ from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
 from util.config import DataConfig, RunConfig, validate
 from util.data.calendar import moment_of, parse_time, time_text
-from util.data.index import Index, bridgeable, scan
+from util.data.dataset import open_origin
+from util.data.index import Index, bridgeable
 from util.data.reader import FieldReader
-from util.data.tree import read_statistics, select_channels
-from util.data.variables import channel_folder
 from util.data.windows import window_valid
 from util.logger import setup_logging
 from util.metrics import errors, latitude_weights
@@ -142,34 +141,31 @@ def read_tree(
     Raises:
         ValueError: 时刻不在抽样的钟点上，或目录树里没有那些历史帧。
     """
-    channels = select_channels(config)
-    if tuple(channels) != spec.channels:
-        raise ValueError(f"data.root {config.root}: channels {channels}, the checkpoint has {list(spec.channels)}")
+    origin = open_origin(config.model_copy(update={"max_missing": 1.0}))  # 只读几帧，缺一帧就超过百分之一
+    if tuple(origin.channels) != spec.channels:
+        raise ValueError(
+            f"data.root {origin.root}: channels {origin.channels}, the checkpoint has {list(spec.channels)}"
+        )
     hour = init + config.utc_offset_hours  # 文件名的历法
     step = spec.interval_hours
     if hour % step:
         raise ValueError(f"--time {time_text(init)}: the tree is sampled every {step} h, at hours divisible by {step}")
     wanted = hour + np.arange(1 - spec.frames_in, steps + 1) * step
     past = wanted[: spec.frames_in]
-    folders = [Path(config.root) / channel_folder(c) for c in channels]
-    years = {moment_of(int(h)).year for h in wanted}
-    there = sorted(year for year in years if all((folder / str(year)).is_dir() for folder in folders))
-    index = scan(config, channels, there) if there else None
+    there = origin.years(sorted({moment_of(int(h)).year for h in wanted}))
+    index = origin.index(there) if there else None
     gone = [int(h) for h in past if index is None or not covered(index, int(h), config.max_gap_hours)]
     if index is None or gone:
         lost = ", ".join(time_text(h - config.utc_offset_hours) for h in gone)
         raise ValueError(
-            f"--time {time_text(init)}: the tree {config.root} lacks history at {lost} UTC "
+            f"--time {time_text(init)}: the tree {origin.root} lacks history at {lost} UTC "
             f"(needed: {spec.frames_in} frames every {step} h up to the given time)"
         )
-    for c, channel in enumerate(channels):
-        found, saved = read_statistics(config.root, channel), (spec.mean[c], spec.std[c])
-        if found != saved:
-            raise ValueError(f"{channel}: mean_std.json in {config.root} holds {found}, the checkpoint {saved}")
-    lenient = config.model_copy(update={"max_missing": 1.0})  # 只读几帧，缺一帧就超过百分之一
-    return _read_frames(
-        FieldReader(lenient, spec, index, past, None), spec, past.tolist(), wanted[len(past) :].tolist()
-    )
+    for channel, found, *saved in zip(origin.channels, origin.statistics(), spec.mean, spec.std, strict=True):
+        if found != (*saved,):
+            raise ValueError(f"{channel}: mean_std.json in {origin.root} holds {found}, the checkpoint {(*saved,)}")
+    reader = FieldReader(origin, spec, index, past, None)
+    return _read_frames(reader, spec, past.tolist(), wanted[len(past) :].tolist())
 
 
 def covered(index: Index, hour: int, max_gap: int) -> bool:

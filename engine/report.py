@@ -248,7 +248,9 @@ def coast_section(task: Task) -> list[list[list[float]]]:
 def data_section(data: WeatherData, config: RunConfig, missing: Path) -> dict[str, Any]:
     """数据：各划分的样本数、段数；缺失与读坏的文件按通道与原因合计。"""
     spec = data.spec
-    facts = [["root", config.data.root], ["grid", f"{spec.height} x {spec.width}"]]
+    facts = [["root", config.data.root]]
+    facts += [["store", str(config.data.store)]] if config.data.source == "store" else []
+    facts += [["grid", f"{spec.height} x {spec.width}"]]
     facts += [["interval", f"{spec.interval_hours} h"], ["files standardised", str(spec.standardized).lower()]]
     for split in SPLITS:
         dates = " to ".join(getattr(config.data.splits, split))

@@ -21,7 +21,7 @@ log = logging.getLogger("ar_pred")
 # 续训时可以与检查点不同的键；None 表示整段。其余的一变，就不再是同一次训练
 MAY_CHANGE: dict[str, set[str] | None] = {
     "run": {"name", "device", "devices", "num_nodes", "strategy"},
-    "data": {"root", "workers", "pin_memory", "cache_dir", "max_missing"},
+    "data": {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"},
     "train": {"epochs", "early_stop_epochs", "validate_every_epochs", "preflight"},
     "checkpoint": None,
     "log": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import os
 import re
+import runpy
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -325,6 +326,17 @@ def test_what_invalidates_the_cache(touched: Path, tmp_path: Path, change: str):
         os.utime(year, ns=(stamp, stamp))  # 修改时间全同，只有根目录不同
         config, expected = make_config(tmp_path / "tree2"), count - 1
     assert int(scan(config, channels, years).present.sum()) == expected
+
+
+def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """数得出全部文件，造的树随后删掉。"""
+    monkeypatch.setattr("sys.argv", ["index", "--channels", "1", "--years", "1", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("benchmarks.index", run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "8760 files in 1 folders"
+    assert [line.split()[0] for line in lines[1:]] == ["scan", "cache"]
+    assert not list(tmp_path.iterdir())
 
 
 # ---- 路径、变量、层、年份不在

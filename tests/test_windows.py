@@ -208,9 +208,9 @@ def test_single_item_is_a_batch_of_one(tree):
 
 def test_an_hour_shared_by_windows_is_read_once(tree, monkeypatch: pytest.MonkeyPatch):
     data = open_data(config_of(tree))
-    paths: list[Path] = []
-    real = reader_module.read_field
-    monkeypatch.setattr(reader_module, "read_field", lambda path, shape: (paths.append(path), real(path, shape))[1])
+    paths: list[str] = []
+    real = reader_module.read_into
+    monkeypatch.setattr(reader_module, "read_into", lambda path, *rest: (paths.append(path), real(path, *rest))[1])
     data.windows.__getitems__([T0, T0 + 6, T0 + 12])
     assert len(paths) == len(set(paths)) == 6 * len(CHANNELS)
 

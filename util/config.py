@@ -80,9 +80,12 @@ class Splits(Strict):
 
 
 class DataConfig(Strict):
-    """data 段与它引用的数据集文件合并之后的样子。"""
+    """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 util.data.pack 写的存档，不看 root。"""
 
     root: str
+    source: Literal["tree", "store"] = "tree"
+    store: str | None = None
+    residency: Literal["disk", "memory"] = "disk"
     variables: dict[str, Levels]
     units: dict[str, str] = {}
     pressure_hpa: list[float] = []
@@ -101,6 +104,14 @@ class DataConfig(Strict):
     workers: int = Field(default=2, ge=0)
     pin_memory: bool = True
     cache_dir: str = "tmp"
+
+    @model_validator(mode="after")
+    def _store_named(self) -> DataConfig:
+        if self.source == "store" and self.store is None:
+            raise ValueError("source = store needs store, the folder that python -m util.data.pack wrote")
+        if self.residency == "memory" and self.source != "store":
+            raise ValueError("residency = memory needs source = store")
+        return self
 
 
 class RunSection(Strict):

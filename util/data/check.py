@@ -115,7 +115,7 @@ def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def check_files(task: Task) -> Part:
-    """逐个读文件；与训练时同一个 read_field，这里放过的训练时也读得了。"""
+    """逐个读文件；训练时的快路认不得的也由这个 read_field 定，这里放过的训练时也读得了。"""
     moments, bad = [], []
     for hour in task.hours.tolist():
         path = field_path(task.root, task.channel, hour)

@@ -10,10 +10,10 @@ import numpy as np
 
 from util.batch import DataSpec
 from util.config import DataConfig
-from util.data.index import SPLITS, describe_gaps, find_segments, scan, split_years
-from util.data.normalize import decide_standardized
-from util.data.reader import LINES_SHOWN, FieldReader
-from util.data.tree import read_statistics, select_channels
+from util.data.index import SPLITS, describe_gaps, find_segments, split_years
+from util.data.reader import LINES_SHOWN, FieldReader, Origin, Tree
+from util.data.residency import keep_in_memory
+from util.data.store import Store
 from util.data.variables import describe, split_channel
 from util.data.windows import Segments, WindowDataset
 
@@ -33,8 +33,17 @@ class WeatherData:
         return sum(s.size for s in self.segments[split])
 
 
+def open_origin(config: DataConfig) -> Origin:
+    """data.source 所指的目录树或存档。
+
+    Raises:
+        ValueError: 树里没有所选的变量；存档不在、没有打包完、坏了，或缺配置所要的东西。
+    """
+    return Store(config) if config.source == "store" else Tree(config)
+
+
 def open_data(config: DataConfig, report: Path | None = None, announce: bool = True) -> WeatherData:
-    """检查并打开一棵目录树；每一处缺失都进日志和 report（missing.csv）。
+    """检查并打开目录树或存档，两者给出同样的窗口；每一处缺失都进日志和 report（missing.csv）。
 
     Args:
         announce: 由这个进程报告按名字缺失的文件；多进程训练里只有零号进程报告，读坏的则谁读到谁记。
@@ -42,8 +51,8 @@ def open_data(config: DataConfig, report: Path | None = None, announce: bool = T
     Raises:
         ValueError: 路径、变量、层、年份、统计量、划分、窗口长度等任何一处不对。
     """
-    channels = select_channels(config)
-    index = scan(config, channels, split_years(config))
+    origin = open_origin(config)
+    index = origin.index(split_years(config))
     segments = find_segments(index, config)
     window = config.frames_in + config.frames_out
     for split in SPLITS:
@@ -53,19 +62,21 @@ def open_data(config: DataConfig, report: Path | None = None, announce: bool = T
             log.warning("gap not bridged, %s", line)
     if len(gaps) > LINES_SHOWN:
         log.warning("... and %d more gaps not bridged", len(gaps) - LINES_SHOWN)
-    mean, std = zip(*(read_statistics(config.root, c) for c in channels), strict=True)
-    shape = (config.latitude.count, config.longitude.count)
-    training = np.concatenate(segments["train"])
-    standardized = decide_standardized(config, index, training, shape, mean, std, log)
-    spec = make_spec(config, channels, mean, std, standardized)
+    mean, std = zip(*origin.statistics(), strict=True)
+    standardized = origin.decide(index, np.concatenate(segments["train"]))
+    spec = make_spec(config, origin.channels, mean, std, standardized)
     if report is not None and announce:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("channel,time,path,reason\n", encoding="utf-8")
     used = np.concatenate([np.concatenate(segments[split]) for split in SPLITS])
-    reader = FieldReader(config, spec, index, used, report, announce)
+    reader = FieldReader(origin, spec, index, used, report, announce)
+    if config.residency == "memory":
+        assert isinstance(origin, Store)
+        keep_in_memory(origin, used)
     data = WeatherData(config, spec, segments, WindowDataset(reader))
     counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
-    log.info("data: %s; %d channels, %d x %d; samples: %s", config.root, len(channels), *shape, counts)
+    sizes = (spec.num_channels, spec.height, spec.width)
+    log.info("data: %s; %d channels, %d x %d; samples: %s", origin.root, *sizes, counts)
     return data
 
 

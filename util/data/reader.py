@@ -1,21 +1,33 @@
-"""读一帧：逐通道读文件；缺的、坏的用同一通道最近的两个文件按时间插值，并记下来源。"""
+"""读一帧：从目录树或存档读各通道；缺的、坏的用同一通道最近的两个文件按时间插值，并记下来源。"""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from util.batch import DataSpec
 from util.config import DataConfig
-from util.data.calendar import time_text
-from util.data.index import Index, neighbours
-from util.data.tree import FieldError, field_path, read_field
+from util.data.calendar import moment_of, time_text, year_start
+from util.data.index import Index, neighbours, scan
+from util.data.normalize import decide_standardized
+from util.data.tree import (
+    FieldError,
+    field_path,
+    plain_header,
+    read_field,
+    read_into,
+    read_statistics,
+    select_channels,
+    usual_header,
+)
+from util.data.variables import channel_folder
 
 LINES_SHOWN = 20
 MISSING = "missing"
@@ -37,12 +49,100 @@ class DataError(ValueError):
         super().__init__(message.rpartition("DataError: ")[2].strip())
 
 
+class Origin(Protocol):
+    """数据从哪里来：目录树（Tree）或存档（util.data.store.Store）。通道一律以 channels 里的序号指称。
+
+    standardized：load 给的场已经标准化；dtype：它们存着的精度，插值得来的场也舍入到它。
+    """
+
+    config: DataConfig
+    root: str
+    channels: list[str]
+    standardized: bool
+    dtype: torch.dtype
+
+    def years(self, wanted: Sequence[int]) -> list[int]: ...  # wanted 之中有数据的年份
+
+    def index(self, years: list[int]) -> Index: ...
+
+    def statistics(self) -> list[tuple[float, float]]: ...  # 各通道的均值、标准差，物理单位
+
+    def decide(self, index: Index, training: np.ndarray) -> bool: ...  # 树里的文件是否已经标准化
+
+    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]: ...
+
+    def raw(self, c: int, hour: int) -> np.ndarray: ...  # 插值用的邻居 (H, W)，文件里的数；坏了是 FieldError
+
+    def stamp(self, c: int, hour: int) -> str: ...  # 这个场换过没有，内容变了它就变
+
+
+class Tree:
+    """目录树。"""
+
+    standardized = False
+    dtype = torch.float32
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.root, self.channels = config, config.root, select_channels(config)
+        self.shape = (config.latitude.count, config.longitude.count)
+        self.header = usual_header(self.shape)
+        self.stems: dict[int, list[str]] = {}  # 年 → 各通道的路径，缺末尾的 NNNN.npy
+
+    def years(self, wanted: Sequence[int]) -> list[int]:
+        folders = [Path(self.root) / channel_folder(channel) for channel in self.channels]
+        return sorted(year for year in wanted if all((folder / str(year)).is_dir() for folder in folders))
+
+    def index(self, years: list[int]) -> Index:
+        return scan(self.config, self.channels, years)
+
+    def statistics(self) -> list[tuple[float, float]]:
+        return [read_statistics(self.root, channel) for channel in self.channels]
+
+    def decide(self, index: Index, training: np.ndarray) -> bool:
+        mean, std = zip(*self.statistics(), strict=True)
+        return decide_standardized(self.config, index, training, self.shape, mean, std, log)
+
+    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:
+        """here (n, C) 为真的场读进 out (n, C, H, W)；返回坏文件 (第几个小时, 通道, 毛病)，它们在 out 里的内容不定。"""
+        bad = []
+        for i, hour in enumerate(hours):
+            paths = self._paths(hour)
+            for c in np.flatnonzero(here[i]).tolist():
+                if not read_into(paths[c], self.header, out[i, c]):
+                    try:
+                        self._read_unusual(c, hour, out[i, c])
+                    except FieldError as error:
+                        bad.append((i, c, error))
+        return bad
+
+    def raw(self, c: int, hour: int) -> np.ndarray:
+        return read_field(field_path(self.root, self.channels[c], hour), self.shape)
+
+    def stamp(self, c: int, hour: int) -> str:
+        path = field_path(self.root, self.channels[c], hour)
+        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else ""
+
+    def _paths(self, hour: int) -> list[str]:
+        """这一小时各通道的文件；同 field_path，但一年只排一次，读一个文件才十几微秒。"""
+        year = moment_of(hour).year
+        if year not in self.stems:
+            paths = [str(field_path(self.root, channel, year_start(year))) for channel in self.channels]
+            self.stems[year] = [path.removesuffix("0000.npy") for path in paths]
+        name = f"{hour - year_start(year):04d}.npy"
+        return [stem + name for stem in self.stems[year]]
+
+    def _read_unusual(self, c: int, hour: int, out: np.ndarray) -> None:
+        """read_into 不认的文件：坏的在这里说清；好的就记住它的文件头，同样写成的下一个便认得。"""
+        out[...] = self.raw(c, hour)
+        self.header = plain_header(field_path(self.root, self.channels[c], hour), self.shape) or self.header
+
+
 class FieldReader:
     """按小时读帧。present 与已记录行数放在共享内存：一个进程发现的坏文件，别的进程不再重复报告。"""
 
     def __init__(
         self,
-        config: DataConfig,
+        origin: Origin,
         spec: DataSpec,
         index: Index,
         used_hours: np.ndarray,
@@ -50,61 +150,101 @@ class FieldReader:
         announce: bool = True,
     ) -> None:
         """used_hours: 各段的全部抽样小时（max_missing 的分母）；report: missing.csv 的路径；announce 见 open_data。"""
-        self.config, self.spec, self.start, self.report = config, spec, index.start, report
+        self.origin, self.config, self.spec, self.start, self.report = origin, origin.config, spec, index.start, report
+        self.faults: dict[tuple[int, int], FieldError] = {}  # 这个进程读出的坏文件：(通道, 小时)
         self.present = torch.from_numpy(index.present.copy()).share_memory_()  # (C, hours)
         self.used = torch.from_numpy(used_hours - index.start)
         self.lines = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self.mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
-        self.std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
+        self.mean = np.asarray(spec.mean, dtype=np.float32)
+        self.std = np.asarray(spec.std, dtype=np.float32)
         for c, _ in enumerate(spec.channels):
             missing = self.used[~self.present[c, self.used]] + self.start
             if announce and missing.numel():
                 self._note(c, missing.tolist(), MISSING)
             self._check_share(c)
 
-    def frame(self, hour: int, until: int | None = None) -> Frame:
-        """读 hour（文件名的历法）那一刻的全部通道。
+    def frame(self, hour: int, until: int | None = None, out: np.ndarray | None = None) -> Frame:
+        """读 hour（文件名的历法）那一刻的全部通道；其余见 frames。"""
+        if out is None:
+            out = np.empty((self.spec.num_channels, self.spec.height, self.spec.width), dtype=np.float32)
+        return self.frames([hour], out[None], until)[0]
+
+    def frames(self, hours: Sequence[int], out: np.ndarray, until: int | None = None) -> list[Frame]:
+        """读几个小时的全部通道；几个一起读，存档里连着的就是一次复制。
 
         Args:
+            hours: n 个小时，文件名的历法。
+            out: (n, C, H, W) float32，读进这里（一批的缓冲区里的一段）；各帧的 fields 就是它的各行。
             until: 预报的初始时刻；插值的后一个邻居若在它之后就不用，沿用前一个：历史里不能有未来。
 
         Raises:
             DataError: 坏文件超过 max_missing，或坏文件连成的空缺超过 max_gap_hours。
         """
-        assert 0 <= hour - self.start < self.present.shape[1], f"{time_text(hour)} lies outside the index"
-        fields = np.empty((self.spec.num_channels, self.spec.height, self.spec.width), dtype=np.float32)
-        valid = np.ones(self.spec.num_channels, dtype=bool)
-        sources: list[tuple[int, int]] = []
-        for c in range(self.spec.num_channels):
-            field = self._try_read(c, hour)
-            if field is None:
-                valid[c] = False
-                field, hours = self._interpolate(c, hour, until)
-                sources += [(c, h) for h in hours]
-            fields[c] = field
-        if not self.spec.standardized:
-            fields -= self.mean
-            fields /= self.std
-        return Frame(fields, valid, sources)
+        valid = np.ones(out.shape[:2], dtype=bool)
+        sources: list[list[tuple[int, int]]] = [[] for _ in hours]
+        for i, c in self.load(hours, out):
+            valid[i, c] = False
+            sources[i] += [(c, h) for h in self.interpolate(c, hours[i], until, out[i, c])]
+        return [Frame(*parts) for parts in zip(out, valid, sources, strict=True)]
+
+    def load(self, hours: Sequence[int], out: np.ndarray) -> list[tuple[int, int]]:
+        """有文件、读得出的场读进 out (n, C, H, W)，已标准化；返回其余的 (第几个小时, 通道)，那里的内容不定。"""
+        positions = np.asarray(hours) - self.start
+        assert positions.min() >= 0 and positions.max() < self.present.shape[1], f"{hours} lie outside the index"
+        here = self.present.numpy()[:, positions].T  # (n, C) 取了副本：别的进程也会改 present
+        step = len(hours) if self.origin.standardized else 1  # 刚读进来的还在处理器的缓存里，就标准化
+        for first in range(0, len(hours), step):
+            part = slice(first, first + step)
+            for i, c, error in self.origin.load(hours[part], here[part], out[part]):
+                here[first + i, c] = False
+                self._mark(c, hours[first + i], error)
+            if not self.origin.standardized:
+                for c in np.flatnonzero(here[first]).tolist():
+                    self._standardize(c, out[first, c])
+        return [] if here.all() else [(i, c) for i, c in np.argwhere(~here).tolist()]
+
+    def interpolate(self, c: int, hour: int, until: int | None, out: np.ndarray) -> list[int]:
+        """通道 c 的空缺补进 out (H, W)，已标准化；返回所用的小时。until 与 Raises 见 frame。"""
+        out[...], hours = self._between(c, hour, until)
+        self._standardize(c, out)
+        if self.origin.dtype != torch.float32:
+            out[...] = torch.from_numpy(out).to(self.origin.dtype).float().numpy()
+        return hours
+
+    def near(self, c: int, hour: int, limit: int) -> dict[int, np.ndarray]:
+        """两侧最近的、相距不超过 limit 小时的可读文件：小时 → 文件里的数 (H, W)。"""
+        while True:  # 选中的邻居若也坏了，读它时已记下，再选一次
+            found = neighbours(self.present[c].numpy(), hour - self.start)
+            hours = [h for p in found if abs((h := p + self.start) - hour) <= limit]
+            fields = {h: field for h in hours if (field := self._try_raw(c, h)) is not None}
+            if len(fields) == len(hours):
+                return fields
 
     def available(self, hour: int) -> bool:
         """这一刻每个通道按名字都有文件。"""
         position = hour - self.start
         return 0 <= position < self.present.shape[1] and bool(self.present[:, position].all())
 
-    def _try_read(self, c: int, hour: int) -> np.ndarray | None:
-        if not self.present[c, hour - self.start]:
-            return None
-        path = field_path(self.config.root, self.spec.channels[c], hour)
+    def _standardize(self, c: int, field: np.ndarray) -> None:
+        if not self.spec.standardized:
+            field -= self.mean[c]
+            field /= self.std[c]
+
+    def _try_raw(self, c: int, hour: int) -> np.ndarray | None:
         try:
-            return read_field(path, (self.spec.height, self.spec.width))
+            return self.origin.raw(c, hour)
         except FieldError as error:
-            self.present[c, hour - self.start] = False
-            self._note(c, [hour], error.detail)
-            self._check_share(c)
+            self._mark(c, hour, error)
             return None
 
-    def _interpolate(self, c: int, hour: int, until: int | None) -> tuple[np.ndarray, list[int]]:
+    def _mark(self, c: int, hour: int, error: FieldError) -> None:
+        """记下一个坏文件：以后与按名字缺失的相同。"""
+        self.present[c, hour - self.start] = False
+        self.faults[c, hour] = error
+        self._note(c, [hour], error.detail)
+        self._check_share(c)
+
+    def _between(self, c: int, hour: int, until: int | None) -> tuple[np.ndarray, list[int]]:
         """两侧最近的可读文件，按距离加权；序列两端只有一侧时沿用那一侧。"""
         position = hour - self.start
         while True:  # 选中的邻居若也坏了，读它时已记下，再选一次
@@ -117,7 +257,7 @@ class FieldReader:
                     "(python -m util.data.check lists them)"
                 )
             hours = [p + self.start for p in near]
-            fields = [field for h in hours if (field := self._try_read(c, h)) is not None]
+            fields = [field for h in hours if (field := self._try_raw(c, h)) is not None]
             if len(fields) == len(hours):
                 break
         if len(hours) == 1 or (until is not None and hours[1] > until):
@@ -128,7 +268,7 @@ class FieldReader:
     def _note(self, c: int, hours: list[int], reason: str) -> None:
         """每个文件日志一行；缺失与读坏各显示 LINES_SHOWN 行，其余只进 missing.csv。"""
         channel, kind = self.spec.channels[c], int(reason != MISSING)
-        paths = [field_path(self.config.root, channel, hour) for hour in hours]
+        paths = [field_path(self.origin.root, channel, hour) for hour in hours]
         for hour, path in zip(hours, paths, strict=True):
             self.lines[kind] += 1
             count = int(self.lines[kind])
@@ -150,7 +290,7 @@ class FieldReader:
         if count > self.config.max_missing * total:
             channel = self.spec.channels[c]
             hours = [int(p) + self.start for p in self.used[gone][:5]]
-            listed = ", ".join(field_path(self.config.root, channel, h).name for h in hours)
+            listed = ", ".join(field_path(self.origin.root, channel, h).name for h in hours)
             more = f" and {count - 5} more" if count > 5 else ""
             raise DataError(
                 f"{channel}: {count} of {total} files are missing or unreadable ({100 * count / total:.1f} %), above "

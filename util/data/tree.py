@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import tokenize
 from pathlib import Path
 from typing import Literal
@@ -56,6 +58,45 @@ def read_field(path: Path, shape: tuple[int, int]) -> Field:
     return field
 
 
+def usual_header(shape: tuple[int, int]) -> bytes:
+    """NumPy 写 (H, W) 的 <f4 场时的文件头，逐字节。"""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def plain_header(path: Path, shape: tuple[int, int]) -> bytes | None:
+    """读得出的文件的文件头，若它后面就是按行存的 (H, W) <f4（从前的 NumPy 补的空格少些）；否则 None。"""
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype("<f4")):
+            return None
+        size = file.tell()
+        file.seek(0)
+        return file.read(size)
+
+
+def read_into(path: str, header: bytes, out: np.ndarray) -> bool:
+    """文件里的数直接读进 out (H, W) float32，中间不抄：一次系统调用，文件头只比字节，不解析。
+
+    只有文件头恰是 header、数据足长、全是有限值才为真，此时与 read_field 读出的逐位相同；
+    为假时 out 的内容不定，是什么毛病由 read_field 说。
+    """
+    start = bytearray(len(header))
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        count = os.readv(file, (start, out.data))
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return count == len(header) + out.nbytes and start == header and bool(np.isfinite(out).all())
+
+
 def write_field(path: Path, field: Field) -> None:
     """写一个场；文件夹不在就建。"""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,14 +147,16 @@ def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float,
     return first, second
 
 
-def write_statistics(root: str | Path, channel: str, mean: float, std: float, low: float, high: float) -> None:
-    """写 mean_std.json 与 min_max.json，格式与用户的一致（各为一个元素的列表）。"""
+def write_statistics(
+    root: str | Path, channel: str, mean: float, std: float, low: float | None = None, high: float | None = None
+) -> None:
+    """写 mean_std.json 与（知道极值时）min_max.json，格式与用户的一致（各为一个元素的列表）。"""
     folder = Path(root) / channel_folder(channel)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, values in (
-        ("mean_std.json", {"mean": [mean], "std": [std]}),
-        ("min_max.json", {"min": [low], "max": [high]}),
-    ):
+    contents = {"mean_std.json": {"mean": [mean], "std": [std]}}
+    if low is not None and high is not None:
+        contents["min_max.json"] = {"min": [low], "max": [high]}
+    for name, values in contents.items():
         (folder / name).write_text(json.dumps(values, indent=4), encoding="utf-8")
 
 

@@ -56,9 +56,10 @@ class WindowDataset(Dataset[Batch]):
         spec = self.spec
         steps = np.arange(self.window) * spec.interval_hours
         hours = np.asarray(starts, dtype=np.int64)[:, None] + steps  # (B, t)
-        frames = {int(h): self.reader.frame(int(h)) for h in np.unique(hours)}
-        windows = [self._causal(row, [frames[int(h)] for h in row]) for row in hours]  # B 个长为 t 的列表
-        fields = np.stack([np.stack([frame.fields for frame in window]) for window in windows])  # (B, t, C, H, W)
+        fields = np.empty(
+            (*hours.shape, spec.num_channels, spec.height, spec.width), dtype=np.float32
+        )  # (B, t, C, H, W)
+        windows = self._fill(hours, fields)
         valid = np.stack([window_valid(r, w, spec.frames_in) for r, w in zip(hours, windows, strict=True)])  # (B, t, C)
         tensor = torch.from_numpy(fields)
         return Batch(
@@ -68,13 +69,29 @@ class WindowDataset(Dataset[Batch]):
             valid=torch.from_numpy(valid),
         )
 
-    def _causal(self, hours: np.ndarray, window: list[Frame]) -> list[Frame]:
+    def _fill(self, hours: np.ndarray, fields: np.ndarray) -> list[list[Frame]]:
+        """各窗口直接读进 fields (B, t, C, H, W)，同一时刻只读一次；返回 B 个长为 t 的列表。"""
+        first: dict[int, Frame] = {}
+        windows: list[list[Frame]] = []
+        for row, places in zip(hours.tolist(), fields, strict=True):
+            for hour, out in zip(row, places, strict=True):
+                if hour in first:
+                    out[...] = first[hour].fields
+            new = [i for i, hour in enumerate(row) if hour not in first]
+            if new:
+                part = slice(new[0], new[-1] + 1)  # 窗口一样长：读过的只会是这一个的头或尾，没读过的连成一段
+                first.update(zip(row[part], self.reader.frames(row[part], places[part]), strict=True))
+            windows.append([first[hour] for hour in row])
+        for row, places, window in zip(hours.tolist(), fields, windows, strict=True):  # 都抄完了才能改
+            self._causal(row, places, window)
+        return windows
+
+    def _causal(self, hours: list[int], fields: np.ndarray, window: list[Frame]) -> None:
         """历史帧的插值若用了初始时刻之后的文件，按「只看过去」重读：预报的输入里不能有未来。"""
-        last = int(hours[self.spec.frames_in - 1])
+        last = hours[self.spec.frames_in - 1]
         for i in range(self.spec.frames_in):
             if any(source > last for _, source in window[i].sources):
-                window[i] = self.reader.frame(int(hours[i]), until=last)
-        return window
+                window[i] = self.reader.frame(hours[i], until=last, out=fields[i])
 
 
 def window_valid(hours: np.ndarray, frames: list[Frame], frames_in: int) -> np.ndarray:

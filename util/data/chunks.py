@@ -1,0 +1,187 @@
+"""存档的一块：读出它的各个时刻，写下块、插值的邻居和一份记录；查验一个文件。各块互不相干，哪个进程先做都一样。"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from util.atomic import replacing
+from util.data.reader import DataError, FieldReader
+from util.data.store import Plan, file_digest, torch_type
+from util.zarr_files import chunk_name, write_json
+
+
+class Job(NamedTuple):
+    """打包各进程共有的。hours: (N,) 各行的小时；first、last: (C,) 各通道最早、最晚的文件在 reader.present 里的位置。"""
+
+    store: Path
+    plan: Plan
+    hours: np.ndarray
+    reader: FieldReader
+    first: np.ndarray
+    last: np.ndarray
+
+    @property
+    def chunks(self) -> int:
+        """块数。"""
+        return -(-self.hours.size // self.plan.chunk_rows)
+
+    def rows(self, number: int) -> np.ndarray:
+        return self.hours[number * self.plan.chunk_rows : (number + 1) * self.plan.chunk_rows]
+
+
+def make_job(store: Path, plan: Plan, hours: np.ndarray, reader: FieldReader) -> Job:
+    reader.present = reader.present.clone()  # 不共享：一块里发现的坏文件，不能影响别的进程正在做的那一块
+    present = reader.present.numpy()
+    first = np.where(present.any(axis=1), present.argmax(axis=1), present.shape[1])
+    last = np.where(present.any(axis=1), present.shape[1] - 1 - present[:, ::-1].argmax(axis=1), -1)
+    return Job(store, plan, hours, reader, first, last)
+
+
+def chunk_path(store: Path, number: int) -> Path:
+    return store / "fields" / chunk_name(number, 4)
+
+
+def record_path(store: Path, number: int) -> Path:
+    return store / "pack" / f"{number:06d}.json"
+
+
+def raw_path(store: Path, number: int) -> Path:
+    return record_path(store, number).with_suffix(".raw")
+
+
+def read_record(job: Job, number: int) -> dict[str, Any] | None:
+    """这一块做完时的记录；没有做、没有做完，或要读的文件已经不同（补了、删了、往后加了年份）就是 None。"""
+    path, chunk = record_path(job.store, number), chunk_path(job.store, number)
+    if not path.is_file() or not chunk.is_file() or chunk.stat().st_size != job.plan.chunk_bytes:
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = not record["raws"] or raw_path(job.store, number).is_file()
+        return record if whole and record["inputs"] == inputs_digest(job, number) else None
+    except (ValueError, KeyError, TypeError):  # 记录坏了，重做这一块
+        return None
+
+
+def inputs_digest(job: Job, number: int) -> str:
+    """决定这一块内容的：各行的小时、前后 max_gap_hours 以内按名字存在的文件，更远处还有没有（序列的两端可以沿用）。"""
+    hours, gap = job.rows(number), job.plan.max_gap_hours
+    low = max(0, int(hours[0]) - gap - job.reader.start)
+    high = int(hours[-1]) + gap + 1 - job.reader.start
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (hours, job.reader.present.numpy()[:, low:high], job.first < low, job.last >= high):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def pack_chunk(job: Job, number: int) -> int:
+    """读出、写下第 number 块，返回它的字节数；记录最后写，有它这一块就算做完。
+
+    Raises:
+        ValueError: 半精度装不下的值。
+        OSError: 磁盘满之类。
+    """
+    hours, plan = job.rows(number), job.plan
+    block = np.full(plan.shape, np.nan, dtype=np.float32)  # 最后一块不满的部分、补不上的空缺是 NaN
+    raws: dict[tuple[int, int], np.ndarray] = {}
+    gaps: list[list[Any]] = []
+    for i, c in job.reader.load(hours.tolist(), block[: hours.size]):
+        hour = int(hours[i])
+        raws.update({(c, h): field for h, field in job.reader.near(c, hour, plan.max_gap_hours).items()})
+        try:
+            gaps.append([c, hour, job.reader.interpolate(c, hour, None, block[i, c])])
+        except DataError:  # 空缺太长：训练的窗口也不会用到它，用到时同样报错
+            block[i, c] = np.nan
+            gaps.append([c, hour, []])
+    faults = [[c, h, error.fault, error.detail] for (c, h), error in job.reader.faults.items()]
+    forget_faults(job.reader)
+    stored = torch.from_numpy(block).to(torch_type(plan))
+    record = {
+        "inputs": inputs_digest(job, number),
+        "digest": write_bytes(chunk_path(job.store, number), stored.view(torch.uint8).numpy().data.cast("B")),
+        "raws": [[c, h] for c, h in raws],
+        "raw_digest": write_bytes(raw_path(job.store, number), np.stack([*raws.values()]).tobytes()) if raws else None,
+        "faults": faults,
+        "gaps": gaps,
+        "rounding": rounding(plan, block[: hours.size], stored[: hours.size]),
+    }
+    write_json(record_path(job.store, number), record)
+    return plan.chunk_bytes
+
+
+def forget_faults(reader: FieldReader) -> None:
+    """每一块都从「按名字」开始：记录才与哪个进程、什么次序无关。"""
+    for c, hour in reader.faults:
+        reader.present[c, hour - reader.start] = True
+    reader.faults.clear()
+
+
+def rounding(plan: Plan, block: np.ndarray, stored: torch.Tensor) -> list[list[float]]:
+    """各通道存成 dtype 的误差（标准差为单位）：[最大, 平方和, 个数]；float32 没有误差，是空表。
+
+    Raises:
+        ValueError: 变成了无穷。
+    """
+    if plan.dtype == "float32":
+        return []
+    result = []
+    for c, channel in enumerate(plan.channels):
+        exact = block[:, c].astype(np.float64)  # (n, H, W)
+        good = np.isfinite(exact)
+        error = np.abs(stored[:, c].double().numpy()[good] - exact[good])
+        if not np.isfinite(error).all():
+            raise ValueError(
+                f"{channel}: a standardised value of {np.abs(exact[good]).max():.4g} does not fit into {plan.dtype}; "
+                "pack with --dtype float32 or bfloat16"
+            )
+        result.append([float(error.max(initial=0.0)), float((error**2).sum()), int(good.sum())])
+    return result
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> str:
+    """原子地写，落盘才改名；返回校验和。不用内存映射：磁盘满时那是 SIGBUS，这里是 OSError。"""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def damaged(store: Path, name: str, digest: str) -> str | None:
+    """这个文件哪里不对；没有不对是 None。"""
+    path = store / name
+    if not path.is_file():
+        return "missing"
+    try:
+        return None if file_digest(path) == digest else "checksum differs"
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+
+
+_JOB: Job | None = None  # 子进程里的那一份
+
+
+def start_worker(job: Job | None) -> None:
+    """子进程开头：Ctrl-C 由主进程管；主进程被 kill -9 时跟着退出，不留下还在写盘的孤儿。"""
+    global _JOB
+    _JOB = job
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def pack_in_worker(number: int) -> int:
+    assert _JOB is not None
+    return pack_chunk(_JOB, number)
