@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build_model
 from util.batch import Batch, DataSpec
-from util.checkpoint import load_checkpoint, random_state, set_random_state
+from util.checkpoint import forecast_weights, load_checkpoint, random_state, set_random_state
 from util.config import RunConfig
 from util.optim import make_optimizer, make_scheduler
 
@@ -273,13 +273,6 @@ def load_forecaster(content: Content, device: torch.device) -> tuple[Any, DataSp
     model = build_model(content["config"]["model"], spec)
     load_weights(model, forecast_weights(content))
     return model.to(device).eval(), spec
-
-
-def forecast_weights(content: Content) -> dict[str, torch.Tensor]:
-    """检查点里拿去预报的那份权重：有 EMA 用 EMA。"""
-    if content["ema"] is None:
-        return content["model"]
-    return {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
 
 
 def versions() -> dict[str, str]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.interface import Autoencoder
 from util.batch import DataSpec
-from util.config import nearest, validate
+from util.checkpoint import forecast_weights, load_checkpoint
+from util.config import load_config, nearest, validate
 
 NOT_MODELS = {"__init__", "interface"}
 
@@ -40,4 +42,51 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Any:
         ValueError: 配置不对，或这个模型做不到 spec 要求的事（由构造函数说明）。
     """
     config = build_config(options)
-    return importlib.import_module(f"models.{options['name']}").Model(config, spec)
+    module = importlib.import_module(f"models.{options['name']}")
+    if getattr(config, "first_stage", None) is None:
+        return module.Model(config, spec)
+    return module.Model(config, spec, open_first_stage(config.first_stage, spec))
+
+
+def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
+    """阶段二的 first_stage → 造好的阶段一。
+
+    Args:
+        source: 阶段一的检查点；或一份 YAML（按它的 smoke 段缩小，随机的权重，只供预检与测试）；
+            或它的选项本身（阶段二的检查点里存的，权重随后从那里来）。
+
+    Raises:
+        ValueError: 文件不在、不是阶段一、阶段一的统计量还没有、数据不同。
+    """
+    if not isinstance(source, str):
+        return _checked(build_model(source, spec), str(source.get("name")))
+    if Path(source).suffix in (".yaml", ".yml"):
+        return _checked(build_model(load_config(source, smoke=True).model, spec), source)
+    content = load_checkpoint(source)
+    if "model_options" not in content:  # 缓存的基线，或从前的检查点
+        raise ValueError(f"model.first_stage = {source}: not an autoencoder; config/sd_vae.yaml trains one")
+    check_same_fields(DataSpec.from_dict(content["spec"]), spec, source)
+    model = build_model(content["model_options"], spec)
+    stage = _checked(model, source)
+    model.load_state_dict(forecast_weights(content))
+    if not stage.latents_known:
+        raise ValueError(f"model.first_stage = {source}: its training has not finished, the latents have no statistics")
+    return stage
+
+
+def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
+    """阶段一与阶段二的场要相同；帧数与间隔不必。
+
+    Raises:
+        ValueError: 头一处不同。
+    """
+    for key in ("channels", "latitudes", "longitudes", "mean", "std"):
+        held, asked = getattr(theirs, key), getattr(ours, key)
+        if held != asked:
+            raise ValueError(f"model.first_stage = {source}: trained with other {key}: {held}, here {asked}")
+
+
+def _checked(model: Any, source: str) -> Autoencoder:
+    if not isinstance(model, Autoencoder):
+        raise ValueError(f"model.first_stage = {source}: not an autoencoder; config/sd_vae.yaml trains one")
+    return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
@@ -48,4 +48,41 @@ class OnePass(Protocol):
 
     def solve(self) -> None:
         """看完之后求解，结果存为 buffer。"""
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """阶段一：场 ⇄ 潜变量；与 ForecastModel 一样有 loss（各帧摊平了重建），can_forecast 为假。
+
+    潜变量出来时已经标准化，统计量是 buffer：梯度步走完之后，引擎用最优的权重把训练的每一帧看一遍（observe_latents、
+    solve_latents）。阶段二里的同一个对象，权重与统计量都随阶段二的检查点走。
+    """
+
+    latent_shape: tuple[int, int, int]  # (c, h, w)
+    latents_known: bool  # 统计量有了没有
+
+    def encode(self, fields: Tensor) -> Tensor:
+        """(N, C, H, W) 标准化的场 → (N, c, h, w) 标准化的潜变量；确定性的。"""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """encode 的逆：(N, c, h, w) → (N, C, H, W)。"""
+        ...
+
+    def observe_latents(self, batch: Batch) -> None:
+        """收下一批训练窗口的潜变量。"""
+        ...
+
+    def solve_latents(self) -> None:
+        """统计量求出来，存为 buffer。"""
+        ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
+
+    def portable_options(self) -> dict[str, Any]:
+        """与 YAML 的 model 段同样写法，build_model 由它造出同样大小的模型，权重另从检查点来。"""
         ...

@@ -12,10 +12,10 @@ import torch
 from lightning.fabric import Fabric
 
 from engine.preflight import imagined_spec, smoke
-from engine.state import Initial, build_state, forecast_weights, read_initial
+from engine.state import Initial, build_state, read_initial
 from tests.runs import checkpoint, losses, train_here, write_run
 from tests.small import small_spec
-from util.checkpoint import load_checkpoint, save_checkpoint
+from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.config import RunConfig, load_config
 
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}

@@ -62,6 +62,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def forecast_weights(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """检查点里拿去预报的那份权重：有 EMA 用 EMA。"""
+    if content["ema"] is None:
+        return content["model"]
+    return {k.removeprefix("module."): v for k, v in content["ema"].items() if k.startswith("module.")}
+
+
 def random_state() -> dict[str, Any]:
     """全部全局随机发生器的状态，换成普通值。"""
     _, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  存的正是全局状态

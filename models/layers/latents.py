@@ -1,0 +1,72 @@
+"""潜变量：标准化、分块地编码与解码、把场缩放到编码器要的大小。"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LatentScaling(nn.Module):
+    """潜变量减均值、除标准差；统计量由 observe 在训练的各帧上看一遍得到，存为 buffer，没有看过时原样。
+
+    shape: (c, 1, 1) 按通道（Rombach et al. 2022 附录 G 的缩放，这里每个通道各一个），或 (c, h, w) 逐点
+    （RAE，Zheng et al. 2025）。
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(torch.zeros(shape))
+        self.std = nn.Buffer(torch.ones(shape))
+        self.known = nn.Buffer(torch.zeros((), dtype=torch.bool))
+        self.sums: list[Tensor] = []  # 个数、和、平方和，float64；求解之后清掉
+
+    def observe(self, latents: Tensor) -> None:
+        """收下一批还没有标准化的 (N, c, h, w)。"""
+        values = latents.detach().double()
+        held = [dim + 1 for dim, size in enumerate(self.mean.shape) if size == 1]  # 合并掉的维
+        count = torch.full_like(self.mean, values.numel() / self.mean.numel(), dtype=torch.float64)
+        found = [count, values.sum([0, *held], keepdim=True)[0], values.square().sum([0, *held], keepdim=True)[0]]
+        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+
+    def solve(self) -> None:
+        """求出统计量。
+
+        Raises:
+            ValueError: 没有看过；某个潜变量没有变化。
+        """
+        assert self.sums, "observe the training frames first"
+        count, total, squares = self.sums
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        flat = int((std == 0).sum())
+        if flat:
+            raise ValueError(
+                f"{flat} of {std.numel()} latent values are the same in every training frame (a dead latent)"
+            )
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.known.fill_(True)
+        self.sums = []
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (latents - self.mean) / self.std
+
+    def inverse(self, latents: Tensor) -> Tensor:
+        return latents * self.std + self.mean
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], fields: Tensor, size: int) -> Tensor:
+    """一次至多 size 个样本：不求导时，峰值内存只与 size 有关。"""
+    return torch.cat([function(part) for part in fields.split(size)])
+
+
+def resize(fields: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) → (N, C, *size)：放大双三次，缩小用带抗混叠的双线性；大小相同时原样。"""
+    if tuple(fields.shape[-2:]) == size:
+        return fields
+    smaller = size[0] < fields.shape[-2] or size[1] < fields.shape[-1]
+    mode = "bilinear" if smaller else "bicubic"
+    return F.interpolate(fields, size, mode=mode, align_corners=False, antialias=smaller)
