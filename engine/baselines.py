@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.fabric import Fabric
 from tqdm import tqdm
 
@@ -20,7 +21,8 @@ from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
 from util.data.dataset import WeatherData
-from util.data.windows import all_starts, make_loader, split_batches
+from util.data.feed import feed
+from util.data.windows import all_starts, split_batches
 
 log = logging.getLogger("ar_pred")
 BASELINES = ("persistence", "climatology")
@@ -32,7 +34,7 @@ Check = Callable[[], None]
 def fit_one_pass(model: Any, data: WeatherData, batch_size: int, check: Check = lambda: None) -> None:
     """OnePass 模型看一遍步长 1 的训练窗口，再求解。"""
     batches = split_batches(all_starts(data.segments["train"], data.spec.window), batch_size)
-    loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+    loader = feed(data, batches, torch.device("cpu"))  # 求解在处理器上，float64
     for batch in tqdm(loader, "one pass", len(batches), leave=False):
         check()
         model.accumulate(batch)

@@ -72,13 +72,14 @@ def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: in
     import torch
 
     from models.layers.memory_bank import perplexity
-    from util.data.windows import all_starts, make_loader, split_batches
+    from util.data.feed import feed
+    from util.data.windows import all_starts, split_batches
 
     starts = all_starts(data.segments["train"], data.spec.window)
     if windows > len(starts):
         raise ValueError(f"--windows {windows}: data.splits.train has {len(starts)}")
     chosen = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
-    loader = make_loader(data.windows, split_batches(chosen, batch_size), data.config.workers, pin=False)
+    loader = feed(data, split_batches(chosen, batch_size), device)
     with torch.inference_mode():
         points = torch.cat([model.latents(batch.history[:, -1].to(device)).cpu() for batch in loader])  # (n, D)
         index = torch.cat([model.memory.nearest(part.to(device)) for part in points.split(ROWS)])

@@ -23,7 +23,8 @@ from util.batch import Batch, DataSpec
 from util.config import nearest
 from util.data.calendar import time_text
 from util.data.dataset import WeatherData
-from util.data.windows import all_starts, make_loader, split_batches
+from util.data.feed import feed
+from util.data.windows import all_starts, split_batches
 from util.metrics import latitude_weights, pair_statistics, rank_counts, zonal_spectrum
 
 
@@ -131,15 +132,14 @@ def score(task: Task, fabric: Fabric, check: Check = lambda: None) -> Iterator[S
     size = max(1, task.batch_size // task.options.members)
     batches = split_batches(task.starts, size)
     mine = batches[fabric.global_rank :: fabric.world_size]
-    pin = task.data.config.pin_memory and fabric.device.type == "cuda"
-    loader = iter(make_loader(task.data.windows.with_future(task.steps), mine, task.data.config.workers, pin))
+    loader = feed(task.data, mine, fabric.device, task.steps)
     bar = tqdm(total=len(batches), desc=f"score {task.options.split}", leave=False, disable=fabric.global_rank > 0)
     for first in range(0, len(batches), fabric.world_size):
         check()
         number = first + fabric.global_rank
         one = None
         if number < len(batches):
-            one = score_batch(task, fabric.to_device(next(loader)), number * size, fabric.device)
+            one = score_batch(task, next(loader), number * size, fabric.device)
         for scored in gather(fabric, one):
             bar.update()
             yield scored

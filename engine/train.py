@@ -41,8 +41,9 @@ from util.checkpoint import copy_checkpoint, save_checkpoint
 from util.config import RunConfig
 from util.data.calendar import time_text
 from util.data.dataset import WeatherData, open_data
+from util.data.feed import feed
 from util.data.reader import DataError
-from util.data.windows import epoch_starts, make_loader, share_batches, split_batches
+from util.data.windows import epoch_starts, share_batches, split_batches
 from util.logger import MetricsLog, open_wandb, setup_logging
 from util.shapes import record_shapes, shape_table
 from util.signals import Interrupted, StopFlag, catch_signals
@@ -171,7 +172,7 @@ def open_run(
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
     log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
     initial = read_initial(config.train.init) if config.train.init and content is None else None  # 写错了不必等数据
-    data = open_data(config.data, log_dir / "missing.csv", announce=main)
+    data = open_data(config.data, log_dir / "missing.csv", main, fabric.device)
     if content is not None:
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
     fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
@@ -263,8 +264,7 @@ def train_epoch(run: Run) -> None:
     batches = epoch_batches(config, run.data, fabric, progress.epoch)
     parts = config.train.accumulate
     mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
-    pin = config.data.pin_memory and fabric.device.type == "cuda"
-    loader = iter(make_loader(run.data.windows, mine, config.data.workers, pin))
+    loader = feed(run.data, mine, fabric.device)
     bar = tqdm(
         total=len(batches), initial=progress.batches, desc=f"epoch {progress.epoch + 1}/{config.train.epochs}",
         disable=not fabric.is_global_zero, leave=False,
@@ -274,7 +274,7 @@ def train_epoch(run: Run) -> None:
         if time_to_save(run):
             save(run)
         asked = time.perf_counter()
-        micro = [fabric.to_device(next(loader)) for _ in range(parts)]
+        micro = [next(loader) for _ in range(parts)]
         waited += time.perf_counter() - asked
         try:
             terms = train_step(fabric, run.state, config, micro)
@@ -312,6 +312,12 @@ def train_epoch(run: Run) -> None:
         if progress.step % config.log.every_steps == 0:
             run.record("train", now)
     bar.close()
+    if samples:
+        elapsed = time.perf_counter() - begin
+        log.info(
+            "epoch %d: %.1f windows/s, %.2f %% of the time waiting for data",
+            progress.epoch + 1, samples / elapsed, 100 * waited / elapsed,
+        )  # fmt: skip
 
 
 def validate_epoch(run: Run) -> None:

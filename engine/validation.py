@@ -12,7 +12,8 @@ from engine.baselines import Check
 from engine.state import reduce_tensor
 from util.config import RunConfig
 from util.data.dataset import WeatherData
-from util.data.windows import all_starts, make_loader, split_batches
+from util.data.feed import feed
+from util.data.windows import all_starts, split_batches
 
 
 def validation_loss(
@@ -21,9 +22,7 @@ def validation_loss(
     """按有效目标数加权，eval 模式、固定种子，不动全局随机数。"""
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
     batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
-    loader = make_loader(
-        data.windows, batches, config.data.workers, config.data.pin_memory and fabric.device.type == "cuda"
-    )
+    loader = feed(data, batches, fabric.device)
     total = torch.zeros(2, dtype=torch.float64)
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     training = model.training
@@ -33,7 +32,7 @@ def validation_loss(
         for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
             check()
             weight = float(batch.valid[:, data.spec.frames_in :].double().sum())
-            total += torch.tensor([float(model.loss(fabric.to_device(batch))["loss"]) * weight, weight])
+            total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
     model.train(training)
     loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()
     return loss_sum / count if count else float("nan")

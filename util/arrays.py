@@ -1,4 +1,4 @@
-"""逐批写的大 `.npy`：总的形状事先知道，内存里只有一批。"""
+"""数组的两件小事：逐批写的大 `.npy`（总的形状事先知道，内存里只有一批）；numpy 没有的 bfloat16。"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from util.atomic import replacing
 
@@ -45,3 +46,14 @@ class ArrayFile:
 
     def _check(self, kind: type[BaseException] | None, *_: object) -> None:
         assert kind is not None or not self.missing.any(), f"{int(self.missing.sum())} rows were never written"
+
+
+def as_array(fields: torch.Tensor) -> np.ndarray:
+    """同一块内存；numpy 没有 bfloat16，给它 uint16 的位模式。"""
+    return fields.view(torch.uint16).numpy() if fields.dtype == torch.bfloat16 else fields.numpy()
+
+
+def as_tensor(fields: np.ndarray) -> torch.Tensor:
+    """as_array 的逆。"""
+    tensor = torch.from_numpy(fields)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

@@ -23,6 +23,17 @@ class Batch(NamedTuple):
     valid: Tensor
 
 
+class Wire(NamedTuple):
+    """一批窗口在路上的样子：存着的精度、存着的单位；到了设备上才由 receive 变成 Batch，路上的字节最少。
+
+    fields: (B, T_in + T_out, C, H, W)；time、valid 同 Batch。
+    """
+
+    fields: Tensor
+    time: Tensor
+    valid: Tensor
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """数据的完整说明；存进每个检查点，没有训练数据也能预报。
@@ -80,6 +91,18 @@ class DataSpec:
         """物理单位的 (..., C, H, W) 标准化。"""
         mean, std = (torch.tensor(v, dtype=fields.dtype, device=fields.device) for v in (self.mean, self.std))
         return (fields - mean[:, None, None]) / std[:, None, None]
+
+    def standardize_(self, fields: Tensor) -> None:
+        """物理单位的 (..., C, H, W) 就地标准化；与读取进程里的逐位相同，都是 float32 的一减一除。"""
+        for values, change in ((self.mean, fields.sub_), (self.std, fields.div_)):
+            change(torch.tensor(values, dtype=fields.dtype, device=fields.device)[:, None, None])
+
+    def receive(self, wire: Wire, raw: bool) -> Batch:
+        """到了设备上的一批 → Batch；raw 为真时先标准化，float32 的就地改。"""
+        fields = wire.fields.float()
+        if raw:
+            self.standardize_(fields)
+        return Batch(fields[:, : self.frames_in], fields[:, self.frames_in :], wire.time, wire.valid)
 
     def to_dict(self) -> dict[str, Any]:
         """只含普通列表、数字和字符串，weights_only=True 能读回。"""

@@ -85,7 +85,7 @@ class DataConfig(Strict):
     root: str
     source: Literal["tree", "store"] = "tree"
     store: str | None = None
-    residency: Literal["disk", "memory"] = "disk"
+    residency: Literal["disk", "memory", "device"] = "disk"
     variables: dict[str, Levels]
     units: dict[str, str] = {}
     pressure_hpa: list[float] = []

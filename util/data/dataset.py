@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.index import SPLITS, describe_gaps, find_segments, split_years
 from util.data.reader import LINES_SHOWN, FieldReader, Origin, Tree
 from util.data.residency import keep_in_memory
+from util.data.resident import Resident, keep_on_device
 from util.data.store import Store
 from util.data.variables import describe, split_channel
 from util.data.windows import Segments, WindowDataset
@@ -22,12 +24,13 @@ log = logging.getLogger("ar_pred")
 
 @dataclass(frozen=True)
 class WeatherData:
-    """打开了的数据：说明、三个划分的段、以起点取窗口的数据集。"""
+    """打开了的数据：说明、三个划分的段、以起点取窗口的数据集；resident 是留在设备上的那一份。"""
 
     config: DataConfig
     spec: DataSpec
     segments: dict[str, Segments]
     windows: WindowDataset
+    resident: Resident | None = None
 
     def samples(self, split: str) -> int:
         return sum(s.size for s in self.segments[split])
@@ -42,11 +45,14 @@ def open_origin(config: DataConfig) -> Origin:
     return Store(config) if config.source == "store" else Tree(config)
 
 
-def open_data(config: DataConfig, report: Path | None = None, announce: bool = True) -> WeatherData:
+def open_data(
+    config: DataConfig, report: Path | None = None, announce: bool = True, device: torch.device | None = None
+) -> WeatherData:
     """检查并打开目录树或存档，两者给出同样的窗口；每一处缺失都进日志和 report（missing.csv）。
 
     Args:
         announce: 由这个进程报告按名字缺失的文件；多进程训练里只有零号进程报告，读坏的则谁读到谁记。
+        device: 训练所在的设备，data.residency = device 时训练与验证留在那里；只读一遍的用途（评测）不给，从盘上读。
 
     Raises:
         ValueError: 路径、变量、层、年份、统计量、划分、窗口长度等任何一处不对。
@@ -73,7 +79,11 @@ def open_data(config: DataConfig, report: Path | None = None, announce: bool = T
     if config.residency == "memory":
         assert isinstance(origin, Store)
         keep_in_memory(origin, used)
-    data = WeatherData(config, spec, segments, WindowDataset(reader))
+    resident = None
+    if config.residency == "device" and device is not None:
+        again = np.concatenate([*segments["train"], *segments["val"]])  # 每一轮都要再读的
+        resident = keep_on_device(reader, again, device)
+    data = WeatherData(config, spec, segments, WindowDataset(reader), resident)
     counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
     sizes = (spec.num_channels, spec.height, spec.width)
     log.info("data: %s; %d channels, %d x %d; samples: %s", origin.root, *sizes, counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import logging
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from util.arrays import as_array, as_tensor
 from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.calendar import moment_of, time_text, year_start
@@ -37,7 +39,7 @@ log = logging.getLogger("ar_pred")
 class Frame(NamedTuple):
     """一个时刻。sources：插值用到的 (通道序号, 小时)；这些场若在同一窗口里作目标，就等于泄露。"""
 
-    fields: np.ndarray  # (C, H, W) float32，已标准化
+    fields: np.ndarray  # (C, H, W) float32，已标准化；wire() 的读取器给出的是存着的样子
     valid: np.ndarray  # (C,) bool
     sources: list[tuple[int, int]]
 
@@ -151,6 +153,8 @@ class FieldReader:
     ) -> None:
         """used_hours: 各段的全部抽样小时（max_missing 的分母）；report: missing.csv 的路径；announce 见 open_data。"""
         self.origin, self.config, self.spec, self.start, self.report = origin, origin.config, spec, index.start, report
+        self.standardizes = not (spec.standardized or origin.standardized)  # 读出来的要标准化
+        self.dtype = torch.float32  # 交出去的精度
         self.faults: dict[tuple[int, int], FieldError] = {}  # 这个进程读出的坏文件：(通道, 小时)
         self.present = torch.from_numpy(index.present.copy()).share_memory_()  # (C, hours)
         self.used = torch.from_numpy(used_hours - index.start)
@@ -163,10 +167,25 @@ class FieldReader:
                 self._note(c, missing.tolist(), MISSING)
             self._check_share(c)
 
+    @property
+    def raw(self) -> bool:
+        """交出去的还是文件里的数，要由收的一方标准化。"""
+        return not (self.standardizes or self.spec.standardized or self.origin.standardized)
+
+    def wire(self) -> FieldReader:
+        """同一份数据、同一张缺失的表，交出去的却是存着的样子：目录树的不标准化，半精度的存档不换成 float32。"""
+        reader = copy.copy(self)
+        reader.standardizes, reader.dtype = False, self.origin.dtype
+        return reader
+
+    def empty(self, *sizes: int) -> torch.Tensor:
+        """放得下 sizes 个帧的空缓冲区 (*sizes, C, H, W)。"""
+        return torch.empty((*sizes, self.spec.num_channels, self.spec.height, self.spec.width), dtype=self.dtype)
+
     def frame(self, hour: int, until: int | None = None, out: np.ndarray | None = None) -> Frame:
         """读 hour（文件名的历法）那一刻的全部通道；其余见 frames。"""
         if out is None:
-            out = np.empty((self.spec.num_channels, self.spec.height, self.spec.width), dtype=np.float32)
+            out = as_array(self.empty())
         return self.frames([hour], out[None], until)[0]
 
     def frames(self, hours: Sequence[int], out: np.ndarray, until: int | None = None) -> list[Frame]:
@@ -174,7 +193,8 @@ class FieldReader:
 
         Args:
             hours: n 个小时，文件名的历法。
-            out: (n, C, H, W) float32，读进这里（一批的缓冲区里的一段）；各帧的 fields 就是它的各行。
+            out: (n, C, H, W)，精度是 self.dtype（bfloat16 是 uint16 的位模式），一批的缓冲区里的一段；
+                各帧的 fields 就是它的各行。
             until: 预报的初始时刻；插值的后一个邻居若在它之后就不用，沿用前一个：历史里不能有未来。
 
         Raises:
@@ -192,23 +212,25 @@ class FieldReader:
         positions = np.asarray(hours) - self.start
         assert positions.min() >= 0 and positions.max() < self.present.shape[1], f"{hours} lie outside the index"
         here = self.present.numpy()[:, positions].T  # (n, C) 取了副本：别的进程也会改 present
-        step = len(hours) if self.origin.standardized else 1  # 刚读进来的还在处理器的缓存里，就标准化
+        step = 1 if self.standardizes else len(hours)  # 刚读进来的还在处理器的缓存里，就标准化
         for first in range(0, len(hours), step):
             part = slice(first, first + step)
             for i, c, error in self.origin.load(hours[part], here[part], out[part]):
                 here[first + i, c] = False
                 self._mark(c, hours[first + i], error)
-            if not self.origin.standardized:
+            if self.standardizes:
                 for c in np.flatnonzero(here[first]).tolist():
                     self._standardize(c, out[first, c])
         return [] if here.all() else [(i, c) for i, c in np.argwhere(~here).tolist()]
 
     def interpolate(self, c: int, hour: int, until: int | None, out: np.ndarray) -> list[int]:
         """通道 c 的空缺补进 out (H, W)，已标准化；返回所用的小时。until 与 Raises 见 frame。"""
-        out[...], hours = self._between(c, hour, until)
-        self._standardize(c, out)
-        if self.origin.dtype != torch.float32:
-            out[...] = torch.from_numpy(out).to(self.origin.dtype).float().numpy()
+        field, hours = self._between(c, hour, until)
+        if not (self.raw or self.spec.standardized):
+            field = field.copy()
+            self._standardize(c, field)
+        stored = torch.from_numpy(field).to(self.origin.dtype)  # 与存档里的一样舍入
+        as_tensor(out).copy_(stored)
         return hours
 
     def near(self, c: int, hour: int, limit: int) -> dict[int, np.ndarray]:
@@ -226,9 +248,8 @@ class FieldReader:
         return 0 <= position < self.present.shape[1] and bool(self.present[:, position].all())
 
     def _standardize(self, c: int, field: np.ndarray) -> None:
-        if not self.spec.standardized:
-            field -= self.mean[c]
-            field /= self.std[c]
+        field -= self.mean[c]
+        field /= self.std[c]
 
     def _try_raw(self, c: int, hour: int) -> np.ndarray | None:
         try:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from util.arrays import as_tensor
 from util.config import DataConfig
 from util.data.calendar import hours_in_year, year_start
 from util.data.index import Index
@@ -151,7 +152,7 @@ class Store:
         rows = np.minimum(np.searchsorted(self.hours, hours), self.hours.size - 1)
         lost = (self.hours[rows] != hours) & here.any(axis=1)  # 没有的行，一个文件也不能有：整行都要插值
         assert not lost.any(), f"hours {np.asarray(hours)[lost]} are not in the store"
-        target = torch.from_numpy(out)
+        target = as_tensor(out)
         for to, number, places in _pieces(rows.tolist(), self.plan.chunk_rows):
             for channels, picks in self.runs:
                 target[to, channels].copy_(self._chunk(number)[places, picks])

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from util.batch import Batch
+from util.arrays import as_array
+from util.batch import Batch, Wire
 from util.data.reader import DataError, FieldReader, Frame
 
 GRACE = 30  # 秒
@@ -51,25 +52,29 @@ class WindowDataset(Dataset[Batch]):
     def __getitem__(self, start: int) -> Batch:
         return self.__getitems__([start])
 
+    def hours(self, starts: Sequence[int]) -> np.ndarray:
+        """(B, t) 各窗口的小时，文件名的历法。"""
+        return np.asarray(starts, dtype=np.int64)[:, None] + np.arange(self.window) * self.spec.interval_hours
+
+    def utc(self, hours: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(hours - self.reader.config.utc_offset_hours)
+
     def __getitems__(self, starts: Sequence[int]) -> Batch:
         """长度 B 的起点 → Batch，时间换成 UTC。"""
-        spec = self.spec
-        steps = np.arange(self.window) * spec.interval_hours
-        hours = np.asarray(starts, dtype=np.int64)[:, None] + steps  # (B, t)
-        fields = np.empty(
-            (*hours.shape, spec.num_channels, spec.height, spec.width), dtype=np.float32
-        )  # (B, t, C, H, W)
-        windows = self._fill(hours, fields)
-        valid = np.stack([window_valid(r, w, spec.frames_in) for r, w in zip(hours, windows, strict=True)])  # (B, t, C)
-        tensor = torch.from_numpy(fields)
-        return Batch(
-            history=tensor[:, : spec.frames_in],
-            future=tensor[:, spec.frames_in :],
-            time=torch.from_numpy(hours - self.reader.config.utc_offset_hours),
-            valid=torch.from_numpy(valid),
-        )
+        return self.spec.receive(self._read(starts, self.reader), raw=False)
 
-    def _fill(self, hours: np.ndarray, fields: np.ndarray) -> list[list[Frame]]:
+    def wire(self, starts: Sequence[int]) -> Wire:
+        """长度 B 的起点 → 存着的精度、存着的单位；spec.receive(…, reader.wire().raw) 之后与 __getitems__ 逐位相同。"""
+        return self._read(starts, self.reader.wire())
+
+    def _read(self, starts: Sequence[int], reader: FieldReader) -> Wire:
+        hours = self.hours(starts)
+        fields = reader.empty(*hours.shape)  # (B, t, C, H, W)
+        windows = self._fill(hours, as_array(fields), reader)
+        valid = np.stack([window_valid(r, w, self.spec.frames_in) for r, w in zip(hours, windows, strict=True)])
+        return Wire(fields, self.utc(hours), torch.from_numpy(valid))  # valid (B, t, C)
+
+    def _fill(self, hours: np.ndarray, fields: np.ndarray, reader: FieldReader) -> list[list[Frame]]:
         """各窗口直接读进 fields (B, t, C, H, W)，同一时刻只读一次；返回 B 个长为 t 的列表。"""
         first: dict[int, Frame] = {}
         windows: list[list[Frame]] = []
@@ -80,18 +85,18 @@ class WindowDataset(Dataset[Batch]):
             new = [i for i, hour in enumerate(row) if hour not in first]
             if new:
                 part = slice(new[0], new[-1] + 1)  # 窗口一样长：读过的只会是这一个的头或尾，没读过的连成一段
-                first.update(zip(row[part], self.reader.frames(row[part], places[part]), strict=True))
+                first.update(zip(row[part], reader.frames(row[part], places[part]), strict=True))
             windows.append([first[hour] for hour in row])
         for row, places, window in zip(hours.tolist(), fields, windows, strict=True):  # 都抄完了才能改
-            self._causal(row, places, window)
+            self._causal(row, places, window, reader)
         return windows
 
-    def _causal(self, hours: list[int], fields: np.ndarray, window: list[Frame]) -> None:
+    def _causal(self, hours: list[int], fields: np.ndarray, window: list[Frame], reader: FieldReader) -> None:
         """历史帧的插值若用了初始时刻之后的文件，按「只看过去」重读：预报的输入里不能有未来。"""
         last = hours[self.spec.frames_in - 1]
         for i in range(self.spec.frames_in):
             if any(source > last for _, source in window[i].sources):
-                window[i] = self.reader.frame(hours[i], until=last, out=fields[i])
+                window[i] = reader.frame(hours[i], until=last, out=fields[i])
 
 
 def window_valid(hours: np.ndarray, frames: list[Frame], frames_in: int) -> np.ndarray:
@@ -110,8 +115,21 @@ def window_valid(hours: np.ndarray, frames: list[Frame], frames_in: int) -> np.n
     return valid
 
 
-def make_loader(dataset: WindowDataset, batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[Batch]:
+class WireDataset(Dataset[Wire]):
+    """读取进程只管搬字节，标准化与精度留给设备。"""
+
+    def __init__(self, windows: WindowDataset) -> None:
+        self.windows = windows
+
+    def __getitems__(self, starts: Sequence[int]) -> Wire:
+        return self.windows.wire(starts)
+
+
+def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[Any]:
     """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。
+
+    Args:
+        dataset: WindowDataset 或 WireDataset；一批就是它的 __getitems__ 给出的。
 
     Raises:
         DataError: 读到的坏文件太多，见 FieldReader.frame。

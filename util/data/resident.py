@@ -1,0 +1,100 @@
+"""data.residency = device：训练与验证的全部时刻留在设备上，窗口在那里按行取，读取进程、搬运都省了。
+
+有空缺的窗口（插值的规则随窗口而变）仍由 WindowDataset 读好送来，所以与 data.residency = disk 逐位相同。
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from util.arrays import as_array
+from util.batch import Batch, DataSpec, Wire
+from util.data.reader import FieldReader
+from util.data.residency import available_memory
+from util.data.windows import WindowDataset
+
+BLOCK_BYTES = 128 * 2**20  # 搬上设备时一次的大小
+log = logging.getLogger("ar_pred")
+
+
+@dataclass(frozen=True)
+class Resident:
+    """设备上的一份。
+
+    hours: (N,) 升序，文件名的历法；whole: (N,) 各通道都有文件；fields: (N, C, H, W) 已标准化，精度是存着的精度。
+    """
+
+    spec: DataSpec
+    hours: np.ndarray
+    whole: np.ndarray
+    fields: Tensor
+
+    def holds(self, windows: WindowDataset, batches: Sequence[Sequence[int]], device: torch.device) -> bool:
+        """这些窗口的每个时刻都在，且就在这个设备上。"""
+        if self.fields.device != device or not batches:
+            return False
+        hours = np.unique(windows.hours([start for starts in batches for start in starts]))
+        return bool(np.isin(hours, self.hours, assume_unique=True).all())
+
+    def batch(self, windows: WindowDataset, starts: Sequence[int]) -> Batch:
+        """设备上的一批 (B, t, C, H, W)。"""
+        hours = windows.hours(starts)  # (B, t)
+        rows = np.searchsorted(self.hours, hours)
+        device = self.fields.device
+        index = torch.from_numpy(rows).to(device, non_blocking=True)
+        fields = self.fields[index].float()  # (B, t, C, H, W)
+        valid = torch.ones(fields.shape[:3], dtype=torch.bool)
+        broken = np.flatnonzero(~self.whole[rows].all(axis=1)).tolist()
+        if broken:
+            read = windows.__getitems__([starts[i] for i in broken])
+            places = torch.tensor(broken)
+            valid[places] = read.valid
+            fields[places.to(device)] = torch.cat([read.history, read.future], 1).to(device)
+        wire = Wire(fields, windows.utc(hours).to(device), valid.to(device))
+        return self.spec.receive(wire, raw=False)
+
+
+def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device) -> Resident:
+    """把 hours（各划分的抽样时刻）的全部通道搬上设备。
+
+    Raises:
+        ValueError: 放不下；说出要多少、有多少。
+    """
+    hours, wire, spec = np.unique(hours), reader.wire(), reader.spec
+    dtype = wire.dtype
+    frame = spec.num_channels * spec.height * spec.width * dtype.itemsize
+    needed, free = hours.size * frame, free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"data.residency = device needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on {device}; "
+            "use memory or disk, fewer channels or years, or a store packed with --dtype float16"
+        )
+    log.info("residency: device %s, %.2f GB of %.2f GB free", device, needed / 1e9, free / 1e9)
+    fields = torch.empty((hours.size, spec.num_channels, spec.height, spec.width), dtype=dtype, device=device)
+    whole = np.ones(hours.size, dtype=bool)
+    step = max(1, BLOCK_BYTES // frame)
+    buffer = wire.empty(min(step, hours.size))
+    with tqdm(total=needed, desc=f"onto {device}", unit="B", unit_scale=True, leave=False) as bar:
+        for first in range(0, hours.size, step):
+            part = hours[first : first + step]
+            block = buffer[: part.size]
+            for i, _ in wire.load(part.tolist(), as_array(block)):
+                whole[first + i] = False
+            place = fields[first : first + part.size]
+            place.copy_(block)
+            if wire.raw:
+                spec.standardize_(place)  # 现在就做，免得每一批再做
+            bar.update(part.size * frame)
+    return Resident(spec, hours, whole, fields)
+
+
+def free_memory(device: torch.device) -> int:
+    """字节。"""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
