@@ -7,6 +7,8 @@
     store    data.source = store 的
     new      内存里同样多的字节抄进新要来的内存：凡是每一批给出自己的内存的，都不会更快
     memcpy   抄进同一块缓冲区：上限
+    device   data.residency = device：从设备上的一份取（没有显卡时就是内存里的一份）
+    disk     从盘上顺序读同样多的字节（每次先丢掉页缓存）：冷的缓存的上限
 
 先各读一遍不计，所以量的是热的页缓存；--cold 每一遍之前让系统丢掉这些文件的缓存（posix_fadvise，不需要特权）。
 """
@@ -18,12 +20,13 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from util.batch import Batch
 from util.cli import run_command
 from util.config import DataConfig, load_config
 from util.data.dataset import WeatherData, open_data
@@ -58,8 +61,15 @@ def main() -> int:
         "new": memcpy(size, len(starts), None),
         "memcpy": memcpy(size, len(starts), np.zeros((args.batch, size), dtype=np.uint8)),
     }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resident = open_data(config.model_copy(update={"source": "store", "residency": "device"}), device=device).resident
+    assert resident is not None
+    windows = data["store"].windows
+    ways["device"] = lambda batch: wait(resident.batch(windows, batch))
     files = sorted({path for start in starts.tolist() for path in window_files(tree, start)})
-    files += sorted(Path(str(config.store)).glob("fields/[0-9]*"))
+    stored = sorted(Path(str(config.store)).glob("fields/[0-9]*"))
+    files += stored
+    ways["disk"] = sequential(stored, size)
     drop = (lambda: drop_cache(data["store"], files)) if args.cold else (lambda: None)
     show(measure(ways, batches, args.rounds, drop), len(starts), size)
     return 0
@@ -85,6 +95,35 @@ def memcpy(size: int, windows: int, target: np.ndarray | None) -> Read:
         out = np.empty((len(batch), size), dtype=np.uint8) if target is None else target
         for row in range(len(batch)):
             out[row] = source[next(places)]
+
+    return read
+
+
+def wait(batch: Batch) -> Batch:
+    """显卡上的要等它做完。"""
+    if batch.history.is_cuda:
+        torch.cuda.synchronize(batch.history.device)
+    return batch
+
+
+def sequential(files: list[Path], size: int) -> Read:
+    """一个接一个地读文件，一个窗口读 size 字节；每个文件打开时丢掉它的页缓存，绕回来时又是冷的。"""
+
+    def blocks() -> Iterator[int]:
+        buffer = bytearray(8 * 2**20)
+        for path in itertools.cycle(files):
+            with path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                while count := file.readinto(buffer):
+                    yield count
+
+    stream, ahead = blocks(), 0
+
+    def read(batch: list[int]) -> None:
+        nonlocal ahead  # 上一次多读的
+        while ahead < len(batch) * size:
+            ahead += next(stream)
+        ahead -= len(batch) * size
 
     return read
 

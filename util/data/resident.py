@@ -48,8 +48,8 @@ class Resident:
         hours = windows.hours(starts)  # (B, t)
         rows = np.searchsorted(self.hours, hours)
         device = self.fields.device
-        index = torch.from_numpy(rows).to(device, non_blocking=True)
-        fields = self.fields[index].float()  # (B, t, C, H, W)
+        index = torch.from_numpy(rows.ravel()).to(device, non_blocking=True)
+        fields = self.fields.index_select(0, index).unflatten(0, rows.shape).float()  # (B, t, C, H, W)
         valid = torch.ones(fields.shape[:3], dtype=torch.bool)
         broken = np.flatnonzero(~self.whole[rows].all(axis=1)).tolist()
         if broken:

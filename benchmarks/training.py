@@ -1,0 +1,108 @@
+"""训练等不等数据：`python -m benchmarks.training --config config/X.yaml data.store=STORE [--steps 20] [--rounds 3]`。
+
+同一个模型、同样的训练窗口，各种来源轮流走几十步，与一批造好的数据反复走（synthetic）比：
+
+    tree       data.source = tree
+    store      data.source = store，data.residency = disk
+    memory     data.residency = memory
+    device     data.residency = device
+    synthetic  同一批，已在设备上：没有数据可等
+
+每种的第一步（读取进程起步、热身）不计，另列在 start 一栏。waiting 是等下一批的时间占的份额，与训练日志里的同一定义。
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from engine.state import State, build_state, train_step
+from engine.train import epoch_batches, make_fabric
+from util.batch import Batch
+from util.cli import run_command
+from util.config import RunConfig, load_config
+from util.data.dataset import WeatherData, open_data
+from util.data.feed import feed
+
+SOURCES = {
+    "tree": {"source": "tree", "residency": "disk"},
+    "store": {"source": "store", "residency": "disk"},
+    "memory": {"source": "store", "residency": "memory"},
+    "device": {"source": "store", "residency": "device"},
+}
+
+
+class Round(NamedTuple):
+    """一种来源的一轮：第一步的秒数，其余各步合计的秒数、其中等数据的秒数。"""
+
+    start: float
+    seconds: float
+    waited: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", required=True, help="run YAML with data.root and data.store of the same fields")
+    parser.add_argument("--steps", type=int, default=20, help="steps counted in each round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, the median counts (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
+    args = parser.parse_intermixed_args()
+    logging.getLogger("ar_pred").setLevel(logging.WARNING)
+    config = load_config(args.config, args.overrides)
+    fabric = make_fabric(config)
+    sources: dict[str, WeatherData] = {}
+    for name, keys in SOURCES.items():
+        sources[name] = open_data(config.data.model_copy(update=keys), device=fabric.device)
+    spec = sources["tree"].spec
+    state = build_state(fabric, config, spec, total_steps=1_000_000)
+    batches = epoch_batches(config, sources["tree"], fabric, 0)
+    if len(batches) <= args.steps:
+        raise ValueError(f"--steps {args.steps}: an epoch of this config has {len(batches)} batches, one is the start")
+    batches = batches[: args.steps + 1]
+    fixed = next(feed(sources["tree"], batches[:1], fabric.device))
+    ways: dict[str, Callable[[], Iterator[Batch]]] = {
+        name: lambda data=data: feed(data, batches, fabric.device) for name, data in sources.items()
+    }
+    ways["synthetic"] = lambda: itertools.repeat(fixed, len(batches))
+    found: dict[str, list[Round]] = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, make in ways.items():
+            found[name].append(walk(fabric, state, config, make()))
+    show(found, args.steps, config.train.batch_size, f"{config.model['name']} on {fabric.device}")
+    return 0
+
+
+def walk(fabric, state: State, config: RunConfig, batches: Iterator[Batch]) -> Round:
+    """走完 batches。"""
+    begin = time.perf_counter()
+    train_step(fabric, state, config, [next(batches)])
+    first = time.perf_counter()
+    waited, asked = 0.0, first
+    for batch in batches:
+        waited += time.perf_counter() - asked
+        train_step(fabric, state, config, [batch])
+        asked = time.perf_counter()
+    return Round(first - begin, asked - first, waited)
+
+
+def show(found: dict[str, list[Round]], steps: int, size: int, what: str) -> None:
+    rounds = len(found["synthetic"])
+    print(f"{what}: {steps} steps of {size} windows in each of {rounds} rounds, medians")
+    print(f"{'':>10} {'steps/s':>8} {'/ synthetic':>12} {'waiting':>8} {'start, s':>9}   slowest to fastest round")
+    rates = {name: [steps / r.seconds for r in several] for name, several in found.items()}
+    for name, several in found.items():
+        ratios = [mine / other for mine, other in zip(rates[name], rates["synthetic"], strict=True)]
+        waiting = statistics.median(r.waited / r.seconds for r in several)
+        print(
+            f"{name:>10} {statistics.median(rates[name]):>8.3f} {statistics.median(ratios):>12.3f} {waiting:>8.2%} "
+            f"{statistics.median(r.start for r in several):>9.2f}   {min(rates[name]):.3f} to {max(rates[name]):.3f}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
