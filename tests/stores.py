@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def outcomes(data: WeatherData, windows: list[list[int]]) -> list[Batch | str]:
     return results
 
 
-def assert_same(found: list[Batch | str], expected: list[Batch | str]) -> None:
+def assert_same(found: Sequence[Batch | str], expected: Sequence[Batch | str]) -> None:
     """逐位相同。"""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
