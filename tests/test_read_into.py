@@ -135,6 +135,20 @@ def test_files_written_in_another_way(tree, how: str, slow: int, monkeypatch: py
     assert len(calls) == slow  # 训练段 24 个时刻、两个通道
 
 
+def test_a_file_deleted_after_the_index(make_tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """索引之后删去的（也有刚读完、还没看文件头就删去的）：前者照缺失插值，后者照样是那些数。"""
+    tree = make_tree(tmp_path / "tree", ("t2m",), **DAYS)
+    windows = open_data(config_of(tree)).windows
+    damage(tree, "t2m", tree.hours[5], "removed")
+    frame = windows.reader.frame(tree.hours[5])
+    assert not frame.valid.any()
+    assert frame.sources == [(0, tree.hours[4]), (0, tree.hours[6])]
+    assert (0, tree.hours[5]) in windows.reader.faults
+    path = field_path(tree.root, "t2m", tree.hours[9])
+    path.unlink()
+    assert plain_header(path, SHAPE) is None
+
+
 def test_paths_are_those_of_the_tree(make_tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """跨年；root 写得不规整也一样。"""
     days = {**DAYS, "first_day": "1999-12-30"}

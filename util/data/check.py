@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from tqdm import tqdm
 
-from util.cli import run_command
+from util.cli import aligned, run_command
 from util.config import DataConfig, load_config
 from util.data.calendar import time_text
 from util.data.index import SPLITS, sampled_hours, split_hours
@@ -188,9 +188,8 @@ def table(reports: Sequence[ChannelReport]) -> str:
         numbers = ["-" if value is None else f"{value:.4g}" for pair in pairs for value in pair]
         counts = [r.expected, r.expected - r.faults["missing"], *(r.faults[fault] for fault in FAULTS)]
         rows.append([r.channel, *map(str, counts), *numbers, r.state or "-", "WRONG" if r.problems else "ok"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    first, *lines = aligned(rows)
+    return "\n".join([first, "-" * len(first), *lines])
 
 
 def describe_bad(bad: Sequence[BadFile], interval: int) -> list[str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from multiprocessing.connection import wait
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +38,10 @@ class Job(NamedTuple):
 
 
 def make_job(store: Path, plan: Plan, hours: np.ndarray, reader: FieldReader) -> Job:
-    reader.present = reader.present.clone()  # 不共享：一块里发现的坏文件，不能影响别的进程正在做的那一块
     present = reader.present.numpy()
     first = np.where(present.any(axis=1), present.argmax(axis=1), present.shape[1])
     last = np.where(present.any(axis=1), present.shape[1] - 1 - present[:, ::-1].argmax(axis=1), -1)
-    return Job(store, plan, hours, reader, first, last)
+    return Job(store.absolute(), plan, hours, reader, first, last)  # 别处的工人不在这个文件夹里
 
 
 def chunk_path(store: Path, number: int) -> Path:
@@ -91,20 +87,19 @@ def pack_chunk(job: Job, number: int) -> int:
         ValueError: 半精度装不下的值。
         OSError: 磁盘满之类。
     """
-    hours, plan = job.rows(number), job.plan
+    hours, plan, reader = job.rows(number), job.plan, fresh(job.reader)
     block = np.full(plan.shape, np.nan, dtype=np.float32)  # 最后一块不满的部分、补不上的空缺是 NaN
     raws: dict[tuple[int, int], np.ndarray] = {}
     gaps: list[list[Any]] = []
-    for i, c in job.reader.load(hours.tolist(), block[: hours.size]):
+    for i, c in reader.load(hours.tolist(), block[: hours.size]):
         hour = int(hours[i])
-        raws.update({(c, h): field for h, field in job.reader.near(c, hour, plan.max_gap_hours).items()})
+        raws.update({(c, h): field for h, field in reader.near(c, hour, plan.max_gap_hours).items()})
         try:
-            gaps.append([c, hour, job.reader.interpolate(c, hour, None, block[i, c])])
+            gaps.append([c, hour, reader.interpolate(c, hour, None, block[i, c])])
         except DataError:  # 空缺太长：训练的窗口也不会用到它，用到时同样报错
             block[i, c] = np.nan
             gaps.append([c, hour, []])
-    faults = [[c, h, error.fault, error.detail] for (c, h), error in job.reader.faults.items()]
-    forget_faults(job.reader)
+    faults = [[c, h, error.fault, error.detail] for (c, h), error in reader.faults.items()]
     stored = torch.from_numpy(block).to(torch_type(plan))
     record = {
         "inputs": inputs_digest(job, number),
@@ -119,11 +114,11 @@ def pack_chunk(job: Job, number: int) -> int:
     return plan.chunk_bytes
 
 
-def forget_faults(reader: FieldReader) -> None:
-    """每一块都从「按名字」开始：记录才与哪个进程、什么次序无关。"""
-    for c, hour in reader.faults:
-        reader.present[c, hour - reader.start] = True
-    reader.faults.clear()
+def fresh(reader: FieldReader) -> FieldReader:
+    """每一块都从「按名字」开始、自己记坏文件：记录才与哪个进程（线程）、什么次序无关。"""
+    reader = copy(reader)
+    reader.present, reader.faults = reader.present.clone(), {}
+    return reader
 
 
 def rounding(plan: Plan, block: np.ndarray, stored: torch.Tensor) -> list[list[float]]:
@@ -166,22 +161,3 @@ def damaged(store: Path, name: str, digest: str) -> str | None:
         return None if file_digest(path) == digest else "checksum differs"
     except OSError as error:
         return f"unreadable ({error.strerror})"
-
-
-_JOB: Job | None = None  # 子进程里的那一份
-
-
-def start_worker(job: Job | None) -> None:
-    """子进程开头：Ctrl-C 由主进程管；主进程被 kill -9 时跟着退出，不留下还在写盘的孤儿。"""
-    global _JOB
-    _JOB = job
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def pack_in_worker(number: int) -> int:
-    assert _JOB is not None
-    return pack_chunk(_JOB, number)

@@ -84,9 +84,9 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
             if file is not None and kept.any():
                 file.write(hours[rows][kept] - plan.utc_offset_hours, physical[kept], valid[rows][kept])
             bar.update(len(values))
-    for channel, mean, std in zip(plan.channels, plan.mean, plan.std, strict=True):
-        if root is not None:
-            write_statistics(root, channel, mean, std)
+    if root is not None:
+        for channel, mean, std, pair in zip(plan.channels, plan.mean, plan.std, plan.extremes, strict=True):
+            write_statistics(root, channel, mean, std, *(pair or ()))
     return int(valid.sum())
 
 

@@ -1,8 +1,13 @@
-"""把 NetCDF、Zarr 或 GRIB 导入目录树：`python -m util.data.import_fields --help`；怎样导入见 importing.py。"""
+"""把 NetCDF、Zarr 或 GRIB 导入成目录树（--root）或存档（--store）：`python -m util.data.import_fields --help`。
+
+怎样导入见 importing.py 与 import_store.py。
+"""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,14 +23,16 @@ from util.data.index import SPLITS
 from util.data.regrid import Method, Target
 from util.data.request import Request, read_request
 from util.data.source import SHOWN, listed, open_source, open_wanted
+from util.zarr_files import FILE_TYPES
 
 
-def data_yaml(plan: Plan, source: str, method: str | None = None) -> str:
-    """数据集 YAML 的文本，每个键带一句说明。"""
+def data_yaml(plan: Plan, source: str, method: str | None = None, store: Path | None = None) -> str:
+    """数据集 YAML 的文本，每个键带一句说明；store 是写成的存档，没有写就是目录树。"""
     import yaml
 
     comments = {
-        "root": "目录树所在",
+        "root": "目录树所在，或存档导自哪里",
+        "source": "读存档，不读目录树",
         "variables": "single 单层，all 全部层",
         "units": "取自源文件，或导入时写明",
         "pressure_hpa": "依次为 level_00、level_01……",
@@ -33,9 +40,10 @@ def data_yaml(plan: Plan, source: str, method: str | None = None) -> str:
         "longitude": "单位为度",
         "interval_hours": "源文件的最小步长",
         "splits": "起止两端都含；统计量只用 train",
-        "standardize": "文件为物理单位，读入时标准化",
+        "standardize": "源文件为物理单位，要标准化",
     }
-    values = {key: value for key, value in plan.values.items() if value}
+    kind = {"source": "store", "store": str(store)} if store else {}
+    values = kind | {key: value for key, value in plan.values.items() if value}
     text = yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=1000, allow_unicode=True)
     rows, cols = plan.region
     origin = f"{source}，行 {rows.start}:{rows.stop}，列 {cols.start}:{cols.stop}"
@@ -81,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_nothing(args.source[0], request)
     with ExitStack() as stack:
         sources = [open_wanted(path, request, stack) for path in args.source]
-        plan = plan_import(sources, args.root, request, splits, args.crop, args.rows, args.cols, target)
-        holes = write_fields(plan, args.overwrite)
+        root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
+        plan = plan_import(sources, root, request, splits, args.crop, args.rows, args.cols, target)
+        holes = _write(plan, args, argv)
     names = Path(args.source[0]).name + (f" 等 {len(args.source)} 个文件" if len(args.source) > 1 else "")
-    text = data_yaml(plan, names, args.regrid)
+    text = data_yaml(plan, names, args.regrid, args.store)
     print("\n".join(summarize(plan, holes)))
     if args.yaml:
         Path(args.yaml).parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"data set  put this into a file such as config/data/NAME.yaml\n{text}", end="")
     return 0
+
+
+def _write(plan: Plan, args: argparse.Namespace, argv: Sequence[str] | None) -> list[tuple[str, int]]:
+    """写目录树或存档；返回略去的 (通道, 小时)。"""
+    if args.store is None:
+        if args.dtype != "float32":
+            raise ValueError(f"--dtype {args.dtype} is for --store; the files of a tree are float32")
+        return write_fields(plan, args.overwrite)
+    from util.data.import_store import import_to_store  # torch：写目录树用不到
+    from util.logger import setup_logging
+
+    setup_logging(None)
+    command = shlex.join(["python", "-m", "util.data.import_fields", *(sys.argv[1:] if argv is None else argv)])
+    return import_to_store(plan, args.source, args.store, args.dtype, command)
 
 
 def read_target(
@@ -118,7 +141,7 @@ def read_target(
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m util.data.import_fields",
-        description="Write NetCDF, Zarr or GRIB fields into a tree of .npy files.",
+        description="Write NetCDF, Zarr or GRIB fields into a tree of .npy files, or into a packed store.",
     )
     add = parser.add_argument
     add(
@@ -129,7 +152,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="NetCDF or GRIB files or Zarr folders, one after the other in time",
     )
-    add("--root", required=True, help="the tree to write, e.g. data/my_set")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--root", help="the tree to write, e.g. data/my_set")
+    text = "the packed store to write, go on with or grow, without a tree in between; the source is read twice"
+    where.add_argument("--store", type=Path, help=text)
+    text = "with --store: how values are stored (%(default)s)"
+    add("--dtype", choices=FILE_TYPES, default="float32", help=text)
     several = "variable in the file and its name in the tree, all its levels; repeatable"
     add("--variable", action="append", default=[], metavar="SOURCE=NAME", help=several)
     add("--map", metavar="FILE", help="YAML with variables, levels and conversions, instead of --variable")
@@ -147,7 +175,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         text = "cell centres of the new grid, degrees; with --regrid"
         add(f"--{name}", nargs=3, type=float, metavar=("FIRST", "STEP", "COUNT"), help=text)
     add("--yaml", metavar="FILE", help="write the data-set YAML there (otherwise it is printed)")
-    add("--overwrite", action="store_true", help="replace files that exist")
+    add("--overwrite", action="store_true", help="replace files of a tree, and the --yaml, that exist")
     return parser.parse_args(argv)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +17,11 @@ from util.config import Axis, DataConfig, validate
 from util.data.calendar import moment_of, time_text
 from util.data.grib import decoding_errors
 from util.data.index import split_hours
+from util.data.moments import Moments, measure, write_moments
 from util.data.regrid import Regridder, Target, make_regridder
 from util.data.request import Request, Wanted
 from util.data.source import Dims, find_dims, has_levels, listed, read_axis, read_hours, read_pressures
-from util.data.tree import field_path, write_field, write_statistics
+from util.data.tree import field_path, write_field
 from util.data.variables import channel_folder, channel_name, describe
 
 if TYPE_CHECKING:
@@ -66,27 +67,6 @@ class Plan:
         hours = np.sort(self.hours)
         wide = np.flatnonzero(np.diff(hours) > self.config.interval_hours)
         return [(int(hours[i]), int(hours[i + 1])) for i in wide]
-
-
-class Moments(NamedTuple):
-    """逐块合并的统计量（float64）：个数、均值、离差平方和、最小、最大。"""
-
-    total: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    low: float = np.inf
-    high: float = -np.inf
-
-    def merge(self, fields: np.ndarray) -> Moments:
-        """并入任意形状的一块；先减块内均值再平方，均值远大于起伏的量（位势）也不丢精度。"""
-        if not fields.size:
-            return self
-        block = fields.astype(np.float64)
-        mean = float(block.mean())
-        total, shift = self.total + block.size, mean - self.mean
-        squares = self.squares + float(((block - mean) ** 2).sum()) + shift**2 * self.total * block.size / total
-        low, high = min(self.low, float(block.min())), max(self.high, float(block.max()))
-        return Moments(total, self.mean + shift * block.size / total, squares, low, high)
 
 
 def choose_region(sizes: tuple[int, int], crop: str | None, rows: str | None, cols: str | None) -> tuple[slice, slice]:
@@ -160,68 +140,82 @@ def plan_import(
 
 
 def write_fields(plan: Plan, overwrite: bool = False) -> list[tuple[str, int]]:
-    """写出全部场和统计量；返回因含非有限值而没有写的 (通道, 小时)。
+    """写出目录树：全部场和统计量；返回因含非有限值而没有写的 (通道, 小时)。
 
     Raises:
-        ValueError: 文件已在而没有 overwrite；读不出；某通道在训练日期内没有场，或全是同一个数。
+        ValueError: 文件已在而没有 overwrite；旧树有这次不写的层；读不出；某通道在训练日期内没有场，或全是同一个数。
     """
-    from tqdm import tqdm
-
+    _refuse_other_levels(plan)
     if not overwrite:
         refuse_existing(plan.config.root, plan.names, plan.hours)
+    moments, holes = survey(plan, lambda name, hour, field: _write_or_remove(plan, name, hour, field))
+    for name, result in moments.items():
+        write_moments(plan.config.root, name, result, " to ".join(plan.config.splits.train))
+    return holes
+
+
+def survey(
+    plan: Plan, take: Callable[[str, int, np.ndarray], bool]
+) -> tuple[dict[str, Moments], list[tuple[str, int]]]:
+    """全部场逐块过一遍：take(通道, 小时, 场) 说它用不用得了；返回各通道训练日期内的统计量，用不了的 (通道, 小时)。"""
+    from tqdm import tqdm
+
+    moments = {name: Moments() for name in plan.names}
     holes: list[tuple[str, int]] = []
     train = split_hours(plan.config)["train"]
     with tqdm(total=plan.hours.size * len(plan.names), unit="field", desc="import", disable=None) as bar:
         for variable, channels in plan.channels.items():
-            moments = {name: Moments() for name in channels}
             for hours, block in read_blocks(plan, variable):
                 inside = (hours >= train.start) & (hours < train.stop)
                 for name, fields in zip(channels, block.swapaxes(0, 1), strict=True):  # (n, H, W)
-                    good = np.array([_write_or_remove(plan, name, h, f) for h, f in zip(hours, fields, strict=True)])
+                    good = np.array([take(name, int(h), field) for h, field in zip(hours, fields, strict=True)])
                     holes += [(name, hour) for hour in hours[~good].tolist()]
-                    moments[name] = moments[name].merge(fields[good & inside])
+                    moments[name] = moments[name].merge(measure(fields[good & inside]))
                     bar.update(hours.size)
-            for name, result in moments.items():
-                _write_moments(plan, name, result)
-    return holes
+    return moments, holes
 
 
 def read_blocks(plan: Plan, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """逐块给出 (n,) 小时和 (n, 通道, H, W) 的 float32，单位与网格都换好。
+    """逐块给出 (n,) 小时和 (n, 通道, H, W) 的 float32，同 read_block；含缺测的场照样交出去。"""
+    for view in plan.views[name]:
+        for part in block_parts(view):
+            yield view.hours[part], read_block(plan, name, view, part)
 
-    换网格在双精度里做；含缺测的场不补，照样交出去，由 write_fields 略去。
+
+def block_parts(view: View) -> list[slice]:
+    """这个文件分成几块读；与源文件的时间块对齐，免得反复解压。"""
+    step = max(1, BLOCK_BYTES * view.hours.size // view.array.nbytes)
+    chunk = view.array.encoding.get("preferred_chunks", {}).get(view.dims.time, 1)
+    step -= step % chunk if step > chunk else 0
+    return [slice(start, start + step) for start in range(0, view.hours.size, step)]
+
+
+def read_block(plan: Plan, name: str, view: View, part: slice) -> np.ndarray:
+    """(n, 通道, H, W) 的 float32，单位与网格都换好；换网格在双精度里做，缺测不补。
 
     Raises:
         ValueError: 文件中间损坏。
     """
     wanted = plan.request.variables[name]
-    for view in plan.views[name]:
-        for hours, block in _read_view(view, plan.request.source(name)):
-            if wanted.converts:
-                block = block.astype(np.float64) * wanted.scale + wanted.offset
-            if plan.regrid:
-                block = plan.regrid(block)
-            yield hours, np.ascontiguousarray(block, dtype=np.float32)
+    block = _read_part(view, plan.request.source(name), part)
+    if wanted.converts:
+        block = block.astype(np.float64) * wanted.scale + wanted.offset
+    if plan.regrid:
+        block = plan.regrid(block)
+    return np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _read_view(view: View, source: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """逐块给出 (n,) 小时和 (n, 通道, H, W)；块与源文件的时间块对齐，免得反复解压。"""
+def _read_part(view: View, source: str, part: slice) -> np.ndarray:
+    """(n, 通道, H, W)，文件里的数；先取块再转置，否则转置会使读取变成逐点。"""
     array, time = view.array, view.dims.time
     order = [dim for dim in view.dims if dim in array.dims]
-    step = max(1, BLOCK_BYTES * view.hours.size // array.nbytes)
-    chunk = array.encoding.get("preferred_chunks", {}).get(time, 1)
-    step -= step % chunk if step > chunk else 0
-    for start in range(0, view.hours.size, step):
-        part = slice(start, start + step)
-        try:
-            block = (
-                (array.isel({time: part}) if time else array).transpose(*order).values
-            )  # 先取块再转置，否则转置会使读取变成逐点
-        except (OSError, EOFError, RuntimeError, ValueError, *decoding_errors()) as error:  # 文件中间损坏
-            where = time_text(view.hours[start])
-            raise ValueError(f"variable {source}: unreadable in the block that starts at {where} ({error})") from None
-        block = block if time else block[None]
-        yield view.hours[part], block[:, view.ranks] if view.ranks else block[:, None]
+    try:
+        block = (array.isel({time: part}) if time else array).transpose(*order).values
+    except (OSError, EOFError, RuntimeError, ValueError, *decoding_errors()) as error:  # 文件中间损坏
+        where = time_text(int(view.hours[part.start]))
+        raise ValueError(f"variable {source}: unreadable in the block that starts at {where} ({error})") from None
+    block = block if time else block[None]
+    return block[:, view.ranks] if view.ranks else block[:, None]
 
 
 def _layered(sources: Sequence[Mapping[str, xr.Dataset]], name: str, source: str) -> bool:
@@ -360,14 +354,14 @@ def _write_or_remove(plan: Plan, name: str, hour: int, field: np.ndarray) -> boo
     return finite
 
 
-def _write_moments(plan: Plan, name: str, moments: Moments) -> None:
-    dates = " to ".join(plan.config.splits.train)
-    if not moments.total:
-        raise ValueError(f"{name}: no finite field in the training dates {dates}, so no statistics")
-    std = float(np.sqrt(moments.squares / moments.total))
-    if std == 0:
-        raise ValueError(f"{name}: {moments.mean:g} everywhere in the training dates {dates}; std 0 cannot standardise")
-    write_statistics(plan.config.root, name, moments.mean, std, moments.low, moments.high)
+def _refuse_other_levels(plan: Plan) -> None:
+    """读取时 `all` 是文件夹里的全部层，气压却按这次的层数：旧树多出来的层不能留着。"""
+    for variable, channels in plan.channels.items():
+        there = {p.name for p in (Path(plan.config.root) / f"{variable}_npy").glob("level_*") if p.is_dir()}
+        old = sorted(there - {Path(channel_folder(name)).name for name in channels})
+        if old:
+            folder = Path(plan.config.root) / f"{variable}_npy"
+            raise ValueError(f"{folder} holds {listed(old)}, which this import does not write; remove it first")
 
 
 def refuse_existing(root: str | Path, channels: Sequence[str], hours: np.ndarray) -> None:

@@ -65,8 +65,8 @@ def split_years(config: DataConfig) -> list[int]:
     return sorted({y for s in spans for y in range(moment_of(s.start).year, moment_of(s.stop - 1).year + 1)})
 
 
-def scan(config: DataConfig, channels: list[str], years: list[int]) -> Index:
-    """扫描这些年份；结果存进 cache_dir，以各年份文件夹的修改时间为键，没变就直接读回。
+def scan(config: DataConfig, channels: list[str], years: list[int], rebuild: bool = False) -> Index:
+    """扫描这些年份；结果存进 cache_dir，以各年份文件夹的修改时间为键，没变就直接读回；rebuild 不看存着的。
 
     Raises:
         ValueError: 某通道缺某一年的文件夹。
@@ -79,7 +79,7 @@ def scan(config: DataConfig, channels: list[str], years: list[int]) -> Index:
     key = hashlib.sha256(json.dumps([str(Path(config.root).resolve()), channels, years, stamps]).encode()).hexdigest()
     cache = Path(config.cache_dir) / f"index-{key[:16]}.npz"
     hours = year_start(years[-1] + 1) - start
-    if cache.is_file():
+    if cache.is_file() and not rebuild:
         with np.load(cache) as stored:
             packed = stored["present"]
         return Index(tuple(channels), start, np.unpackbits(packed, axis=1, count=hours).astype(bool))

@@ -2,12 +2,12 @@
 
 打的是三个划分所涉及的整年、所选通道、每 interval_hours 小时。中断后原样再跑一次就接着做，做完的块不重做；
 划分往后放宽再跑一次就是追加。`--verify --out STORE` 只核对校验和。布局见 util/data/store.py。
+`--scheduler [ADDRESS]`：由 dask 分给许多机器，写出的字节相同。
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from util.cli import run_command
 from util.config import load_config
+from util.data.workers import add_worker_options, check_worker_options
 from util.zarr_files import FILE_TYPES
 
 
@@ -29,7 +30,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, required=True, metavar="STORE", help="the folder to write, go on with or grow"
     )
     parser.add_argument("--dtype", choices=FILE_TYPES, default="float32", help="how values are stored (%(default)s)")
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    add_worker_options(parser)
     parser.add_argument("--verify", action="store_true", help="write nothing: compare every file with its checksum")
     return parser.parse_args(argv)
 
@@ -41,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ValueError: 配置、参数、数据或存档不对。
     """
     arguments = parse_arguments(argv)
-    if arguments.workers < 1:
-        raise ValueError(f"--workers {arguments.workers}: must be at least 1")
+    check_worker_options(arguments.workers, arguments.scheduler)
     from util.data.packing import pack  # torch：--help 用不着等它
     from util.data.seal import verify
     from util.logger import setup_logging
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(None)
     config = load_config(arguments.config, arguments.overrides).data
     command = shlex.join(["python", "-m", "util.data.pack", *(sys.argv[1:] if argv is None else argv)])
-    pack(config, arguments.out, arguments.dtype, arguments.workers, command)
+    pack(config, arguments.out, arguments.dtype, arguments.workers, command, arguments.scheduler)
     return 0
 
 

@@ -7,14 +7,10 @@ import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,12 +18,14 @@ from tqdm import tqdm
 from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.calendar import year_start
-from util.data.chunks import Job, make_job, pack_chunk, pack_in_worker, read_record, start_worker
+from util.data.chunks import Job, make_job, pack_chunk, read_record
 from util.data.dataset import open_data
 from util.data.index import sampled_hours, split_years
 from util.data.reader import FieldReader
 from util.data.seal import seal
 from util.data.store import MARK, MAY_GROW, Plan, read_mark, read_plan, write_plan
+from util.data.tree import read_extremes
+from util.data.workers import Run, spread
 from util.zarr_files import FILE_TYPES
 
 CHUNK_BYTES = 32 * 2**20  # 一块约这么大：大到读得连续，小到一块的内存不算什么
@@ -36,19 +34,24 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("ar_pred")
 
 
-def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str) -> None:
-    """打包、接着打包，或追加；没有事可做时只说一声。
+def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str, scheduler: str | None = None) -> None:
+    """打包、接着打包，或追加；没有事可做时只说一声。scheduler 见 workers.spread。
 
     Raises:
-        ValueError: 数据或划分不对；STORE 里是别的东西；盘上放不下；另一个打包正在进行。
+        ValueError: 数据或划分不对；STORE 里是别的东西；盘上放不下；另一个打包正在进行；工人都死了。
     """
-    if store.exists() and not (store / "pack").is_dir() and any(store.iterdir()):
-        raise ValueError(f"--out {store} is a folder with other things in it; give a new one")
+    refuse_other(store)
     lenient = {"source": "tree", "residency": "disk", "max_missing": 1.0}  # 容许缺多少，由读存档的那一份配置管
-    data = open_data(config.model_copy(update=lenient))
-    reader = data.windows.reader
+    there = {"root": str(Path(config.root).absolute())}  # 别处的工人不在这个文件夹里
+    data = open_data(config.model_copy(update=lenient | there))
+    extremes = [read_extremes(config.root, channel) for channel in data.spec.channels]
+    plan = make_plan(config, data.spec, extremes, dtype, command)
+    pack_from(data.windows.reader, plan, store, workers, scheduler)
+
+
+def pack_from(reader: FieldReader, plan: Plan, store: Path, workers: int = 1, scheduler: str | None = None) -> None:
+    """reader 读得到的，照 plan 打包。"""
     with locked(store):
-        plan = make_plan(config, data.spec, dtype, command)
         old = read_plan(store)
         plan = merge(store, old, plan) if old else plan
         hours = packed_hours(reader, plan)
@@ -58,12 +61,19 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
             log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
             return
         check_space(store, len(todo) * plan.chunk_bytes)
-        (store / MARK).unlink(missing_ok=True)
+        paths = (job.store, Path(reader.origin.root))
         with disk_full(store):
-            write_plan(store, plan)
-            run_chunks(job, todo, workers)
+            with spread(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
+                (store / MARK).unlink(missing_ok=True)
+                write_plan(store, plan)
+                run_chunks(job, todo, run)
             seal(job)
     log.info("store %s: %s, %d times in %d chunks, %s", store, plan.years_text, hours.size, job.chunks, plan.dtype)
+
+
+def refuse_other(store: Path) -> None:
+    if store.exists() and not (store / "pack").is_dir() and any(store.iterdir()):
+        raise ValueError(f"{store} is a folder with other things in it; give a new one")
 
 
 def is_whole(store: Path) -> bool:
@@ -71,8 +81,13 @@ def is_whole(store: Path) -> bool:
     return (store / MARK).is_file() and all((store / name).is_file() for name in read_mark(store)["files"])
 
 
-def make_plan(config: DataConfig, spec: DataSpec, dtype: str, command: str) -> Plan:
-    """这份配置要的存档。一块的行数只由一行的大小定（至多一年），往后追加时不变。"""
+def make_plan(
+    config: DataConfig, spec: DataSpec, extremes: Sequence[tuple[float, float] | None], dtype: str, command: str
+) -> Plan:
+    """这份配置要的存档；extremes: 各通道的最小、最大，不知道的是 None。
+
+    一块的行数只由一行的大小定（至多一年），往后追加时不变。
+    """
     row_bytes = spec.num_channels * spec.height * spec.width * FILE_TYPES[dtype].itemsize
     return Plan(
         channels=list(spec.channels),
@@ -92,6 +107,7 @@ def make_plan(config: DataConfig, spec: DataSpec, dtype: str, command: str) -> P
         years=split_years(config),
         root=config.root,
         commands=[command],
+        extremes=[pair and list(pair) for pair in extremes],
     )
 
 
@@ -133,31 +149,15 @@ def check_space(store: Path, needed: int) -> None:
         raise ValueError(f"{store} needs {needed / 1e9:.2f} GB more, its disk has {free / 1e9:.2f} GB free")
 
 
-def run_chunks(job: Job, todo: Sequence[int], workers: int) -> None:
+def run_chunks(job: Job, todo: Sequence[int], run: Run) -> None:
     """做 todo 各块；进度条给出 GB/s 与还要多久。"""
     size = job.plan.chunk_bytes
     done = job.chunks - len(todo)
     if done:
         log.info("%d of %d chunks are done already", done, job.chunks)
-    bar = tqdm(total=job.chunks * size, initial=done * size, desc="pack", unit="B", unit_scale=True)
-    with bar, mapper(workers, job) as run:
-        for count in run(pack_in_worker if workers > 1 else partial(pack_chunk, job), todo):
+    with tqdm(total=job.chunks * size, initial=done * size, desc="pack", unit="B", unit_scale=True) as bar:
+        for count in run(pack_chunk, todo):
             bar.update(count)
-
-
-@contextmanager
-def mapper(workers: int, job: Job | None) -> Iterator[Callable[..., Iterable[Any]]]:
-    """一个进程时就地做，多个时用进程池；出错时不再做余下的。"""
-    if workers == 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(job,))
-    try:
-        yield pool.map
-    except BrokenProcessPool:
-        raise ValueError("a packing process was killed (out of memory?); run the same command again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -34,17 +34,20 @@ from util.data.tree import FieldError, field_path
 from util.data.variables import channel_name, split_channel
 from util.zarr_files import FILE_TYPES, chunk_name, write_json
 
-FORMAT = 1
+FORMAT = 2
 MARK = "store.json"
 PLAN = "pack/plan.json"
-MAY_GROW = ("years", "root", "commands", "standardize")  # 再次打包时可以与从前不同的
+MAY_GROW = ("years", "root", "commands", "standardize", "extremes")  # 再次打包时可以与从前不同的
 MAX_MAPS = 16384  # 同时映射的块；Linux 默认每个进程至多 65530 个映射
 log = logging.getLogger("ar_pred")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """存档是什么：MAY_GROW 之外的，打包开始之后就不能再变。气压 hPa，单层变量为 None；其余见 DataSpec。"""
+    """存档是什么：MAY_GROW 之外的，打包开始之后就不能再变。
+
+    气压 hPa，单层变量为 None；extremes 是各通道 min_max.json 里的最小、最大，没有就是 None；其余见 DataSpec。
+    """
 
     channels: list[str]
     units: list[str]
@@ -63,6 +66,7 @@ class Plan:
     years: list[int]
     root: str
     commands: list[str]
+    extremes: list[list[float] | None]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

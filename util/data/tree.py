@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from util.atomic import replacing
 from util.config import DataConfig, nearest
 from util.data.calendar import moment_of, year_start
 from util.data.variables import channel_folder, channel_name
@@ -66,8 +67,12 @@ def usual_header(shape: tuple[int, int]) -> bytes:
 
 
 def plain_header(path: Path, shape: tuple[int, int]) -> bytes | None:
-    """读得出的文件的文件头，若它后面就是按行存的 (H, W) <f4（从前的 NumPy 补的空格少些）；否则 None。"""
-    with path.open("rb") as file:
+    """读得出的文件的文件头，若它后面就是按行存的 (H, W) <f4（从前的 NumPy 补的空格少些）；否则、或刚被删了是 None。"""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
         if np.lib.format.read_magic(file) != (1, 0):
             return None
         if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype("<f4")):
@@ -152,12 +157,12 @@ def write_statistics(
 ) -> None:
     """写 mean_std.json 与（知道极值时）min_max.json，格式与用户的一致（各为一个元素的列表）。"""
     folder = Path(root) / channel_folder(channel)
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {"mean_std.json": {"mean": [mean], "std": [std]}}
     if low is not None and high is not None:
         contents["min_max.json"] = {"min": [low], "max": [high]}
     for name, values in contents.items():
-        (folder / name).write_text(json.dumps(values, indent=4), encoding="utf-8")
+        with replacing(folder / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=4), encoding="utf-8")
 
 
 def select_channels(config: DataConfig) -> list[str]:
