@@ -136,7 +136,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
 
 async def _greet(address: str) -> None:
     """握一次手；Client 自己等握手没有时限，那里若有不作声的服务就一直等下去。"""
-    from distributed.comm import connect
+    from distributed.comm.core import connect
 
     comm = await asyncio.wait_for(connect(address, timeout=CONNECT_SECONDS), 1.1 * CONNECT_SECONDS)
     await comm.close()
