@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,17 +49,18 @@ def tree(make_tree, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """一个真的调度器和两个工人，其中一个有两个线程共用一份 Job。"""
+    """一个真的调度器和两个工人，各有两个线程共用一份 Job。"""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
+    cluster: Any = LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+    with cluster:
         cluster.scale(2)
         yield cluster.scheduler_address
 
 
 def preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
     """工人起来时先跑的几行；工人是新起的进程，monkeypatch 到不了。设置由起工人的进程给：这个进程，或它的子进程。"""
-    import dask
+    import dask.config
     import distributed  # noqa: F401  它的设置
 
     (tmp_path / "hook.py").write_text(HOOK.format(hook=hook))
@@ -124,7 +126,7 @@ def test_a_worker_dies(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_workers_keep_dying(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import dask
+    import dask.config
 
     preload(tmp_path, monkeypatch, "os._exit(1)")
     with (
