@@ -44,17 +44,19 @@ class MemoryBank(nn.Module):
             return latent + (codes - latent).detach(), commitment, perplexity(self.shares(index))
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """(n, D) → (n,) 欧氏距离最近的码；‖v‖² 对各码相同，不必算。"""
-        return (self.codes.square().sum(1) - 2 * vectors @ self.codes.T).argmin(1)
+        """见 nearest_code。"""
+        return nearest_code(vectors, self.codes)
 
     @torch.no_grad()
     def follow(self, vectors: Tensor, index: Tensor) -> None:
-        """码本走一步：vectors (n, D)，index (n,) 各向量用了哪个码；one-hot 的矩阵乘在显卡上也次次相同。"""
-        used = vectors.new_zeros(len(vectors), len(self.codes)).scatter_(1, index[:, None], 1.0)  # (n, K)
-        counts, sums = used.sum(0), used.T @ vectors
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
+        """码本走一步：vectors (n, D)，index (n,) 各向量用了哪个码。"""
+        counts, sums = tally(vectors, index, len(self.codes))
+        add_ranks(counts, sums)
+        self.advance(counts, sums)
+
+    @torch.no_grad()
+    def advance(self, counts: Tensor, sums: Tensor) -> None:
+        """码本走一步，由各码这一次的个数 (K,) 与向量和 (K, D)，各进程已合计。"""
         self.counts.lerp_(counts, 1 - DECAY)
         self.sums.lerp_(sums, 1 - DECAY)
         alive = (self.counts > EPSILON)[:, None]
@@ -64,6 +66,29 @@ class MemoryBank(nn.Module):
         """(n,) 用了哪些码 → 各码所占的份额 (K,)；整数的和，在显卡上也次次相同。"""
         ones = torch.ones_like(index, dtype=self.codes.dtype)
         return torch.zeros_like(self.codes[:, 0]).scatter_add_(0, index, ones) / len(index)
+
+
+def nearest_code(vectors: Tensor, codes: Tensor) -> Tensor:
+    """(n, D) 的向量、(K, D) 的码 → (n,) 欧氏距离最近的码；‖v‖² 对各码相同，不必算。"""
+    return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(1)
+
+
+def tally(vectors: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(n, D) 的向量各用了哪个码 (n,) → 各码的个数 (K,)、向量和 (K, D)；one-hot 的矩阵乘在显卡上也次次相同。"""
+    used = vectors.new_zeros(len(vectors), size).scatter_(1, index[:, None], 1.0)  # (n, K)
+    return used.sum(0), used.T @ vectors
+
+
+def several_ranks() -> bool:
+    """是不是多进程的训练。"""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def add_ranks(*values: Tensor) -> None:
+    """各进程的同形张量就地相加；一个进程时什么也不做。"""
+    if several_ranks():
+        for value in values:
+            dist.all_reduce(value)
 
 
 def perplexity(shares: Tensor) -> Tensor:

@@ -1,0 +1,273 @@
+"""VAR：下一尺度预测。场先由多尺度 VQVAE 换成由粗到细的编号，一个 Transformer 按尺度逐个预报它们；抽几次就是几个成员。
+
+论文：Tian et al. 2024（NeurIPS），Visual Autoregressive Modeling；网络与初值见 models/layers/var_blocks.py，条件见
+var_condition.py，采样见 var_sampling.py，编号怎样来见 multiscale.py。天气上没有公开的先例，历史条件是这里加的：
+
+* `condition: history`：条件是过去几帧的潜变量，三条路（总看得见的 token、调制、起始向量）各有开关。一个金字塔是一帧：
+  预报几帧就滚几次，生成的帧接进历史再编码，与引擎滚动同一条路，所以一份权重可以报任意远；训练时每个窗口随机取一个
+  时效作目标，它前面的真实各帧作历史。（另一种做法是几帧叠在通道里共用一个金字塔：阶段一要另为几帧训练，时效也定死了。）
+* `condition: month`：原版的类别条件，类别是目标所在的月份。它不看历史，「预报」就是那个月的气候的一个样本，
+  照没有历史的预报如实计分。
+
+损失：教师强制，各尺度的交叉熵，一个 token 的份量是 1 / L，训练时可以标签平滑。一帧里有一个通道无效，整帧不作目标：
+潜变量混着各个通道。阶段一总是冻结的。
+
+字母：B 批，M 成员，N 样本数，T_in / T_out 帧数，n 历史帧数，C 通道，H×W 网格；L token 数，K 尺度数，V 码数。
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from torch import Generator, Tensor, nn
+
+from models.interface import TokenAutoencoder
+from models.layers.attention import check_heads
+from models.layers.var_blocks import ScaleTransformer, initialise
+from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of
+from models.layers.var_sampling import Sampling, sample, sample_generators
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Strict
+
+LEAST_WEIGHT = 0.01  # 新加的尺度起步时的份量
+
+
+class History(Strict):
+    """历史条件：用最后几帧（null 为全部），走哪几条路，见 HistoryCondition。"""
+
+    frames: PositiveInt | None = None
+    context: bool = True
+    adaln: bool = True
+    start: bool = True
+
+    @model_validator(mode="after")
+    def _some_way(self) -> History:
+        if not (self.context or self.adaln or self.start):
+            raise ValueError("context, adaln and start are all false: nothing of the history is seen")
+        return self
+
+
+class Progressive(Strict):
+    """由粗到细地训练：起初只有头 first_scales 个尺度，到第 steps 次 loss 时全有，其间均匀地一个个加入。
+
+    新加的尺度的份量用 warmup_steps 次由 0.01 升到 1。次数是训练模式下 loss 的调用：train.accumulate = 1 时就是步数。
+    """
+
+    first_scales: PositiveInt
+    steps: PositiveInt
+    warmup_steps: int = Field(default=0, ge=0)
+
+
+class Config(Strict):
+    """VAR 的选项；尺度与码本来自阶段一。原版的 width = 64·depth，heads = depth。condition = month 时不看 history。"""
+
+    first_stage: str | dict[str, Any]
+    condition: Literal["history", "month"] = "history"
+    history: History = History()
+    depth: PositiveInt = 16
+    width: PositiveInt = 1024
+    heads: PositiveInt = 16
+    shared_adaln: bool = False
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    residual_gain: float = Field(1e-3, gt=0)
+    condition_dropout: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    progressive: Progressive | None = None
+    sampling: Sampling = Sampling()
+
+    @field_validator("heads")
+    @classmethod
+    def _divides(cls, heads: int, info: ValidationInfo) -> int:
+        return check_heads(heads, info.data["width"], "width") if "width" in info.data else heads
+
+
+class Model(nn.Module):
+    """阶段一、条件、Transformer。Portable：检查点里内嵌阶段一的选项与权重。
+
+    Raises:
+        ValueError: 阶段一给不出多尺度的编号；历史没有那么多帧；尺度没有那么多。
+    """
+
+    probabilistic = True
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: Any) -> None:
+        super().__init__()
+        check_tokens(config, first_stage)
+        self.config = config
+        self.frames_in, self.frames_out = spec.frames_in, spec.frames_out
+        self.frames = check_frames(config, spec)
+        self.first_stage: Any = first_stage.requires_grad_(False)
+        quantizer = self.first_stage.quantizer
+        lengths = [h * w for h, w in quantizer.scales]
+        check_progressive(config.progressive, len(lengths))
+        self.net = ScaleTransformer(
+            lengths, quantizer.width, quantizer.vocabulary, config.width, config.depth, config.heads,
+            config.drop_path, config.shared_adaln,
+        )  # fmt: skip
+        if config.condition == "month":
+            self.condition = LabelCondition(MONTHS, config.width)
+        else:
+            ways = config.history.model_dump(exclude={"frames"})
+            self.condition = HistoryCondition(self.frames, first_stage.latent_shape, config.width, **ways)
+        initialise([self.net, self.condition], self.net, config.residual_gain)
+        self.calls = nn.Buffer(torch.zeros((), dtype=torch.int64))  # 训练模式下 loss 的次数，随检查点走
+        self.train()
+
+    def train(self, mode: bool = True) -> Model:
+        """阶段一是冻结的，永远 eval。"""
+        super().train(mode)
+        self.first_stage.eval()
+        return self
+
+    def portable_options(self) -> dict[str, Any]:
+        """阶段一的检查点换成它自己的选项。"""
+        return {"name": "var", **self.config.model_dump(), "first_stage": self.first_stage.portable_options()}
+
+    @property
+    def no_decay(self) -> list[str]:
+        """不衰减的参数：位置与尺度的编码。"""
+        return [name for name, _ in self.named_parameters() if name.rpartition(".")[2] in TABLES]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。"""
+        frames, hours, valid = self._pairs(batch)
+        with torch.no_grad():
+            given = month_of(hours) if self.config.condition == "month" else self._encode(frames[:, :-1])
+            indices = self.first_stage.encode_tokens(frames[:, -1])
+        weights = self._weights()
+        indices = indices[: len(weights)]
+        lengths = self.net.lengths[: len(weights)]
+        dropout = self.config.condition_dropout if self.training else 0.0
+        keep = torch.rand(len(frames), device=frames.device) >= dropout
+        logits = self.net(self.condition(given, keep), self.first_stage.quantizer.teacher_inputs(indices))
+        targets = torch.cat(indices, 1)  # (N, n)
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        entropy = F.cross_entropy(logits.mT, targets, label_smoothing=smoothing, reduction="none")  # (N, n)
+        share = valid.to(entropy.dtype)[:, None] / valid.sum().clamp(min=1)
+        per_token = (entropy * share).sum(0)  # (n,) 有效样本的平均
+        sums = torch.stack([part.sum() for part in per_token.split(lengths)])  # 各尺度
+        loss = (sums * torch.tensor(weights, device=sums.device)).sum() / sum(self.net.lengths)
+        return {"loss": loss, **self._terms(logits.detach(), targets, per_token.detach(), share, lengths)}
+
+    def _terms(
+        self, logits: Tensor, targets: Tensor, per_token: Tensor, share: Tensor, lengths: list[int]
+    ) -> dict[str, Tensor]:
+        """各尺度的平均；尺度从 1 数起，末一个就是公开代码日志里的 tail。"""
+        guess = logits.argmax(-1)  # (N, n)
+        hit = ((guess == targets) * share).sum(0)
+        used = torch.zeros(logits.shape[-1], device=logits.device).index_fill_(0, guess.flatten(), 1.0)
+        terms = {"predicted_codes": used.mean()}
+        for k, (losses, hits) in enumerate(zip(per_token.split(lengths), hit.split(lengths), strict=True), 1):
+            terms[f"loss_scale_{k}"], terms[f"accuracy_scale_{k}"] = losses.mean(), hits.mean()
+        return terms
+
+    def _weights(self) -> list[float]:
+        """这一次各尺度的份量，一次训练记一次数；评测时总是全部。"""
+        if not self.training:
+            return [1.0] * len(self.net.lengths)
+        self.calls += 1
+        if self.config.progressive is None:
+            return [1.0] * len(self.net.lengths)
+        return scale_weights(int(self.calls) - 1, self.config.progressive, len(self.net.lengths))
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """目标帧与它前面的 n 帧 (N, n + 1, C, H, W)、目标的时刻 (N,)、目标是否全有效 (N,)。
+
+        训练时每个窗口随机取一个时效，评测时各个时效都取。
+        """
+        window = torch.cat([batch.history, batch.future], 1)
+        row = torch.arange(len(window), device=window.device)
+        if self.training:
+            lead = torch.randint(self.frames_out, (len(window),), device=window.device)
+        else:
+            lead = torch.arange(self.frames_out, device=window.device).repeat(len(window))
+            row = row.repeat_interleave(self.frames_out)
+        target = self.frames_in + lead
+        back = torch.arange(-self.frames, 1, device=window.device)
+        return window[row[:, None], target[:, None] + back], batch.time[row, target], batch.valid[row, target].all(-1)
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """(N, n, C, H, W) → (N, n, c, h, w)。"""
+        return self.first_stage.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一帧一个金字塔。
+
+        Raises:
+            ValueError: condition = month 而不知道时刻。
+        """
+        stage, month = self.first_stage, self.config.condition == "month"
+        if month and time is None:
+            raise ValueError("var with model.condition = month needs the time of the forecast: give --time")
+        generators = sample_generators(len(history) * num_members, generator)
+        past = None if month else self._encode(history[:, -self.frames :]).repeat_interleave(num_members, 0)
+        made: list[Tensor] = []
+        for lead in range(self.frames_out):
+            if past is None:
+                assert time is not None
+                given = month_of(time[:, self.frames_in + lead]).repeat_interleave(num_members)
+            else:
+                if made:
+                    past = torch.cat([past[:, 1:], self._encode(made[-1][:, None])], 1)
+                given = past
+            f_hat = sample(self.net, stage.quantizer, self.condition, given, self.config.sampling, generators)
+            made.append(stage.decode_latents(f_hat).float())  # (B·M, C, H, W)
+        return torch.stack(made, 1).unflatten(0, (len(history), num_members))
+
+
+def scale_weights(call: int, progressive: Progressive, num_scales: int) -> list[float]:
+    """第 call 次（从 0 数）在训练的各尺度的份量，长度就是几个尺度；第 i 个新尺度在 steps·i / 新尺度数 次时加入。"""
+    new = num_scales - progressive.first_scales
+    added = min(new, call * new // progressive.steps)
+    weights = [1.0] * (progressive.first_scales + added)
+    if added:
+        since, warmup = call - math.ceil(progressive.steps * added / new), progressive.warmup_steps
+        weights[-1] = 1.0 if since >= warmup else max(LEAST_WEIGHT, since / warmup)
+    return weights
+
+
+def check_tokens(config: Config, first_stage: Any) -> None:
+    """阶段一要给得出多尺度的编号。
+
+    Raises:
+        ValueError: 给不出（SD VAE、RAE）。
+    """
+    if not isinstance(first_stage, TokenAutoencoder):
+        source = config.first_stage if isinstance(config.first_stage, str) else config.first_stage.get("name")
+        raise ValueError(
+            f"model.first_stage = {source}: gives no tokens of several scales; config/vqvae.yaml trains one"
+        )
+
+
+def check_frames(config: Config, spec: DataSpec) -> int:
+    """条件用几帧历史；month 时不用。
+
+    Raises:
+        ValueError: 历史没有那么多帧。
+    """
+    if config.condition == "month":
+        return 0
+    frames = config.history.frames or spec.frames_in
+    if frames > spec.frames_in:
+        raise ValueError(f"data.frames_in = {spec.frames_in}: model.history.frames = {frames} asks for more")
+    return frames
+
+
+def check_progressive(progressive: Progressive | None, num_scales: int) -> None:
+    """起初的尺度要比全部的少。
+
+    Raises:
+        ValueError: 不比全部的少。
+    """
+    if progressive is not None and progressive.first_scales >= num_scales:
+        raise ValueError(
+            f"model.progressive = {progressive.model_dump()}: the first stage has {num_scales} scales, so first_scales "
+            f"is at most {num_scales - 1}"
+        )

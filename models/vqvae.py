@@ -1,0 +1,226 @@
+"""多尺度 VQVAE，VAR 的阶段一：场 ⇄ 由粗到细各尺度的编号；网络是 VQGAN 的，量化是多尺度的残差量化。
+
+论文：Tian et al. 2024（NeurIPS），Visual Autoregressive Modeling。网络见 layers/vqgan.py，量化见 layers/multiscale.py。
+与原版不同之处：
+* 网格与尺度是长方形；尺度可以只给个数，由潜变量的网格推出（rectangular_scales），也可以逐个写明。
+* 进出的是标准化的场，C 个通道一起，不缩放到 [-1, 1]，也不裁剪。
+* 损失是 L1、均方误差、量化的损失，可加经向频谱的振幅；没有感知损失与判别器，它们是为照片准备的。
+* 没有用的码可以换成数据里的向量（restart）。
+encode 给出的是**量化之后**的潜变量 f̂，逐通道标准化；decode 倒过来，所以不量化的阶段二（潜空间 U-Net、扩散）也接得上。
+
+字母：N 帧数，C 通道，H×W 网格，c = latent_dim，h×w 潜变量的网格，K 尺度数。
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import Generator, Tensor, cat, nn, no_grad
+
+from models.layers.codebook import Learned
+from models.layers.latents import LatentScaling, in_chunks
+from models.layers.losses import field_errors, frames_of, zonal_amplitudes
+from models.layers.multiscale import MultiScaleQuantizer, Scales, check_scales, rectangular_scales
+from models.layers.padding import PaddedConv2d, Padding, check_padding
+from models.layers.vqgan import Shape, make_decoder, make_encoder
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Strict
+
+
+class Config(Strict):
+    """选项；默认的尺寸与权重是 VAR 原版的（损失的权重取自它的作者的单尺度训练代码）。
+
+    width … dropout 见 vqgan.Shape；vocabulary、latent_dim：码的个数与维数；
+    scales：个数，或逐个写明（n 即 n × n，或 [h, w]）；phi、beta 见 multiscale；codebook、restart 见 codebook.Codebook。
+    """
+
+    width: PositiveInt = 160
+    multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
+    blocks: PositiveInt = 2
+    groups: PositiveInt = 32
+    attention: bool = True
+    middle_attention: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+    padding: Padding = "zeros"
+    latent_dim: PositiveInt = 32
+    vocabulary: int = Field(4096, ge=2)
+    scales: PositiveInt | list[PositiveInt | list[PositiveInt]] = 10
+    phi: int = Field(4, ge=0)
+    beta: float = Field(0.25, ge=0)
+    codebook: Learned = "gradient"
+    restart: float = Field(0.0, ge=0, lt=1)
+    l1_weight: float = Field(0.2, ge=0)
+    l2_weight: float = Field(1.0, ge=0)
+    spectral_weight: float = Field(0.0, ge=0)
+    vae_batch_size: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _normalises(self) -> Config:
+        odd = [width for width in self.shape.widths if width % self.groups]
+        if odd:
+            raise ValueError(f"groups = {self.groups} does not divide the widths {odd}")
+        return self
+
+    @property
+    def shape(self) -> Shape:
+        """编码器与解码器的尺寸。"""
+        held = {name: getattr(self, name) for name in Shape._fields}
+        return Shape(**{**held, "multipliers": tuple(self.multipliers)})
+
+
+class Model(nn.Module):
+    """TokenAutoencoder、Portable。
+
+    Raises:
+        ValueError: 网格不能逐次减半；尺度不合；circular_lon 而经度不成一圈。
+    """
+
+    probabilistic = False
+    can_forecast = False
+    frozen_are_trained = False
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
+        super().__init__()
+        check_padding(config.padding, spec)
+        height, width = latent_grid(config, spec)
+        self.config = config
+        self.latent_shape = (config.latent_dim, height, width)
+        self.encoder = make_encoder(spec.num_channels, config.latent_dim, config.shape)
+        self.quant_conv = PaddedConv2d(config.latent_dim, config.latent_dim, 3, config.padding)
+        self.quantizer = MultiScaleQuantizer(
+            config.vocabulary,
+            config.latent_dim,
+            scales_of(config, height, width),
+            config.phi,
+            config.beta,
+            config.codebook,
+            config.restart,
+            config.padding,
+        )
+        self.post_quant_conv = PaddedConv2d(config.latent_dim, config.latent_dim, 3, config.padding)
+        self.decoder = make_decoder(config.latent_dim, spec.num_channels, config.shape)
+        self.latents = LatentScaling((config.latent_dim, 1, 1))
+
+    def freeze(self, encoder: bool, decoder: bool) -> None:
+        """encode（连同码本与 φ）、decode 各自用到的参数学不学；码本的统计量在 eval 时才不动。"""
+        for layer in (self.encoder, self.quant_conv, self.quantizer):
+            layer.requires_grad_(not encoder)
+        for layer in (self.post_quant_conv, self.decoder):
+            layer.requires_grad_(not decoder)
+
+    @property
+    def latents_known(self) -> bool:
+        """潜变量的统计量求出来没有。"""
+        return bool(self.latents.known)
+
+    def portable_options(self) -> dict[str, Any]:
+        """不读别的文件，就是自己的选项。"""
+        return {"name": "vqvae", **self.config.model_dump()}
+
+    def observe_latents(self, batch: Batch) -> None:
+        """收下一批训练窗口各帧的 f̂；插值得来的帧也算，阶段二照样编码它们。"""
+        self.latents.observe(self._quantised(frames_of(batch)))
+
+    def solve_latents(self) -> None:
+        """见 LatentScaling.solve。"""
+        self.latents.solve()
+
+    def encode(self, fields: Tensor) -> Tensor:
+        """(N, C, H, W) 标准化的场 → f̂ (N, c, h, w)，标准化过；梯度直通到编码器。"""
+        return self.latents(self._quantised(fields))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(N, c, h, w) 标准化的潜变量 → (N, C, H, W) 标准化的场。"""
+        return self.decode_latents(self.latents.inverse(latents))
+
+    @no_grad()
+    def encode_tokens(self, fields: Tensor) -> list[Tensor]:
+        """(N, C, H, W) 标准化的场 → 各尺度的编号 (N, h_k·w_k)。"""
+        parts = [self.quantizer.indices(self._continuous(part)) for part in fields.split(self._chunk)]
+        return [cat(scale) for scale in zip(*parts, strict=True)]
+
+    def decode_tokens(self, indices: list[Tensor]) -> Tensor:
+        """各尺度的编号 → (N, C, H, W) 标准化的场；只给头几个尺度时，是到那里为止的重建。"""
+        return self.decode_latents(self.quantizer.reconstruct(indices))
+
+    def decode_latents(self, f_hat: Tensor) -> Tensor:
+        """f̂ (N, c, h, w) → (N, C, H, W) 标准化的场。"""
+        return in_chunks(lambda part: self.decoder(self.post_quant_conv(part)), f_hat, self._chunk).float()
+
+    @property
+    def _chunk(self) -> int:
+        return self.config.vae_batch_size
+
+    def _continuous(self, fields: Tensor) -> Tensor:
+        """(N, C, H, W) → 量化之前的 f (N, c, h, w)。"""
+        return in_chunks(lambda part: self.quant_conv(self.encoder(part)), fields, self._chunk)
+
+    def _quantised(self, fields: Tensor) -> Tensor:
+        """(N, C, H, W) → f̂ (N, c, h, w)。"""
+        return in_chunks(lambda part: self.quantizer.quantize(self._continuous(part)), fields, self._chunk)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效的场的重建误差（标准化空间）加量化的损失；插值得来的场也编码、也量化。
+
+        记录的 residual_hxw 是累加到那个尺度之后，潜变量还剩下几成没有表示出来。
+        """
+        fields = frames_of(batch)  # (N, C, H, W)
+        valid = batch.valid.flatten(0, 1)  # (N, C)
+        f = self._continuous(fields)
+        quantized = self.quantizer(f)
+        made = self.decode_latents(quantized.f_hat)
+        l1, l2 = field_errors(made, fields, valid)
+        terms = {"l1": l1, "l2": l2, "vq": quantized.loss}
+        loss = self.config.l1_weight * l1 + self.config.l2_weight * l2 + quantized.loss
+        if self.config.spectral_weight:
+            terms["spectral"] = field_errors(zonal_amplitudes(made), zonal_amplitudes(fields), valid)[0]
+            loss = loss + self.config.spectral_weight * terms["spectral"]
+        shares = quantized.errors / f.detach().float().square().mean()
+        left = {f"residual_{h}x{w}": shares[k] for k, (h, w) in enumerate(self.quantizer.scales)}
+        return {"loss": loss, **terms, "usage": quantized.usage, "perplexity": quantized.perplexity, **left}
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """自编码器不预报。
+
+        Raises:
+            ValueError: 总是；写明它用在哪里。
+        """
+        raise ValueError(
+            "vqvae is an autoencoder and makes no forecast; give its checkpoint as model.first_stage of var or of a "
+            "latent model, e.g. config/latent_unet.yaml"
+        )
+
+
+def latent_grid(config: Config, spec: DataSpec) -> tuple[int, int]:
+    """潜变量的网格 (h, w)。
+
+    Raises:
+        ValueError: 网格不能逐次减半。
+    """
+    factor = 2 ** (len(config.multipliers) - 1)
+    if spec.height % factor or spec.width % factor:
+        raise ValueError(
+            f"model.multipliers = {config.multipliers} halves the grid {len(config.multipliers) - 1} times; "
+            f"{spec.height} x {spec.width} must be multiples of {factor}"
+        )
+    return spec.height // factor, spec.width // factor
+
+
+def scales_of(config: Config, height: int, width: int) -> Scales:
+    """配置里的尺度 → (h, w) 的序列。
+
+    Raises:
+        ValueError: 见 rectangular_scales、check_scales；不是一对。
+    """
+    if isinstance(config.scales, int):
+        return rectangular_scales(height, width, config.scales)
+    pairs = [[side, side] if isinstance(side, int) else side for side in config.scales]
+    odd = [pair for pair in pairs if len(pair) != 2]
+    if odd or not pairs:
+        raise ValueError(f"model.scales = {config.scales}: every scale is a side or a pair [h, w]")
+    scales = tuple((h, w) for h, w in pairs)
+    check_scales(scales, height, width)
+    return scales

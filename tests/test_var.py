@@ -1,0 +1,266 @@
+"""VAR：损失与交叉熵相比；由粗到细的份量；目标与历史取自哪几帧；滚动；成员；不衰减的参数；写错的配置。"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from engine.rollout import rollout
+from models import build_model
+from models.layers.var_condition import month_of
+from models.var import Progressive, scale_weights
+from tests.runs import ROOT
+from tests.small import small_batch, small_spec
+from util.batch import Batch, DataSpec
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.config import TrainConfig
+from util.optim import make_optimizer
+
+STAGE = {
+    "name": "vqvae", "width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "attention": False,
+    "middle_attention": False, "latent_dim": 4, "vocabulary": 16, "scales": 4,
+}  # fmt: skip
+TINY = {"name": "var", "first_stage": STAGE, "depth": 2, "width": 16, "heads": 2}
+SPEC = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=2)
+FREE = {"cfg": 0.0, "top_k": None, "top_p": 1.0}
+
+
+def small(spec: DataSpec = SPEC, seed: int = 0, **options: Any) -> Any:
+    """权重与码本放大过：随机的场用得到许多码，条件看得出来。"""
+    torch.manual_seed(seed)
+    model = build_model({**TINY, **options}, spec)
+    nn.init.normal_(model.first_stage.quantizer.codebook.weight, std=0.3)
+    for parameter in [*model.net.parameters(), *model.condition.parameters()]:
+        nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+def tokens_of(model: Any, fields: Tensor) -> Tensor:
+    return torch.cat(model.first_stage.encode_tokens(fields), 1)
+
+
+def logits_of(model: Any, frames: Tensor, hours: Tensor, keep: Tensor | None = None) -> Tensor:
+    """frames (N, n + 1, C, H, W)，末一帧是目标。"""
+    keep = torch.ones(len(frames), dtype=torch.bool) if keep is None else keep
+    indices = model.first_stage.encode_tokens(frames[:, -1])
+    if model.config.condition == "month":
+        given = month_of(hours)
+    else:
+        given = torch.stack([model.first_stage.encode(one[:-1]) for one in frames])
+    return model.net(model.condition(given, keep), model.first_stage.quantizer.teacher_inputs(indices))
+
+
+@pytest.mark.parametrize("condition", ["history", "month"])
+def test_loss_is_the_mean_cross_entropy_over_every_lead(condition: str) -> None:
+    model, batch = small(condition=condition), small_batch(SPEC)
+    window = torch.cat([batch.history, batch.future], 1)
+    with torch.no_grad():
+        found = model.loss(batch)
+        losses, hits = [], []
+        for lead in range(2):
+            frames = window[:, lead : lead + 4]
+            logits = logits_of(model, frames, batch.time[:, 3 + lead])
+            targets = tokens_of(model, frames[:, -1])
+            losses.append(F.cross_entropy(logits.mT, targets, reduction="none"))
+            hits.append((logits.argmax(-1) == targets).float())
+    entropy, hit = torch.cat(losses), torch.cat(hits)  # (2·B, L)
+    assert found["loss"].item() == pytest.approx(entropy.mean().item(), rel=1e-5)
+    lengths = model.net.lengths
+    for k, (part, hit_part) in enumerate(zip(entropy.split(lengths, 1), hit.split(lengths, 1), strict=True), 1):
+        assert found[f"loss_scale_{k}"].item() == pytest.approx(part.mean().item(), rel=1e-5)
+        assert found[f"accuracy_scale_{k}"].item() == pytest.approx(hit_part.mean().item(), abs=1e-6)
+    assert 0 < found["predicted_codes"].item() <= 1
+    assert len(tokens_of(model, batch.future[:, 0]).unique()) > 4
+
+
+def test_label_smoothing_is_torchs_and_only_in_training() -> None:
+    spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)  # 只有一个时效可抽
+    model, batch = small(spec, label_smoothing=0.1, condition_dropout=0.0), small_batch(spec)
+    frames = torch.cat([batch.history, batch.future], 1)
+    with torch.no_grad():
+        logits = logits_of(model, frames, batch.time[:, -1])
+        targets = tokens_of(model, batch.future[:, 0])
+        expected = {s: F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=s) for s in (0.0, 0.1)}
+        by_hand = -(
+            0.9 * logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0] + 0.1 * logits.log_softmax(-1).mean(-1)
+        )
+        assert by_hand.mean().item() == pytest.approx(expected[0.1].item(), rel=1e-5)
+        assert model.eval().loss(batch)["loss"].item() == pytest.approx(expected[0.0].item(), rel=1e-5)
+        assert model.train().loss(batch)["loss"].item() == pytest.approx(expected[0.1].item(), rel=1e-5)
+
+
+def test_invalid_frames_are_no_targets() -> None:
+    """一个通道无效，整帧不算；其余的窗口照常平均。"""
+    spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
+    model, batch = small(spec), small_batch(spec)
+    batch.valid[0, -1, 1] = False
+    rest = Batch(*(part[1:] for part in batch))
+    with torch.no_grad():
+        for name, value in model.loss(rest).items():
+            if name != "predicted_codes":
+                assert model.loss(batch)[name].item() == pytest.approx(value.item(), rel=1e-5)
+        batch.valid[:] = False
+        assert model.loss(batch)["loss"].item() == 0
+
+
+def test_training_draws_leads_and_drops_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """各时效、丢与不丢都抽得到；历史总是目标前面的几帧。"""
+    model = small(condition_dropout=0.5, history={"frames": 2}).train()
+    window = torch.arange(5.0)[None, :, None, None, None].expand(400, 5, 2, 8, 16)  # 第 i 帧处处是 i
+    batch = Batch(window[:, :3], window[:, 3:], torch.arange(5).expand(400, 5), torch.ones(400, 5, 2, dtype=torch.bool))
+    frames, hours, valid = model._pairs(batch)
+    seen = frames[..., 0, 0, 0]  # (N, 3)
+    assert seen.shape == (400, 3) and valid.all()
+    assert torch.equal(seen - seen[:, -1:], torch.tensor([-2.0, -1.0, 0.0]).expand(400, 3))
+    assert torch.equal(seen[:, -1].long(), hours)
+    assert 150 < (hours == 3).sum() < 250 and set(hours.tolist()) == {3, 4}
+    kept: list[Tensor] = []
+    handle = model.condition.register_forward_pre_hook(lambda _module, args: kept.append(args[1]))
+    model.loss(small_batch(SPEC, count=40))
+    handle.remove()
+    assert 8 < kept[0].sum() < 32
+
+
+def test_scales_join_evenly_and_grow_from_a_hundredth() -> None:
+    plan = Progressive(first_scales=2, steps=30, warmup_steps=4)
+    assert scale_weights(0, plan, 5) == [1, 1] == scale_weights(9, plan, 5)
+    assert scale_weights(10, plan, 5) == [1, 1, 0.01]
+    assert scale_weights(11, plan, 5) == [1, 1, 0.25]
+    assert scale_weights(13, plan, 5) == [1, 1, 0.75]
+    assert scale_weights(14, plan, 5) == [1, 1, 1] == scale_weights(19, plan, 5)
+    assert scale_weights(20, plan, 5) == [1, 1, 1, 0.01]
+    assert scale_weights(30, plan, 5) == [1, 1, 1, 1, 0.01]
+    assert scale_weights(34, plan, 5) == [1] * 5 == scale_weights(10**6, plan, 5)
+    assert scale_weights(10, Progressive(first_scales=2, steps=30), 5) == [1, 1, 1]
+    uneven = Progressive(first_scales=1, steps=10, warmup_steps=2)  # 10 / 3 与 20 / 3 不是整数
+    assert [len(scale_weights(n, uneven, 4)) for n in range(11)] == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+
+
+def test_progressive_training_cuts_the_sequence_and_counts_the_steps(tmp_path: Path) -> None:
+    """份量仍是 1 / L；次数随检查点走；评测时总是全部的尺度。"""
+    spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
+    plan = {"first_scales": 2, "steps": 2, "warmup_steps": 2}
+    model, batch = small(spec, progressive=plan, condition_dropout=0.0), small_batch(spec)
+    lengths = model.net.lengths
+    with torch.no_grad():
+        whole = model.loss(batch)
+        per_scale = [whole[f"loss_scale_{k}"].item() for k in range(1, 5)]
+        model.train()
+        for weights in ([1, 1], [1, 1, 0.01], [1, 1, 1, 0.01], [1, 1, 1, 0.5]):
+            found = model.loss(batch)
+            expected = sum(w * n * e for w, n, e in zip(weights, lengths, per_scale, strict=False)) / sum(lengths)
+            assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
+            assert sum(name.startswith("accuracy") for name in found) == len(weights)
+        assert int(model.calls) == 4
+        save_checkpoint(tmp_path / "one.ckpt", {"model": model.state_dict()})
+        other = small(spec, seed=1, progressive=plan)
+        other.load_state_dict(load_checkpoint(tmp_path / "one.ckpt")["model"])
+        assert int(other.calls) == 4
+        model.eval()
+        assert torch.equal(model.loss(batch)["loss"], whole["loss"]) and int(model.calls) == 4
+
+
+def test_forecast_rolls_one_pyramid_a_frame() -> None:
+    """两帧一次报出，与只会报一帧的同一个模型由引擎滚两次相同（头一帧）；第二帧的条件里有生成的头一帧。"""
+    one_frame = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
+    two, one = (small(spec, sampling={**FREE, "top_k": 1}) for spec in (SPEC, one_frame))
+    batch = small_batch(SPEC)
+    with torch.no_grad():
+        made = two.forecast(batch.history, batch.time)
+        rolled = rollout(one, batch.history, batch.time[:, :3], 2, one_frame)
+    assert made.shape == (3, 1, 2, 2, 8, 16)
+    torch.testing.assert_close(made, rolled, rtol=1e-4, atol=1e-4)
+    assert not torch.isclose(made[:, :, 0], made[:, :, 1]).all()
+
+
+def test_only_the_last_history_frames_count() -> None:
+    model, batch = small(history={"frames": 2}, sampling=FREE), small_batch(SPEC)
+    changed = batch.history.clone()
+
+    def made() -> Tensor:
+        with torch.no_grad():
+            return model.forecast(changed, batch.time, 1, Generator().manual_seed(0))
+
+    before = made()
+    changed[:, 0] += 5
+    assert torch.equal(made(), before)
+    changed[:, 1] += 5
+    assert not torch.isclose(made(), before).all()
+
+
+def test_members_do_not_depend_on_the_batch() -> None:
+    """两个窗口各三个成员：引擎怎样切都是同样的。"""
+    model, batch = small(sampling=FREE), small_batch(SPEC, count=2)
+    with torch.no_grad():
+        found = [
+            rollout(model, batch.history, batch.time[:, :3], 4, SPEC, 3, Generator().manual_seed(7), limit)
+            for limit in (None, 2, 1)
+        ]
+        other = rollout(model, batch.history, batch.time[:, :3], 4, SPEC, 3, Generator().manual_seed(8))
+    for made in found[1:]:
+        torch.testing.assert_close(made, found[0], rtol=1e-4, atol=1e-4)
+    assert not torch.isclose(found[0][:, 0], found[0][:, 1]).all()
+    assert not torch.isclose(found[0], other).all()
+
+
+def test_month_model_makes_fields_of_the_target_month() -> None:
+    model, batch = small(condition="month", sampling={**FREE, "top_k": 1}), small_batch(SPEC, count=2)
+    january, july = (torch.tensor([[hour + 6 * i for i in range(5)]] * 2) for hour in (24 * 10, 24 * 200))
+    with torch.no_grad():
+        made = model.forecast(batch.history, january)
+        assert torch.equal(made, model.forecast(batch.history + 1, january))  # 不看历史
+        assert torch.equal(made[0], made[1])
+        assert not torch.isclose(made, model.forecast(batch.history, july)).all()
+        with pytest.raises(ValueError, match="needs the time"):
+            model.forecast(batch.history, None)
+
+
+def test_first_stage_is_frozen_and_travels_with_the_checkpoint() -> None:
+    model = small().train()
+    assert not model.first_stage.training and not any(p.requires_grad for p in model.first_stage.parameters())
+    options = model.portable_options()
+    assert options["first_stage"]["name"] == "vqvae"
+    again = build_model(options, SPEC)
+    again.load_state_dict(model.state_dict())
+    batch = small_batch(SPEC)
+    assert torch.equal(model.eval().loss(batch)["loss"], again.eval().loss(batch)["loss"])
+
+
+@pytest.mark.parametrize("condition", ["history", "month"])
+def test_only_matrices_decay(condition: str) -> None:
+    model = small(condition=condition)
+    config = TrainConfig(epochs=1, batch_size=1, optimizer="adamw", lr=1e-3, weight_decay=0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [
+        ({names[id(p)] for p in g["params"]}, g["weight_decay"]) for g in make_optimizer(model, config).param_groups
+    ]
+    (decayed, weight), (kept, zero) = groups
+    assert (weight, zero) == (0.05, 0.0)
+    assert decayed | kept == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"net.embed.weight", "net.head.weight", "net.blocks.0.attention.qkv.weight"} < decayed
+    assert {"net.position", "net.start_position", "net.level", "net.blocks.0.attention.log_temperature"} < kept
+    assert all(name.endswith(("weight", "bias")) for name in decayed)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "no tokens of several scales": {
+        "first_stage": {"name": "sd_vae", "weights": "random", "architecture": {"block_out_channels": [32, 32]}}
+    },
+    r"data\.frames_in = 3: model\.history\.frames = 4 asks for more": {"history": {"frames": 4}},
+    r"first_scales is at most 3": {"progressive": {"first_scales": 4, "steps": 10}},
+    "nothing of the history is seen": {"history": {"context": False, "adaln": False, "start": False}},
+    r"model\.heads = 3: does not divide model\.width = 16; heads that work: \[1, 2, 4, 8\]": {"heads": 3},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_mistakes_are_one_line(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=message) as error:
+        build_model({**TINY, **WRONG[message]}, SPEC)
+    assert "\n" not in str(error.value)
