@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from engine.cost import flops_per_sample, parameter_count
@@ -26,7 +27,11 @@ def main() -> int:
     for path in paths:
         config = load_config(path)
         spec = imagined_spec(config.data)
-        model = build_model(config.model, spec)
+        try:
+            model = build_model(config.model, spec)
+        except ValueError as error:  # 要预训练的权重，或阶段一的检查点
+            print(f"{path} left out: {error}", file=sys.stderr)
+            continue
         flops = f"{flops_per_sample(model, spec) / 1e9:.3f}" if model.can_forecast else "none"
         print(
             f"| `{Path(path).stem}` | {spec.frames_in} → {spec.frames_out} | {spec.num_channels} "

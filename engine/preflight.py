@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
+from engine.latents import is_codec, observe
 from engine.rollout import window_time
 from engine.state import State, build_state, read_initial, restore, snapshot, train_step
 from models.interface import OnePass
@@ -41,14 +42,17 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
             state.model.solve()
         if state.optimizer is not None:
             train_step(fabric, state, config, batches)
+        if is_codec(state.model):
+            observe(state.model, batches)
         content = snapshot(fabric, state, config, spec, "preflight")  # 完整的权重只在零号进程
         if fabric.is_global_zero:
             save_checkpoint(path, content)
         fabric.barrier()
         expected = next_result(fabric, state, config, spec, batches)
         del state
-        again = build_state(fabric, config, spec, total_steps=1_000_000)
-        restore(fabric, again, load_checkpoint(path))
+        content = load_checkpoint(path)
+        again = build_state(fabric, config, spec, total_steps=1_000_000, saved=content)
+        restore(fabric, again, content)
         fabric.barrier()
         found = next_result(fabric, again, config, spec, batches)
         tolerance = 0.0 if fabric.device.type == "cpu" else 1e-3 * abs(expected)  # 显卡上的归约次序不定
@@ -64,12 +68,12 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
 
 
 def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, batches: list[Batch]) -> float:
-    """接下来的一步的损失（没有梯度步的模型：预报的平均），并检查预报的形状。"""
+    """接下来的一步的损失（没有梯度步的模型：预报的平均，或全冻结的阶段一的损失），并检查预报的形状。"""
     loss = train_step(fabric, state, config, batches)["loss"] if state.optimizer is not None else None
-    if not state.model.can_forecast and loss is not None:
-        return loss
     state.model.eval()
     with torch.inference_mode(), fabric.autocast():
+        if not state.model.can_forecast:
+            return float(state.model.loss(batches[0])["loss"]) if loss is None else loss
         one = batches[0].history[:1]
         forecast = state.model.forecast(one, window_time(batches[0].time[:1, : spec.frames_in], spec))
     shape = (1, 1, spec.frames_out, spec.num_channels, spec.height, spec.width)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +23,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models import build_model
+from models import build_model, first_stage_file
+from models.interface import Portable
 from util.batch import Batch, DataSpec
-from util.checkpoint import forecast_weights, load_checkpoint, random_state, set_random_state
+from util.checkpoint import file_sha256, forecast_weights, load_checkpoint, random_state, set_random_state
 from util.config import RunConfig
 from util.optim import make_optimizer, make_scheduler
 
@@ -74,7 +73,7 @@ class Initial(NamedTuple):
 class State:
     """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。
 
-    init 是 train.init 那个文件的 sha256，没有就是空的；它随检查点走。
+    init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
     """
 
     model: Any
@@ -84,6 +83,7 @@ class State:
     ema: AveragedModel | None
     progress: Progress
     init: str = ""
+    first_stage: dict[str, str] = field(default_factory=dict)
 
     @property
     def best_model(self) -> Any:
@@ -92,18 +92,26 @@ class State:
 
 
 def build_state(
-    fabric: Fabric, config: RunConfig, spec: DataSpec, total_steps: int, initial: Initial | None = None
+    fabric: Fabric,
+    config: RunConfig,
+    spec: DataSpec,
+    total_steps: int,
+    initial: Initial | None = None,
+    saved: Content | None = None,
 ) -> State:
     """按配置造出训练的起点；初始化的随机数取自全局发生器，initial 有的张量再从那里抄来。
 
+    saved 是要续训的检查点：模型按它记着的选项造，阶段一的检查点、预训练的文件夹都不必还在。
+
     Raises:
-        ValueError: initial 与模型对不上，或模型没有梯度步，谈不上起步。
+        ValueError: initial 与模型对不上，或模型没有梯度步，谈不上起步；阶段一的检查点不对。
     """
-    model = build_model(config.model, spec)
+    model = build_model(model_options(saved) if saved else config.model, spec)
+    origin = saved.get("first_stage", {}) if saved else first_stage_origin(config.model)
     if not any(p.requires_grad for p in model.parameters()):
         if initial is not None:
             raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
-        return State(fabric.to_device(model), None, None, None, None, Progress())
+        return State(fabric.to_device(model), None, None, None, None, Progress(), first_stage=origin)
     if initial is not None:
         start_from(model, initial, spec)  # 在 EMA 的副本之前：副本也从这里起步
     model = fabric.to_device(model)
@@ -114,7 +122,41 @@ def build_state(
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
-    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), initial.sha256 if initial else "")
+    sha256 = initial.sha256 if initial else ""
+    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin)
+
+
+def model_options(content: Content) -> dict[str, Any]:
+    """检查点 → 造模型的选项，不必再读别的文件；从前的检查点只有配置。"""
+    return content.get("model_options") or content["config"]["model"]
+
+
+def first_stage_origin(options: Mapping[str, Any]) -> dict[str, str]:
+    """阶段一从哪个检查点来；不是检查点时为空。"""
+    path = first_stage_file(options)
+    return {"path": path, "sha256": file_sha256(path)} if path else {}
+
+
+def check_start(state: State, options: Mapping[str, Any], initial: Initial | None) -> None:
+    """新的运行里，学不动的参数不能是随机的。
+
+    Raises:
+        ValueError: 阶段一不是检查点；冻结的参数没有来处。
+    """
+    source = options.get("first_stage")
+    if source is not None and not state.first_stage:
+        written = source if isinstance(source, str) else "{...}"
+        raise ValueError(
+            f"model.first_stage = {written}: random weights, for --smoke and tests only; train the first stage and "
+            "give its checkpoints/RUN/best.ckpt"
+        )
+    frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad)
+    from_files = state.first_stage or getattr(state.model, "frozen_are_trained", False)
+    if frozen and initial is None and not from_files:
+        raise ValueError(
+            f"{frozen} parameters of {options['name']} are frozen at their random start; "
+            "give train.init=checkpoints/RUN/best.ckpt that holds them, or do not freeze them"
+        )
 
 
 def read_initial(path: str) -> Initial:
@@ -126,8 +168,7 @@ def read_initial(path: str) -> Initial:
     content = load_checkpoint(path)
     if "progress" not in content:  # 如 tmp/ 里缓存的气候态
         raise ValueError(f"train.init = {path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
-    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return Initial(path, sha256, forecast_weights(content), DataSpec.from_dict(content["spec"]))
+    return Initial(path, file_sha256(path), forecast_weights(content), DataSpec.from_dict(content["spec"]))
 
 
 def start_from(model: nn.Module, initial: Initial, spec: DataSpec) -> None:
@@ -159,7 +200,7 @@ def start_from(model: nn.Module, initial: Initial, spec: DataSpec) -> None:
 
 
 def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> dict[str, float]:
-    """一次参数更新：几个小批的梯度取平均；返回模型的 loss 给出的各项（小批、各进程的平均）。
+    """一次参数更新：几个小批的梯度取平均；返回模型的 loss 给出的各项（小批、各进程的平均）与梯度的范数。
 
     Raises:
         NonFinite: 损失或梯度不是有限值；权重与 buffer 都和这一步之前一样。
@@ -189,7 +230,7 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     state.scheduler.step()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    return logged
+    return {**logged, "grad_norm": float(norm)}  # 裁剪之前的；一次更新一个，与累积几个小批无关
 
 
 def running_buffers(model: nn.Module) -> list[torch.Tensor]:
@@ -224,6 +265,8 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
         "ema": state.ema.state_dict() if state.ema else None,
         "progress": asdict(state.progress),
         "init": state.init,
+        "first_stage": state.first_stage,
+        "model_options": state.model.portable_options() if isinstance(state.model, Portable) else config.model,
         "random": ranks,
         "config": config.model_dump(),
         "spec": spec.to_dict(),
@@ -270,7 +313,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 def load_forecaster(content: Content, device: torch.device) -> tuple[Any, DataSpec]:
     """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec。"""
     spec = DataSpec.from_dict(content["spec"])
-    model = build_model(content["config"]["model"], spec)
+    model = build_model(model_options(content), spec)
     load_weights(model, forecast_weights(content))
     return model.to(device).eval(), spec
 

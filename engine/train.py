@@ -26,6 +26,7 @@ from engine.state import (
     NonFinite,
     State,
     build_state,
+    check_start,
     read_initial,
     reduce_tensor,
     restore,
@@ -177,14 +178,10 @@ def open_run(
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
     fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
     total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
-    state = build_state(fabric, config, data.spec, total_steps, initial)
-    frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad)
-    if frozen and initial is None and content is None:
-        raise ValueError(
-            f"{frozen} parameters of {config.model['name']} are frozen at their random start; "
-            "give train.init=checkpoints/RUN/best.ckpt that holds them, or do not freeze them"
-        )
-    if content is not None:
+    state = build_state(fabric, config, data.spec, total_steps, initial, content)
+    if content is None:
+        check_start(state, config.model, initial)
+    else:
         restore(fabric, state, content)
         log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
         if state.progress.batches and content["windows"] != windows_fingerprint(data):
@@ -225,8 +222,11 @@ def start_fresh(run: Run) -> None:
 def fit(run: Run) -> None:
     """循环本身：每轮训练，验证，存 last，更好就复制成 best，隔几轮留一份，太久不进步就停。"""
     config, progress = run.config, run.state.progress
-    if isinstance(run.state.model, OnePass) and run.state.model.needs_pass and not progress.step:
-        fit_one_pass(run.state.model, run.data, eval_batch_size(config), run.stop.check)
+    model, ema = run.state.model, run.state.ema
+    if not progress.step and isinstance(model, OnePass) and model.needs_pass:
+        fit_one_pass(model, run.data, eval_batch_size(config), run.stop.check)
+        if ema is not None:  # 一步不走的时候，副本不会自己跟上
+            ema.module.load_state_dict(run.state.model.state_dict())
     if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
         progress.best_step = progress.step
         save(run)

@@ -48,6 +48,12 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Any:
     return module.Model(config, spec, open_first_stage(config.first_stage, spec))
 
 
+def first_stage_file(options: Mapping[str, Any]) -> str | None:
+    """first_stage 指的检查点；是 YAML、是内嵌的选项、没有这个键时为 None。"""
+    source = options.get("first_stage")
+    return source if isinstance(source, str) and Path(source).suffix not in (".yaml", ".yml") else None
+
+
 def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     """阶段二的 first_stage → 造好的阶段一。
 
@@ -60,7 +66,7 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     """
     if not isinstance(source, str):
         return _checked(build_model(source, spec), str(source.get("name")))
-    if Path(source).suffix in (".yaml", ".yml"):
+    if first_stage_file({"first_stage": source}) is None:
         return _checked(build_model(load_config(source, smoke=True).model, spec), source)
     content = load_checkpoint(source)
     if "model_options" not in content:  # 缓存的基线，或从前的检查点

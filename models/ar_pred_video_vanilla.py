@@ -31,7 +31,8 @@ from models.layers.attention import (
     check_heads,
     token_mask,
 )
-from models.layers.position import spatial_codes
+from models.layers.losses import Predict, refuse_members
+from models.layers.position import spatial_codes, token_places
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Share, Strict
 
@@ -78,7 +79,7 @@ class Config(Strict):
     last_group_share: Share = 0.0
     spatial_position: Literal["sincos", "learned", "none"] = "sincos"
     query: Literal["learned", "resampled"] = "learned"
-    predict: Literal["state", "tendency"] = "state"
+    predict: Predict = "state"
     dropout: float = Field(0.0, ge=0, lt=1)
     act: Literal["GELU", "ReLU", "SiLU"] = "GELU"
     norm: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
@@ -251,7 +252,7 @@ class Model(nn.Module):
                 f"model.attention = flex needs groups of a multiple of {FLEX_BLOCK} tokens (found {self.size}), "
                 f"heads >= {FLEX_HEAD} wide (found {head}) and dropout 0 (found {config.dropout:g}); use auto or sdpa"
             )
-        places = _places(config.grouping.order, spec.window, rows, cols)  # (N, 3)：t, h, w
+        places = token_places(config.grouping.order, spec.window, rows, cols)  # (N, 3)：t, h, w
         self.token_time = nn.Buffer(places[:, 0].clone(), persistent=False)
         places = places.unflatten(0, (self.groups, self.size))
         coded = places[:1, :, 1:] if self.can_forecast else places  # 区块跨帧时，时间也要由 token 自己带着
@@ -315,8 +316,7 @@ class Model(nn.Module):
         Raises:
             ValueError: num_members > 1；区块不是一帧。
         """
-        if num_members != 1:
-            raise ValueError(f"ar_pred_video_vanilla is deterministic: {num_members} members need --perturb")
+        refuse_members("ar_pred_video_vanilla", num_members)
         if not self.can_forecast:
             raise ValueError(
                 f"grouping {self.config.grouping.model_dump()} trains masked reconstruction only; "
@@ -365,13 +365,6 @@ class Model(nn.Module):
         if chosen == "flex" and self.training and device.type == "cpu":
             raise ValueError("model.attention = flex cannot train on a CPU (no backward there); use auto or sdpa")
         return chosen == "flex" or (chosen == "auto" and device.type == "cuda" and self.flex_fits)
-
-
-def _places(order: str, frames: int, rows: int, cols: int) -> Tensor:
-    """(N, 3)：按 order 排成一列之后，每个 token 的 (t, h, w)。"""
-    index = torch.arange(frames * rows * cols).view(frames, rows, cols)
-    flat = rearrange(index, f"t h w -> ({order})")
-    return torch.stack([flat // (rows * cols), flat // cols % rows, flat % cols], dim=1)
 
 
 def _token_grid(config: Config, spec: DataSpec) -> tuple[int, int]:

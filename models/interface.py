@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
 from util.batch import Batch
+
+if TYPE_CHECKING:
+    from models.layers.multiscale import MultiScaleQuantizer
 
 
 @runtime_checkable
@@ -61,6 +64,11 @@ class Autoencoder(Protocol):
 
     latent_shape: tuple[int, int, int]  # (c, h, w)
     latents_known: bool  # 统计量有了没有
+    frozen_are_trained: bool  # 冻结的参数来自预训练的权重；随机的权重冻结起来，引擎不肯训练
+
+    def freeze(self, encoder: bool, decoder: bool) -> None:
+        """encode、decode 各自用到的参数学不学；自己的选项与阶段二的选项都走这里。"""
+        ...
 
     def encode(self, fields: Tensor) -> Tensor:
         """(N, C, H, W) 标准化的场 → (N, c, h, w) 标准化的潜变量；确定性的。"""
@@ -80,9 +88,31 @@ class Autoencoder(Protocol):
 
 
 @runtime_checkable
+class TokenAutoencoder(Autoencoder, Protocol):
+    """离散的阶段一（VQVAE）：场 ⇄ 各尺度的编号，由粗到细，第 k 个尺度 (N, h_k·w_k) int64。
+
+    encode、decode 走的是量化之后的潜变量（标准化过的 f̂）；编号之间怎样由粗到细，都在 quantizer 里。
+    """
+
+    quantizer: MultiScaleQuantizer
+
+    def encode_tokens(self, fields: Tensor) -> list[Tensor]:
+        """(N, C, H, W) 标准化的场 → 各尺度的编号；确定性的。"""
+        ...
+
+    def decode_tokens(self, indices: list[Tensor]) -> Tensor:
+        """各尺度的编号 → (N, C, H, W) 标准化的场。"""
+        ...
+
+    def decode_latents(self, f_hat: Tensor) -> Tensor:
+        """quantizer 给出的 f̂ (N, c, h, w)，没有标准化过 → (N, C, H, W) 标准化的场。"""
+        ...
+
+
+@runtime_checkable
 class Portable(Protocol):
     """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
 
     def portable_options(self) -> dict[str, Any]:
-        """与 YAML 的 model 段同样写法，build_model 由它造出同样大小的模型，权重另从检查点来。"""
+        """与 YAML 的 model 段同样写法，build_model 由它造出同样大小、冻结同样参数的模型，权重另从检查点来。"""
         ...

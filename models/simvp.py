@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
+from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, InceptionTranslator
 from models.layers.losses import Predict, partner_frames, refuse_members, target_mse, to_state
 from models.layers.padding import PaddedConv2d, Padding, check_padding
@@ -231,7 +232,8 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         check_padding(config.padding, spec)
-        _check_grid(config, spec)
+        check_halvings("N_S", config.N_S, (spec.height, spec.width), layers=2)  # 每两层减半一次
+        _check_reach(config, spec)
         _check_groups(config, spec)
         self.predict: Predict = config.predict
         self.skip_frames = partner_frames(spec.frames_in, spec.frames_out)
@@ -264,16 +266,8 @@ class Model(nn.Module):
         return self(history)[:, None]
 
 
-def _check_grid(config: Config, spec: DataSpec) -> None:
-    """编码器每两层减半一次，解码器要能恰好还原；一圈的经度至少要有核伸出去的那么宽。"""
-    sides = {"latitude": spec.height, "longitude": spec.width}
-    for name, length in sides.items():
-        if length % 2 ** (config.N_S // 2):
-            works = [n for n in range(1, 20) if all(side % 2 ** (n // 2) == 0 for side in sides.values())]
-            raise ValueError(
-                f"model.N_S = {config.N_S} halves the grid {spec.height} x {spec.width} {config.N_S // 2} times, which "
-                f"{length} in {name} does not allow; N_S that work: {works}"
-            )
+def _check_reach(config: Config, spec: DataSpec) -> None:
+    """一圈的经度至少要有核伸出去的那么宽。"""
     reach = max(KERNELS) // 2 if config.translator == "inception" else FAR // 2 * DILATION
     if config.padding == "circular_lon" and spec.width // 2 ** (config.N_S // 2) < reach:
         works = [n for n in range(1, config.N_S) if spec.width // 2 ** (n // 2) >= reach]

@@ -24,6 +24,16 @@ TINY = {
     "decoder_heads": 2,
 }
 
+# diffusers 的 AutoencoderKL，边长减半一次
+SMALL_VAE: dict[str, Any] = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+}
+
 
 def small_spec(
     channels: int = 3,

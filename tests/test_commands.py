@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.commands import compare_parser, evaluate_parser, inference_parser, train_parser
+from engine.reconstruct import reconstruct_parser
 from tests.runs import run_script, write_run
 
 FLAGS = {
@@ -15,6 +16,7 @@ FLAGS = {
         *("--thresholds", "--points", "--save"),
     },
     compare_parser: {"--runs", "--suite", "--out"},
+    reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},
 }
 
 

@@ -119,7 +119,7 @@ def test_the_command_on_a_checkpoint(tree, tmp_path: Path, capsys: pytest.Captur
     assert lines[2].startswith("the latents fill model.latent_dim = 8")
     assert lines[3].startswith("codes in use (perplexity) ") and " of model.codebook_size = 16: " in lines[3]
     content = load_checkpoint(path)
-    content["config"]["model"] = {"name": "persistence"}
+    content["config"]["model"] = content["model_options"] = {"name": "persistence"}
     save_checkpoint(tmp_path / "other.ckpt", {**content, "model": {}})
     with pytest.raises(ValueError, match="persistence has no latents to measure; pastnet has"):
         main(["--checkpoint", str(tmp_path / "other.ckpt")])

@@ -267,7 +267,7 @@ def test_drop_path_grows_with_depth_and_keeps_the_mean() -> None:
     ("options", "grid", "message"),
     [
         ({"N_S": 4}, (30, 64), "model.N_S = 4 halves the grid 30 x 64 2 times, which 30 in latitude does not allow"),
-        ({"N_S": 4}, (32, 62), "62 in longitude does not allow; N_S that work: [1, 2, 3]"),
+        ({"N_S": 4}, (32, 62), "62 in longitude does not allow; values that work: [1, 2, 3]"),
         ({"hid_S": 6}, (8, 16), "model.hid_S = 6 with data.frames_out = 1: 6 channels leave the inception translator"),
         ({"hid_S": 6}, (8, 16), "not a multiple of its 8 groups; hid_S that work: [8], or model.translator = gsta"),
         ({"hid_S": 12}, (8, 16), "hid_S that work: [8, 16]"),

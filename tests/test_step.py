@@ -36,6 +36,27 @@ def test_every_term_of_the_loss_is_recorded(config, tmp_path):
     assert 1 <= terms["perplexity"] <= 16
 
 
+def test_gradient_norm_is_of_the_whole_update(config, tmp_path):
+    """累积几个小批，只在更新的那一步有一个范数：平均的梯度的，裁剪之前的。"""
+    run = load_config(str(config), [f"model={MEMORY}", "train.accumulate=2", "train.clip_norm=1e-3"])
+    spec = imagined_spec(run.data)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    batches = [small_batch(spec, seed=seed) for seed in (1, 2)]
+    torch.manual_seed(0)
+    state = build_state(fabric, run, spec, 10)
+    state.model.train()
+    loss = torch.stack([state.model.loss(batch)["loss"] / 2 for batch in batches]).sum()
+    gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+    expected = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    torch.manual_seed(0)
+    again = build_state(fabric, run, spec, 10)
+    assert train_step(fabric, again, run, batches)["grad_norm"] == pytest.approx(expected, rel=1e-4)
+    train_here(config, f"model={MEMORY}", "run.name=norms", "train.accumulate=2", "log.every_steps=1")
+    with (tmp_path / "log/norms/metrics.csv").open() as file:
+        rows = [row["name"] for row in csv.DictReader(file) if row["split"] == "train"]
+    assert rows.count("grad_norm") == rows.count("loss") > 0
+
+
 def test_a_bad_step_changes_nothing(config):
     run = load_config(str(config), [f"model={MEMORY}"])
     spec = imagined_spec(run.data)

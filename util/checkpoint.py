@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import random
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 FORMAT = 1
+PIECE = 2**24  # 算 sha256 时一次读多少字节
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -60,6 +62,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: not an ar_pred checkpoint of format {FORMAT}")
     return content
+
+
+def file_sha256(path: str | Path) -> str:
+    """文件内容的 sha256：权重从哪个文件来，记的是它。"""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def forecast_weights(content: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -11,14 +11,24 @@ from util.config import Schedule, TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:
-    """Adam（默认）或 AdamW；权重衰减只作用于矩阵，偏置、归一化和编码不衰减。"""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    """Adam（默认）或 AdamW；权重衰减只作用于矩阵，偏置、归一化和编码不衰减。
+
+    二维的编码（位置、尺度的表）由模型在 no_decay 里点名。参数在显卡上时，各步合成一个核（fused）。
+    """
+    tables = set(getattr(model, "no_decay", ()))
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name for name, p in trainable.items() if p.ndim >= 2 and name not in tables}
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in trainable.items() if name in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trainable.items() if name not in matrices], "weight_decay": 0.0},
     ]
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer]
-    return kind([g for g in groups if g["params"]], lr=config.lr, betas=(config.betas[0], config.betas[1]))
+    return kind(
+        [g for g in groups if g["params"]],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        fused=all(p.is_cuda for p in trainable.values()) or None,
+    )
 
 
 def make_scheduler(optimizer: optim.Optimizer, schedule: Schedule, lr: float, total_steps: int) -> LRScheduler:

@@ -59,12 +59,15 @@ class Layout(NamedTuple):
     bars: list[float]
 
 
-def forecast_figure(spec: DataSpec, truth: np.ndarray | None, forecast: np.ndarray, title: str) -> list[Figure]:
+def forecast_figure(
+    spec: DataSpec, truth: np.ndarray | None, forecast: np.ndarray, title: str, made: str = "forecast"
+) -> list[Figure]:
     """每个通道一行：真值、预报、差值；没有真值时只有预报一列。每张图最多 9 个通道。
 
     Args:
         truth, forecast: (C, H, W)，物理单位，按 spec 的通道与网格顺序；NaN 处留空，不计入 RMSE。
         title: 图的标题。
+        made: 第二列的叫法；自编码器的是 reconstruction。
 
     Returns:
         一张或几张图；真值与预报共用色标，差值的色标关于 0 对称，RMSE 按纬度加权。
@@ -77,7 +80,7 @@ def forecast_figure(spec: DataSpec, truth: np.ndarray | None, forecast: np.ndarr
     for number, start in enumerate(pages, 1):
         heading = f"{title} ({number} of {len(pages)})" if len(pages) > 1 else title
         channels = range(start, min(start + CHANNELS_PER_FIGURE, spec.num_channels))
-        figures.append(_page(spec, grid, truth, forecast, channels, heading))
+        figures.append(_page(spec, grid, truth, forecast, channels, heading, made))
     return figures
 
 
@@ -88,6 +91,7 @@ def _page(
     forecast: np.ndarray,
     channels: Sequence[int],
     title: str,
+    made: str,
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -109,13 +113,13 @@ def _page(
             error = f"RMSE {weighted_rmse(fields[2], grid.latitudes):.3g} {pretty_unit(spec.units[i])}"
             figure.text(layout.columns[2] / layout.width, header, error, size=10, color=INK, va="bottom")
         axes = [_panel(figure, layout, column, bottom, extent, coast) for column in range(num_maps)]
-        _draw_row(axes, fields, describe(spec.channels[i]).kind, spec.units[i], extent)
+        _draw_row(axes, fields, describe(spec.channels[i]).kind, spec.units[i], extent, made)
         for bar, panel in zip(layout.bars, axes[-2:], strict=True):
             _color_bar(figure, layout, bar, bottom, panel)
     return figure
 
 
-def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, extent: Extent) -> None:
+def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, extent: Extent, made: str) -> None:
     """fields: [预报] 或 [真值, 预报, 差值]，各 (H, W)；一行用同一个 10 的幂。"""
     low, high = color_limits(np.stack(fields[:2]), kind)
     exponent = power_of_ten(max(abs(low), abs(high)))
@@ -123,7 +127,7 @@ def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, 
     maps = [(field, low, high, COLORS[kind]) for field in fields[:2]]
     if len(fields) == 3:
         maps.append((fields[2], *color_limits(fields[2], "difference"), COLORS["difference"]))
-    names = ["truth", "forecast", "forecast − truth"] if len(fields) == 3 else ["forecast"]
+    names = ["truth", made, f"{made} − truth"] if len(fields) == 3 else [made]
     for panel, name, (field, vmin, vmax, colors) in zip(axes, names, maps, strict=True):
         values = field.astype(np.float64) / scale
         image = panel.imshow(values, cmap=colors, vmin=vmin / scale, vmax=vmax / scale, extent=extent, aspect="auto")

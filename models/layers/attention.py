@@ -56,10 +56,10 @@ def compiled_flex() -> Any:
 class GroupAttention(nn.Module):
     """逐区块遮挡的多头自注意力；mask 为 token_mask 或 block_mask 的结果，None 表示全部可见。"""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, qkv_bias: bool = False) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | BlockMask | None) -> Tensor:

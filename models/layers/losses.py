@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from util.batch import Batch
@@ -37,3 +38,22 @@ def refuse_members(name: str, num_members: int) -> None:
     """
     if num_members != 1:
         raise ValueError(f"{name} is deterministic: {num_members} members need --perturb")
+
+
+def frames_of(batch: Batch) -> Tensor:
+    """窗口的全部帧摊平，(N, C, H, W)，N = B·(T_in + T_out)；自编码器逐帧看。"""
+    return torch.cat([batch.history, batch.future], 1).flatten(0, 1)
+
+
+def field_errors(made: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., C, H, W) 的绝对误差与平方误差的平均，只算 valid (..., C) 为真的场；一个也没有时为 0。"""
+    keep = valid[..., None, None].to(truth.dtype)
+    difference = made - truth
+    count = valid.sum().clamp(min=1)
+    mae, mse = ((error * keep).mean((-2, -1)).sum() / count for error in (difference.abs(), difference.square()))
+    return mae, mse
+
+
+def zonal_amplitudes(fields: Tensor) -> Tensor:
+    """(…, H, W) → 每条纬圈实 FFT 的振幅 (…, H, W // 2 + 1)，正交归一。"""
+    return torch.fft.rfft(fields, dim=-1, norm="ortho").abs()

@@ -1,9 +1,17 @@
-"""空间位置编码；只认整数坐标。"""
+"""token 的位置与空间位置编码；只认整数坐标。"""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+
+
+def token_places(order: str, frames: int, rows: int, cols: int) -> Tensor:
+    """(N, 3)：按 order（如 "t h w"）排成一列之后，每个 token 的 (t, h, w)。"""
+    index = torch.arange(frames * rows * cols).view(frames, rows, cols)
+    flat = rearrange(index, f"t h w -> ({order})")
+    return torch.stack([flat // (rows * cols), flat // cols % rows, flat % cols], dim=1)
 
 
 def sincos_codes(places: Tensor, dim: int) -> Tensor:

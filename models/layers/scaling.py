@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,6 +34,19 @@ class ChannelScaling(nn.Module):
         self.low.copy_(torch.minimum(self.low, low) if self.seen else low)
         self.high.copy_(torch.maximum(self.high, high) if self.seen else high)
         self.seen = True
+
+    def check(self, channels: Sequence[str]) -> None:
+        """看完之后，极值要分得开。
+
+        Raises:
+            ValueError: 某个通道在训练日期上没有变化，或没有一个有效的场。
+        """
+        for channel, least, most in zip(channels, self.low.tolist(), self.high.tolist(), strict=True):
+            if not least < most:
+                raise ValueError(
+                    f"model.scaling = minmax: {channel} has no range in the training windows (minimum {least:g}, "
+                    f"maximum {most:g}, standardised); leave it out of data.variables or use zscore"
+                )
 
     def forward(self, fields: Tensor) -> Tensor:
         """(..., C, H, W) 标准化 → 模型里的尺度。"""

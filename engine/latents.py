@@ -1,0 +1,88 @@
+"""阶段一的收尾：梯度步走完之后，用最优的权重把训练的每一帧看一遍，潜变量的统计量写回 best.ckpt。
+
+在训练之后而不是之前：编码器学着，潜变量就在变。阶段二拿到的 best.ckpt 因此才是完整的。
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from engine.baselines import Check
+from engine.state import Content, load_forecaster
+from engine.validation import eval_batch_size
+from models.interface import Autoencoder
+from util.batch import Batch
+from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
+from util.data.dataset import WeatherData
+from util.data.windows import epoch_starts, make_loader, split_batches
+
+if TYPE_CHECKING:
+    from engine.train import Run
+
+log = logging.getLogger("ar_pred")
+
+
+def is_codec(model: Any) -> bool:
+    """是不是阶段一；能预报的（RAE 直接预报）虽有编码解码，潜变量没有人用。"""
+    return not model.can_forecast and isinstance(model, Autoencoder)
+
+
+def every_frame(data: WeatherData, split: str, batch_size: int, stride: int = 1) -> list[list[int]]:
+    """首尾相接的窗口，一个划分里每帧恰好一次（段首不足一个窗口的不要）；stride：每几个窗口取一个。"""
+    starts = epoch_starts(data.segments[split], data.spec.window, shuffle=False, seed=0, epoch=0)
+    return split_batches(starts[::stride], batch_size)
+
+
+@torch.no_grad()
+def observe(model: Any, batches: Iterable[Batch]) -> None:
+    """看过这些窗口，求出统计量。
+
+    Raises:
+        ValueError: 有的潜变量没有变化。
+    """
+    model.eval()
+    for batch in batches:
+        model.observe_latents(batch)
+    model.solve_latents()
+
+
+def know_latents(run: Run, check: Check) -> None:
+    """best.ckpt 里还没有潜变量的统计量就求出来写回去；有了就不动，所以重复做也无妨。
+
+    由零号进程做；中途停下时 best.ckpt 还是原来的，续训再从头看。
+    """
+    fabric, data = run.fabric, run.data
+    if fabric.is_global_zero:
+        content = load_checkpoint(run.best)
+        model, _ = load_forecaster(content, fabric.device)
+        if not model.latents_known:
+            batches = every_frame(data, "train", eval_batch_size(run.config))
+            loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+
+            def moved() -> Iterable[Batch]:
+                for batch in tqdm(loader, "latents", len(batches), leave=False):
+                    check()
+                    yield fabric.to_device(batch)
+
+            observe(model, moved())
+            write_back(content, model)
+            save_checkpoint(run.best, content)
+            log.info("latents %s: mean and standard deviation over the training frames, in %s",
+                     " x ".join(map(str, model.latent_shape)), run.best)  # fmt: skip
+    fabric.barrier()
+
+
+def write_back(content: Content, model: torch.nn.Module) -> None:
+    """模型里变了的（只有统计量）写进检查点的内容：原样的权重与 EMA 里都是同一份。"""
+    before = forecast_weights(content)
+    for name, value in model.state_dict().items():
+        value = value.cpu()
+        if not torch.equal(value, before[name]):
+            content["model"][name] = value
+            if content["ema"] is not None:
+                content["ema"][f"module.{name}"] = value

@@ -1,0 +1,358 @@
+"""比较自编码器的重建：`python -m engine.reconstruct --checkpoint CKPT | --config YAML … [--split test] [--out DIR]`。
+
+在潜变量上训练之前，先看阶段一丢了多少：阶段二再好，也好不过它的解码。每个自编码器每个通道一行：纬度加权的 RMSE、MAE
+（物理单位）与相关系数，SSIM 与 PSNR（像素范围与评测相同，±3 倍训练标准差）；只算有效的场。
+相关系数是全部格点、全部场合在一起的皮尔逊相关，不先减气候态。
+一个划分里每帧看一次（首尾相接的窗口）；--stride N：每 N 个窗口取一个。
+--config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
+数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from util.cli import run_command
+
+if TYPE_CHECKING:  # --help 不必等 torch
+    import torch
+    from torch import Tensor
+
+    from util.batch import Batch, DataSpec
+    from util.config import RunConfig
+    from util.data.dataset import WeatherData
+
+log = logging.getLogger("ar_pred")
+SPLITS = ("train", "val", "test")
+METRICS = ("rmse", "mae", "correlation", "ssim", "psnr")
+Table = dict[str, Any]
+
+
+class Codec(NamedTuple):
+    """一个自编码器；source 是它的检查点或 YAML。"""
+
+    model: Any
+    spec: DataSpec
+    config: RunConfig
+    source: str
+
+
+def frame_statistics(made: Tensor, truth: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """(N, C, H, W) 两批 → 各个可平均的统计量 (N, C) float64，标准化单位。"""
+    from util.metrics import area_mean, errors, in_pieces, structural_similarity
+
+    return {
+        **errors(made, truth, weights),
+        "ssim": in_pieces(structural_similarity, made, truth),
+        "made": area_mean(made, weights),
+        "truth": area_mean(truth, weights),
+        "made_square": area_mean(made.square(), weights),
+        "truth_square": area_mean(truth.square(), weights),
+        "product": area_mean(made * truth, weights),
+    }
+
+
+def final_scores(means: Mapping[str, Tensor], std: Tensor) -> dict[str, Tensor]:
+    """统计量的平均 (C,) → 成绩 (C,)，RMSE 与 MAE 为物理单位；均方根与相关都在这里才算。"""
+    from util.metrics import IMAGE_RANGE
+
+    covariance = means["product"] - means["made"] * means["truth"]
+    variances = [means[f"{name}_square"] - means[name].square() for name in ("made", "truth")]
+    return {
+        "rmse": means["square"].sqrt() * std,
+        "mae": means["absolute"] * std,
+        "correlation": covariance / (variances[0] * variances[1]).sqrt(),
+        "ssim": means["ssim"],
+        "psnr": 10 * (IMAGE_RANGE**2 / means["plain_square"]).log10(),
+    }
+
+
+def score_codecs(
+    codecs: Mapping[str, Any],
+    data: WeatherData,
+    split: str,
+    stride: int,
+    batch_size: int,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+) -> Table:
+    """各自编码器在同样的帧上的成绩；codecs: 名字 → 模型。
+
+    Raises:
+        ValueError: 重建里有非有限值。
+    """
+    import torch
+    from tqdm import tqdm
+
+    from engine.latents import every_frame
+    from util.data.windows import make_loader
+    from util.metrics import latitude_weights
+
+    spec = data.spec
+    weights = latitude_weights(spec.latitudes).to(device)
+    batches = every_frame(data, split, batch_size, stride)
+    loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+    sums: dict[str, dict[str, Tensor]] = {name: {} for name in codecs}
+    counts = torch.zeros(spec.num_channels, dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        for batch in tqdm(loader, f"reconstruct {split}", len(batches), leave=False):
+            check()
+            truth, valid = (part.to(device) for part in frames_of(batch))
+            counts += valid.sum(0)
+            for name, model in codecs.items():
+                made = reconstruction(model, truth, name)
+                for key, values in frame_statistics(made, truth, weights).items():
+                    sums[name][key] = sums[name].get(key, 0) + values.masked_fill(~valid, 0).sum(0)
+    std = torch.tensor(spec.std, dtype=torch.float64, device=device)
+    found = {}
+    for name, model in codecs.items():
+        scores = final_scores({key: total / counts for key, total in sums[name].items()}, std)
+        found[name] = {**describe(model, spec), "scores": by_channel(scores, spec)}
+    return {
+        "split": split,
+        "stride": stride,
+        "channels": list(spec.channels),
+        "units": dict(zip(spec.channels, spec.units, strict=True)),
+        "fields": dict(zip(spec.channels, map(int, counts.tolist()), strict=True)),
+        "codecs": found,
+    }
+
+
+def frames_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """一批窗口的全部帧 (N, C, H, W) 与 valid (N, C)。"""
+    import torch
+
+    return torch.cat([batch.history, batch.future], 1).flatten(0, 1), batch.valid.flatten(0, 1)
+
+
+def reconstruction(model: Any, fields: Tensor, name: str) -> Tensor:
+    """编码再解码。
+
+    Raises:
+        ValueError: 有非有限值。
+    """
+    made = model.decode(model.encode(fields)).float()
+    if not made.isfinite().all():
+        raise ValueError(f"{name}: the reconstruction holds non-finite values")
+    return made
+
+
+def describe(model: Any, spec: DataSpec) -> dict[str, Any]:
+    """潜变量的大小，与它占一帧场的几分之几（数的个数）。"""
+    field = spec.num_channels * spec.height * spec.width
+    return {"latent_shape": list(model.latent_shape), "compression": math.prod(model.latent_shape) / field}
+
+
+def by_channel(scores: Mapping[str, Tensor], spec: DataSpec) -> dict[str, dict[str, float | None]]:
+    """成绩 → (C,) 换成通道 → 成绩 → 数；没有有效的场时为 None。"""
+    from util.scores import plain
+
+    columns = {metric: plain(values.cpu().numpy()) for metric, values in scores.items()}
+    return {c: {metric: values[i] for metric, values in columns.items()} for i, c in enumerate(spec.channels)}
+
+
+def table_rows(table: Table) -> list[dict[str, Any]]:
+    """每个通道、每个自编码器一行。"""
+    return [
+        {
+            "codec": name,
+            "channel": channel,
+            "unit": table["units"][channel],
+            "fields": table["fields"][channel],
+            **found["scores"][channel],
+            "compression": found["compression"],
+        }
+        for channel in table["channels"]
+        for name, found in table["codecs"].items()
+    ]
+
+
+def table_text(table: Table) -> str:
+    """对齐的文字表。"""
+    rows = [["channel", "codec", *METRICS, "latent", "values"]]
+    for row in table_rows(table):
+        latent = " x ".join(map(str, table["codecs"][row["codec"]]["latent_shape"]))
+        numbers = ["-" if row[metric] is None else format(row[metric], ".5g") for metric in METRICS]
+        label = f"{row['channel']} [{row['unit']}]"
+        rows.append([label, row["codec"], *numbers, latent, f"{row['compression']:.3g} of the field"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    title = f"reconstruction of the {table['split']} split, {max(table['fields'].values())} frames"
+    return "\n".join([f"{title}; RMSE, MAE latitude-weighted, physical units; PSNR in dB", *lines])
+
+
+def write_reconstruction(
+    out: Path, table: Table, codecs: Mapping[str, Any], data: WeatherData, device: torch.device
+) -> list[Path]:
+    """metrics.json、metrics.csv 与每个自编码器一张图；返回 PNG 的路径。"""
+    from util.atomic import replacing
+
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+    rows = table_rows(table)
+    with replacing(out / "metrics.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return draw(codecs, data, table["split"], device, out / "figures")
+
+
+def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch.device, folder: Path) -> list[Path]:
+    """划分正中的一帧：真值、重建、差。"""
+    import torch
+
+    from util.data.calendar import time_text
+    from util.data.windows import all_starts
+    from util.plot import forecast_figure, save_figures
+
+    spec = data.spec
+    starts = all_starts(data.segments[split], spec.window)
+    batch = data.windows[int(starts[len(starts) // 2])]
+    truth = batch.history[:1, 0]  # (1, C, H, W)
+    real = spec.to_physical(truth)[0].numpy()
+    paths: list[Path] = []
+    for name, model in codecs.items():
+        with torch.inference_mode():
+            made = spec.to_physical(reconstruction(model, truth.to(device), name).cpu())[0].numpy()
+        title = f"{name}: {split}, {time_text(int(batch.time[0, 0]))} UTC"
+        paths += save_figures(forecast_figure(spec, real, made, title, "reconstruction"), folder / name)
+    return paths
+
+
+def open_checkpoint(path: str, device: torch.device) -> tuple[str, Codec]:
+    """训练过的自编码器与它的名字（运行名）。
+
+    Raises:
+        ValueError: 检查点不对，或不是自编码器。
+    """
+    from engine.state import load_forecaster
+    from util.checkpoint import load_checkpoint
+    from util.config import RunConfig, validate
+
+    content = load_checkpoint(path)
+    config: RunConfig = validate(RunConfig, content["config"], path)
+    model, spec = load_forecaster(content, device)
+    require_codec(model, config, path)
+    return content["run"], Codec(model, spec, config, path)
+
+
+def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tuple[str, Codec]:
+    """没有训练过的自编码器与它的名字（文件名）；它自己的缩放由训练数据求得。
+
+    Raises:
+        ValueError: 配置、数据、权重不对；不是自编码器；权重是随机的。
+    """
+    from engine.baselines import fit_one_pass
+    from engine.validation import eval_batch_size
+    from models import build_model
+    from models.interface import OnePass
+    from util.config import load_config
+    from util.data.dataset import open_data
+
+    config = load_config(path, overrides)
+    data = open_data(config.data)
+    model = build_model(config.model, data.spec).to(device).eval()
+    require_codec(model, config, path)
+    if not model.frozen_are_trained:
+        raise ValueError(f"{path}: its weights are random; train it and give --checkpoint checkpoints/RUN/best.ckpt")
+    if isinstance(model, OnePass) and model.needs_pass:
+        fit_one_pass(model, data, eval_batch_size(config))
+    return Path(path).stem, Codec(model, data.spec, config, path)
+
+
+def require_codec(model: Any, config: RunConfig, source: str) -> None:
+    """Raises ValueError: 不是阶段一。"""
+    from engine.latents import is_codec
+
+    if not is_codec(model):
+        raise ValueError(f"{source}: {config.model['name']} is not an autoencoder; sd_vae and rae are")
+
+
+def compare_codecs(
+    checkpoints: Sequence[str], configs: Sequence[str], overrides: Sequence[str], split: str, stride: int, out: Path
+) -> int:
+    """命令本身：打开各自编码器 → 同样的帧上的成绩 → 表、图。
+
+    Raises:
+        ValueError: 检查点、配置不对，或各自的数据不同。
+    """
+    import torch
+
+    from engine.evaluate import check_same_data
+    from engine.validation import eval_batch_size
+    from util.data.dataset import open_data
+    from util.logger import setup_logging
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    setup_logging(out / "reconstruct.log")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    codecs: dict[str, Codec] = {}
+    opened = [open_checkpoint(path, device) for path in checkpoints]
+    opened += [open_config(path, overrides, device) for path in configs]
+    for name, codec in opened:
+        same = sum(other == name for other, _ in opened) > 1  # 一次运行的两个检查点：名字后面写明哪一个
+        codecs[f"{name}-{Path(codec.source).stem}" if same else name] = codec
+    config = opened[0][1].config
+    data = open_data(config.data)
+    for codec in codecs.values():  # 帧数与间隔不必相同：逐帧重建
+        ours = data.spec
+        frames = {key: getattr(ours, key) for key in ("frames_in", "frames_out", "interval_hours")}
+        check_same_data(replace(codec.spec, **frames), ours, codec.source)
+    models = {name: codec.model for name, codec in codecs.items()}
+    table = score_codecs(models, data, split, stride, eval_batch_size(config), device)
+    for name, codec in codecs.items():
+        table["codecs"][name]["source"] = codec.source
+    pictures = write_reconstruction(out, table, models, data, device)
+    log.info("%s", table_text(table))
+    log.info("scores: %s; pictures: %s", out / "metrics.json", ", ".join(map(str, pictures)))
+    return 0
+
+
+def reconstruct_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.reconstruct",
+        description="Compare autoencoders by what is left of a field after encoding and decoding.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", action="append", default=[], metavar="FILE", help="a trained autoencoder; may be repeated"
+    )
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE",
+        help="run YAML of an autoencoder with pretrained weights, used untrained; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which dates (default: test)")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th window (default: every one)")
+    parser.add_argument("--out", type=Path, default=Path("log/reconstruction"), help="folder (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the --config files")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令行入口，返回退出码。
+
+    Raises:
+        ValueError: 参数写错，或见 compare_codecs。
+    """
+    args = reconstruct_parser().parse_intermixed_args(argv)
+    if not (args.checkpoint or args.config):
+        raise ValueError("give --checkpoint checkpoints/RUN/best.ckpt or --config YAML, of an autoencoder")
+    if args.overrides and not args.config:
+        raise ValueError(f"{args.overrides[0]}: overrides go with --config; a checkpoint carries its own config")
+    if args.stride < 1:
+        raise ValueError(f"--stride {args.stride}: must be at least 1")
+    return compare_codecs(args.checkpoint, args.config, args.overrides, args.split, args.stride, args.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,217 @@
+"""潜扩散：给编码过的未来加噪声，带时间嵌入的 U-Net 看着编码过的历史把噪声认出来；采样几次就是几个成员。
+
+论文：Rombach et al. 2022（CVPR），High-Resolution Image Synthesis with Latent Diffusion Models。
+`first_stage: null` 时在像素里扩散，编码就是场本身。与原版不同之处：
+* 条件是历史各帧的编码，叠在通道里与加了噪声的未来拼在一起；没有交叉注意力。
+* `predict: tendency`：扩散的是未来与最后一帧历史之差，各通道、各时效按训练窗口上自己的均值与标准差标准化
+  （先看一遍训练窗口）；`state` 扩散未来本身，潜变量与标准化的场本来就是单位方差。
+* 像素空间里不必再缩到 [-1, 1]：扩散要的是单位方差，而且差按自己的统计量标准化之后，先乘一个常数等于没有乘。
+* 阶段一总是冻结的：让它跟着去噪的损失走，最省事的编码是常数。
+
+无效的目标：像素里逐通道，潜空间里逐帧（一帧有一个通道无效，整帧的编码都变了）；目标换成 0，损失里不算。
+
+字母：B 批，M 成员，T_in / T_out 帧数，C 通道，H×W 网格；c×h×w 是一帧的编码，像素里就是 C×H×W。
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Generator, Tensor, nn
+
+from models.layers.attention import check_heads
+from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, make_scheduler, sample, window_generators
+from models.layers.latents import LatentScaling
+from models.layers.losses import Predict
+from models.layers.padding import Padding, check_padding
+from models.layers.unet import Width
+from models.layers.unet_time import TimeUNet
+from util.batch import Batch, DataSpec
+from util.config import PositiveInt, Strict
+
+
+class Config(Strict):
+    """潜扩散的选项；帧数与通道数来自 data 段，编码的大小来自阶段一。"""
+
+    first_stage: str | dict[str, Any] | None = None
+    base_channels: Width = 128
+    multipliers: list[PositiveInt] = Field([1, 2, 4], min_length=1)
+    depth: PositiveInt = 2
+    attention_levels: list[int] = Field(default_factory=list)
+    heads: PositiveInt = 4
+    padding: Padding = "zeros"
+    predict: Predict = "state"
+    prediction: Prediction = "epsilon"
+    noise_steps: PositiveInt = 1000
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    sampler: Sampler = "dpm_solver"
+    sampling_steps: PositiveInt = 20
+    sample_chunk: PositiveInt = 16
+
+    @field_validator("attention_levels")
+    @classmethod
+    def _levels(cls, levels: list[int], info: ValidationInfo) -> list[int]:
+        there = range(len(info.data.get("multipliers", [])))
+        if any(level not in there for level in levels):
+            raise ValueError(f"levels run from 0 to {len(there) - 1}, one for each of model.multipliers")
+        return levels
+
+    @field_validator("heads")
+    @classmethod
+    def _divides(cls, heads: int, info: ValidationInfo) -> int:
+        return (
+            check_heads(heads, info.data["base_channels"], "base_channels") if "base_channels" in info.data else heads
+        )
+
+    @field_validator("sampling_steps")
+    @classmethod
+    def _even(cls, steps: int, info: ValidationInfo) -> int:
+        whole, kind = info.data.get("noise_steps", steps), info.data.get("sampler")
+        if steps > whole:
+            raise ValueError(f"more than model.noise_steps = {whole}")
+        if kind != "dpm_solver" and whole % steps:
+            works = [n for n in range(1, whole + 1) if whole % n == 0]
+            raise ValueError(f"{kind} takes equal steps through model.noise_steps = {whole}; steps that work: {works}")
+        return steps
+
+
+class Model(nn.Module):
+    """编码、去噪的 U-Net、采样、解码。OnePass：差的统计量要先看一遍训练窗口。
+
+    Raises:
+        ValueError: 编码的网格不能整除 2^(层数 − 1)。
+    """
+
+    probabilistic = True
+    can_forecast = True
+
+    def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
+        super().__init__()
+        self.config = config
+        self.first_stage = None if first_stage is None else first_stage.requires_grad_(False).eval()
+        frame = (spec.num_channels, spec.height, spec.width)
+        self.latent: tuple[int, int, int] = frame if first_stage is None else tuple(first_stage.latent_shape)
+        check_padding(config.padding, spec)
+        _check_grid(config, self.latent)
+        codes = spec.frames_out * self.latent[0]
+        self.frames_out = spec.frames_out
+        self.needs_pass = config.predict == "tendency"
+        self.targets = LatentScaling((codes, 1, 1))  # 各通道、各时效一个均值与标准差；state 时原样
+        self.schedule = NoiseSchedule(config.noise_steps, config.beta_start, config.beta_end)
+        self.net = TimeUNet(
+            spec.frames_in * self.latent[0] + codes,
+            codes,
+            [config.base_channels * times for times in config.multipliers],
+            config.depth,
+            config.attention_levels,
+            config.heads,
+            config.padding,
+        )
+
+    def train(self, mode: bool = True) -> Model:
+        """阶段一是冻结的，永远 eval。"""
+        super().train(mode)
+        if self.first_stage is not None:
+            self.first_stage.eval()
+        return self
+
+    def portable_options(self) -> dict[str, Any]:
+        """不必读阶段一的检查点的选项：first_stage 换成它自己的。"""
+        stage = None if self.first_stage is None else self.first_stage.portable_options()
+        return {"name": "latent_diffusion", **self.config.model_dump(), "first_stage": stage}
+
+    def accumulate(self, batch: Batch) -> None:
+        """收下一批训练窗口的目标；有无效目标的窗口不看。"""
+        whole = batch.valid[:, -self.frames_out :].all(-1).all(-1)  # (B,)
+        last, future = (fields[whole].to(self.targets.mean.device) for fields in (batch.history[:, -1:], batch.future))
+        if len(last):
+            self.targets.observe(self._target(self._encode(last), self._encode(future)))
+
+    def solve(self) -> None:
+        """差的均值与标准差。
+
+        Raises:
+            ValueError: 没有一个窗口的目标全部有效；某个通道从不变化。
+        """
+        if not self.targets.sums:
+            raise ValueError("model.predict = tendency: every training window holds an interpolated target")
+        try:
+            self.targets.solve()
+        except ValueError as error:
+            raise ValueError(f"model.predict = tendency: the tendencies have no spread: {error}") from None
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """有效目标上预测的均方误差：加的噪声（或 x0、v），标准化的尺度。"""
+        history = self._encode(batch.history)  # (B, T_in, c, h, w)
+        valid = self._valid(batch)  # (B, T_out·c, 1, 1)
+        clean = self.targets(self._target(history[:, -1:], self._encode(batch.future))).masked_fill(~valid, 0.0)
+        t = self.schedule.draw(len(clean))
+        noise = torch.randn_like(clean)
+        noisy = self.schedule.add_noise(clean, noise, t)
+        made = self.net(torch.cat([noisy, history.flatten(1, 2)], 1), t)
+        wanted = self.schedule.target(clean, noise, t, self.config.prediction)
+        error = (made - wanted).square().mean((-2, -1), keepdim=True) * valid
+        return {"loss": error.sum() / valid.sum().clamp(min=1)}
+
+    @torch.no_grad()
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；每个窗口由 generator 得到自己的种子。"""
+        config = self.config
+        past = self._encode(history)  # (B, T_in, c, h, w)
+        condition = past.flatten(1, 2)
+        owner = torch.arange(len(past), device=past.device).repeat_interleave(num_members)  # (B·M,) 属于哪个窗口
+
+        def network(noisy: Tensor, t: Tensor) -> Tensor:  # (B, M, T_out·c, h, w)
+            parts = zip(noisy.flatten(0, 1).split(config.sample_chunk), owner.split(config.sample_chunk), strict=True)
+            made = [self.net(torch.cat([part, condition[of]], 1), t.expand(len(part))) for part, of in parts]
+            return torch.cat(made).view_as(noisy)
+
+        scheduler = make_scheduler(config.sampler, self.schedule, config.prediction, config.sampling_steps)
+        shape = (num_members, len(self.targets.mean), *self.latent[1:])
+        drawn = sample(network, scheduler, shape, window_generators(len(past), generator), past.device)
+        future = self.targets.inverse(drawn).unflatten(2, (self.frames_out, -1))  # (B, M, T_out, c, h, w)
+        if config.predict == "tendency":
+            future = future + past[:, None, -1:]
+        return self._decode(future)
+
+    def _target(self, last: Tensor, future: Tensor) -> Tensor:
+        """编码 (B, 1, c, h, w)、(B, T_out, c, h, w) → 还没有标准化的目标 (B, T_out·c, h, w)。"""
+        return (future - last if self.config.predict == "tendency" else future).flatten(1, 2)
+
+    def _valid(self, batch: Batch) -> Tensor:
+        """(B, T_out·c, 1, 1)：像素里逐通道；一帧的编码要各通道都有效。"""
+        valid = batch.valid[:, -self.frames_out :]  # (B, T_out, C)
+        if self.first_stage is not None:
+            valid = valid.all(-1, keepdim=True).expand(-1, -1, self.latent[0])
+        return valid.flatten(1, 2)[..., None, None]
+
+    def _encode(self, fields: Tensor) -> Tensor:
+        """(B, t, C, H, W) → (B, t, c, h, w)。"""
+        if self.first_stage is None:
+            return fields
+        with torch.no_grad():
+            return self.first_stage.encode(fields.flatten(0, 1)).unflatten(0, fields.shape[:2])
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """(B, M, T_out, c, h, w) → (B, M, T_out, C, H, W)。"""
+        if self.first_stage is None:
+            return codes
+        fields = self.first_stage.decode(rearrange(codes, "b m t c h w -> (b m t) c h w"))
+        return fields.float().unflatten(0, codes.shape[:3])
+
+
+def _check_grid(config: Config, latent: tuple[int, int, int]) -> None:
+    _, *grid = latent
+    halvings = len(config.multipliers) - 1
+    if any(side % 2**halvings for side in grid):
+        works = [n + 1 for n in range(halvings) if all(side % 2**n == 0 for side in grid)]
+        raise ValueError(
+            f"model.multipliers = {config.multipliers} halves the latent grid {grid[0]} x {grid[1]} {halvings} times, "
+            f"which its sides do not allow; numbers of levels that work: {works}"
+        )

@@ -1,0 +1,72 @@
+"""流匹配：数据与噪声之间的直线、训练时的时间分布、按维数的时间平移、Euler 采样。
+
+x_t = (1 − t)·数据 + t·噪声，t = 0 是数据、t = 1 是噪声；网络学的是速度 v = 噪声 − 数据（Lipman et al. 2023；
+Liu et al. 2023）。时间平移按要生成的数的个数：维数越高，同样的 t 上信息剩得越多，所以把时间推向噪声一侧
+（Esser et al. 2024 §5.3.2；基准 4096 与 √(维数 / 4096) 取自 Zheng et al. 2025，RAE）。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor
+
+BASE_DIM = 4096  # 时间不平移的维数；更小的也不平移
+LAST = 0.999  # 训练的 t 截断在这里；采样的格点（未平移）从 1 到 1 − LAST，再一步到 0
+
+
+def time_shift(dim: int) -> float:
+    """s = √(dim / 4096)，至少 1；dim 是一次生成的数的个数。"""
+    return max(1.0, (dim / BASE_DIM) ** 0.5)
+
+
+def shifted(t: Tensor, s: float) -> Tensor:
+    """t' = s·t / (1 + (s − 1)·t)：0、1 不动，(1 − t') / t' = (1 − t) / (s·t)，即信噪比的平方根除以 s。"""
+    return s * t / (1 + (s - 1) * t)
+
+
+def draw_times(count: int, s: float, device: torch.device) -> Tensor:
+    """(count,) 训练用的时间：logit(t) ~ N(0, 1)，截断在 [0, 0.999]，再平移；全局发生器。
+
+    按累积分布的逆来抽：截断是重新归一，不是削平；均匀的数各取自 count 等分的一段，一批里大小的 t 都有，
+    合起来的分布不变，梯度的噪声小（Kingma et al. 2021, VDM）。
+    """
+    most = torch.special.ndtr(torch.logit(torch.tensor(LAST, dtype=torch.float64))).item()
+    places = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
+    return shifted(torch.special.ndtri(places * most).sigmoid(), s)  # 抽到 0 时逆是 −∞，sigmoid 之后正是 t = 0
+
+
+def between(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """直线上的点：t (B,)，其余 (B, …)。"""
+    t = t.view(-1, *[1] * (data.dim() - 1))
+    return (1 - t) * data + t * noise
+
+
+def draw_members(count: int, shape: tuple[int, ...], generator: Generator | None, device: torch.device) -> Tensor:
+    """(B, count, …) 的标准高斯噪声，shape 为 (B, …)。
+
+    在发生器所在的设备上抽（没有给就是 CPU 的全局发生器）再搬过去，换了设备成员也不变；逐个成员地抽，
+    所以前几个成员与一共要几个无关，引擎把成员分几次来要，也是同一串。
+    """
+    source = generator.device if generator is not None else None
+    drawn = [torch.randn(shape, generator=generator, device=source) for _ in range(count)]
+    return torch.stack(drawn, 1).to(device)
+
+
+def sampling_times(steps: int, s: float) -> list[float]:
+    """steps + 1 个时间：1 − linspace(0, 0.999, steps) 平移之后，末了是 0。
+
+    原版停在 0.001（平移之后 0.001·s 的噪声留在结果里）；这里多走一步到 0，网络恰好算 steps 次。
+    """
+    grid = 1 - torch.linspace(0, LAST, steps, dtype=torch.float64)
+    return [*shifted(grid, s).tolist(), 0.0]
+
+
+def euler(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, times: list[float]) -> Tensor:
+    """dx/dt = v(x, t) 从噪声积分到数据；velocity 收 x (B, …) 与 t (B,)，给出 (B, …)。"""
+    x = noise
+    for now, then in pairwise(times):
+        x = x + (then - now) * velocity(x, torch.full((len(x),), now, device=x.device))
+    return x
