@@ -8,7 +8,9 @@
     new      内存里同样多的字节抄进新要来的内存：凡是每一批给出自己的内存的，都不会更快
     memcpy   抄进同一块缓冲区：上限
     device   data.residency = device：从设备上的一份取（没有显卡时就是内存里的一份）
-    disk     从盘上顺序读同样多的字节（每次先丢掉页缓存）：冷的缓存的上限
+    disk     --cold 时：从盘上顺序读同样多的字节，冷的缓存的上限
+
+--steps N 接着训练 N 步，量等数据的份额（benchmarks.training）。
 
 先各读一遍不计，所以量的是热的页缓存；--cold 每一遍之前让系统丢掉这些文件的缓存（posix_fadvise，不需要特权）。
 """
@@ -26,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.training import compare_steps
 from util.batch import Batch
 from util.cli import run_command
 from util.config import DataConfig, load_config
@@ -43,14 +46,23 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=200, help="windows read by each way in each round (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="windows read at once (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, the median counts (%(default)s)")
+    parser.add_argument("--steps", type=int, default=0, help="also train this many steps, real against synthetic data")
+    parser.add_argument("--step-rounds", type=int, default=3, help="rounds of --steps (%(default)s)")
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every reading")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     args = parser.parse_intermixed_args()
+    if min(args.windows, args.batch, args.rounds) < 1:
+        raise ValueError("--windows, --batch and --rounds must be at least 1")
     torch.set_num_threads(1)
-    config = load_config(args.config, args.overrides).data
+    run = load_config(args.config, args.overrides)
+    config = run.data
+    if config.store is None:
+        raise ValueError("data.store is needed, a packed copy of data.root: python -m util.data.pack --help")
     data = {source: open_data(DataConfig(**{**config.model_dump(), "source": source})) for source in ("tree", "store")}
     tree = data["tree"]
-    every = all_starts(tree.segments["train"], tree.spec.window)
+    every = np.array([s for s in all_starts(tree.segments["train"], tree.spec.window) if complete(tree, s)])
+    if not every.size:
+        raise ValueError("no training window without a gap: plain np.load needs every file")
     starts = np.random.default_rng(0).choice(every, min(args.windows, every.size), replace=False)
     batches = split_batches(starts, args.batch)
     size = tree.spec.window * tree.spec.num_channels * tree.spec.height * tree.spec.width * 4
@@ -69,10 +81,19 @@ def main() -> int:
     files = sorted({path for start in starts.tolist() for path in window_files(tree, start)})
     stored = sorted(Path(str(config.store)).glob("fields/[0-9]*"))
     files += stored
-    ways["disk"] = sequential(stored, size)
+    if args.cold:
+        ways["disk"] = sequential(stored, size)
     drop = (lambda: drop_cache(data["store"], files)) if args.cold else (lambda: None)
     show(measure(ways, batches, args.rounds, drop), len(starts), size)
+    if args.steps:
+        compare_steps(run, args.steps, args.step_rounds)
     return 0
+
+
+def complete(data: WeatherData, start: int) -> bool:
+    """各文件按名字都在。"""
+    reader, spec = data.windows.reader, data.spec
+    return all(reader.available(start + i * spec.interval_hours) for i in range(spec.window))
 
 
 def plain(data: WeatherData, start: int) -> np.ndarray:

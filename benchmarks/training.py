@@ -53,7 +53,20 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     args = parser.parse_intermixed_args()
     logging.getLogger("ar_pred").setLevel(logging.WARNING)
-    config = load_config(args.config, args.overrides)
+    compare_steps(load_config(args.config, args.overrides), args.steps, args.rounds)
+    return 0
+
+
+def compare_steps(config: RunConfig, steps: int, rounds: int) -> None:
+    """各种来源轮流走 steps 步，rounds 轮，印出表。
+
+    Raises:
+        ValueError: 没有存档；一轮的批数不够。
+    """
+    if config.data.store is None:
+        raise ValueError("data.store is needed, a packed copy of data.root: python -m util.data.pack --help")
+    if min(steps, rounds) < 1:
+        raise ValueError("--steps and the rounds must be at least 1")
     fabric = make_fabric(config)
     sources: dict[str, WeatherData] = {}
     for name, keys in SOURCES.items():
@@ -61,20 +74,19 @@ def main() -> int:
     spec = sources["tree"].spec
     state = build_state(fabric, config, spec, total_steps=1_000_000)
     batches = epoch_batches(config, sources["tree"], fabric, 0)
-    if len(batches) <= args.steps:
-        raise ValueError(f"--steps {args.steps}: an epoch of this config has {len(batches)} batches, one is the start")
-    batches = batches[: args.steps + 1]
+    if len(batches) <= steps:
+        raise ValueError(f"--steps {steps}: an epoch of this config has {len(batches)} batches, one is the start")
+    batches = batches[: steps + 1]
     fixed = next(feed(sources["tree"], batches[:1], fabric.device))
     ways: dict[str, Callable[[], Iterator[Batch]]] = {
         name: lambda data=data: feed(data, batches, fabric.device) for name, data in sources.items()
     }
     ways["synthetic"] = lambda: itertools.repeat(fixed, len(batches))
     found: dict[str, list[Round]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for name, make in ways.items():
             found[name].append(walk(fabric, state, config, make()))
-    show(found, args.steps, config.train.batch_size, f"{config.model['name']} on {fabric.device}")
-    return 0
+    show(found, steps, config.train.batch_size, f"{config.model['name']} on {fabric.device}")
 
 
 def walk(fabric, state: State, config: RunConfig, batches: Iterator[Batch]) -> Round:

@@ -92,6 +92,16 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tree, tmp_path: Path, mon
         open_data(resident(config_of(tree)), device=CPU)
 
 
+def test_a_container_has_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 3000\ninactive_file 700\n")
+    monkeypatch.setattr(residency, "CGROUP", tmp_path)
+    assert residency.available_memory() == 5000 - 4000 + 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert residency.available_memory() > 2**20
+
+
 @pytest.mark.parametrize("source", ["tree", "store"])
 def test_training_is_the_same(make_tree, tmp_path: Path, source: str):
     tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")

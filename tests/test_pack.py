@@ -19,6 +19,7 @@ import xarray as xr
 import yaml
 
 from tests.runs import ROOT, write_run
+from tests.small import small_spec
 from tests.stores import assert_same, contents, from_store, outcomes, pack_small
 from tests.trees import DAYS, SPLITS, config_of, damage
 from util.atomic import replacing
@@ -29,6 +30,7 @@ from util.data.calendar import parse_time
 from util.data.dataset import open_data
 from util.data.index import SPLITS as NAMES
 from util.data.pack import main
+from util.data.packing import chunk_rows
 from util.data.tree import field_path
 from util.data.windows import all_starts, split_batches
 
@@ -307,6 +309,29 @@ def test_files_that_appeared_are_packed(tree, tmp_path: Path):
     pack_small(config, tmp_path / "once")
     assert contents(store) == contents(tmp_path / "once")
     assert open_data(packed).windows[T0 + 24].valid[0, 1].tolist() == [True, True]
+
+
+def test_files_that_changed_are_packed(tree, tmp_path: Path):
+    """名字没有变，内容换了：坏的修好了、好的换了、插值的邻居换了，再打一次就与从头打的相同。"""
+    store, config = tmp_path / "store", config_of(tree)
+    damage(tree, "z_level_00", T0 + 96, "text")
+    pack_small(config, store)
+    before = {p.name: p.stat().st_mtime_ns for p in (store / "fields").glob("[0-9]*")}
+    for channel, hour in (("z_level_00", 96), ("t2m", 24), ("z_level_00", 150)):
+        np.save(field_path(tree.root, channel, T0 + hour), tree.fields[5, 0] + hour)
+    pack_small(config, store)
+    changed = [name for name, stamp in before.items() if (store / "fields" / name).stat().st_mtime_ns != stamp]
+    assert 3 <= len(changed) < len(before) - 3
+    pack_small(config, tmp_path / "once")
+    assert contents(store) == contents(tmp_path / "once")
+
+
+def test_a_chunk_holds_a_window():
+    """69 个通道、128 × 256：一行 9 MB，窗口 8 帧，一块 8 行；再大的网格一块不过 256 MB。"""
+    spec = small_spec(channels=69, grid=(128, 256), frames_in=7)
+    assert chunk_rows(69 * 128 * 256 * 4, spec) == 8
+    assert chunk_rows(9 * 128 * 256 * 4, spec) == 28
+    assert chunk_rows(69 * 721 * 1440 * 4, spec) == 1
 
 
 # ---- 命令

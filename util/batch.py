@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -93,9 +94,9 @@ class DataSpec:
         return (fields - mean[:, None, None]) / std[:, None, None]
 
     def standardize_(self, fields: Tensor) -> None:
-        """物理单位的 (..., C, H, W) 就地标准化；与读取进程里的逐位相同，都是 float32 的一减一除。"""
-        for values, change in ((self.mean, fields.sub_), (self.std, fields.div_)):
-            change(torch.tensor(values, dtype=fields.dtype, device=fields.device)[:, None, None])
+        """物理单位的 (..., C, H, W) float32 就地标准化；与读取进程里的逐位相同，都是 float32 的一减一除。"""
+        mean, std = _statistics(self, fields.device)
+        fields.sub_(mean).div_(std)
 
     def receive(self, wire: Wire, raw: bool) -> Batch:
         """到了设备上的一批 → Batch；raw 为真时先标准化，float32 的就地改。"""
@@ -112,3 +113,12 @@ class DataSpec:
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**fields)
+
+
+@cache
+def _statistics(spec: DataSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """均值与标准差 (C, 1, 1) float32，留在设备上：每批再送一次会使主机等设备。"""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (spec.mean, spec.std)
+    )
+    return mean, std

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,19 +65,30 @@ def read_record(job: Job, number: int) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         whole = not record["raws"] or raw_path(job.store, number).is_file()
-        return record if whole and record["inputs"] == inputs_digest(job, number) else None
+        same = record["inputs"] == inputs_digest(job, number)
+        return record if whole and same and record["raw_stamps"] == stamps_digest(job, record["raws"]) else None
     except (ValueError, KeyError, TypeError):  # 记录坏了，重做这一块
         return None
 
 
 def inputs_digest(job: Job, number: int) -> str:
-    """决定这一块内容的：各行的小时、前后 max_gap_hours 以内按名字存在的文件，更远处还有没有（序列的两端可以沿用）。"""
+    """决定这一块内容的：各行的小时、文件（换过没有），前后 max_gap_hours 以内按名字存在的，更远处还有没有。"""
     hours, gap = job.rows(number), job.plan.max_gap_hours
     low = max(0, int(hours[0]) - gap - job.reader.start)
     high = int(hours[-1]) + gap + 1 - job.reader.start
     digest = hashlib.blake2b(digest_size=16)
     for part in (hours, job.reader.present.numpy()[:, low:high], job.first < low, job.last >= high):
         digest.update(np.ascontiguousarray(part).tobytes())
+    here = job.reader.present.numpy()[:, hours - job.reader.start]  # (C, n)
+    digest.update(stamps_digest(job, [(c, int(hours[i])) for c, i in np.argwhere(here).tolist()]).encode())
+    return digest.hexdigest()
+
+
+def stamps_digest(job: Job, fields: Iterable[Sequence[int]]) -> str:
+    """这些 (通道, 小时) 的文件换过没有：大小与修改时间。"""
+    digest = hashlib.blake2b(digest_size=16)
+    for c, hour in fields:
+        digest.update(f"{job.reader.origin.stamp(c, hour)}\n".encode())
     return digest.hexdigest()
 
 
@@ -88,6 +100,7 @@ def pack_chunk(job: Job, number: int) -> int:
         OSError: 磁盘满之类。
     """
     hours, plan, reader = job.rows(number), job.plan, fresh(job.reader)
+    inputs = inputs_digest(job, number)  # 在读之前：读的途中换了文件，下一次就会重做
     block = np.full(plan.shape, np.nan, dtype=np.float32)  # 最后一块不满的部分、补不上的空缺是 NaN
     raws: dict[tuple[int, int], np.ndarray] = {}
     gaps: list[list[Any]] = []
@@ -99,10 +112,13 @@ def pack_chunk(job: Job, number: int) -> int:
         except DataError:  # 空缺太长：训练的窗口也不会用到它，用到时同样报错
             block[i, c] = np.nan
             gaps.append([c, hour, []])
+    if not raws:
+        raw_path(job.store, number).unlink(missing_ok=True)  # 上一次有空缺，这一次补上了
     faults = [[c, h, error.fault, error.detail] for (c, h), error in reader.faults.items()]
     stored = torch.from_numpy(block).to(torch_type(plan))
     record = {
-        "inputs": inputs_digest(job, number),
+        "inputs": inputs,
+        "raw_stamps": stamps_digest(job, raws),
         "digest": write_bytes(chunk_path(job.store, number), stored.view(torch.uint8).numpy().data.cast("B")),
         "raws": [[c, h] for c, h in raws],
         "raw_digest": write_bytes(raw_path(job.store, number), np.stack([*raws.values()]).tobytes()) if raws else None,

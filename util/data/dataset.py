@@ -52,7 +52,7 @@ def open_data(
 
     Args:
         announce: 由这个进程报告按名字缺失的文件；多进程训练里只有零号进程报告，读坏的则谁读到谁记。
-        device: 训练所在的设备，data.residency = device 时训练与验证留在那里；只读一遍的用途（评测）不给，从盘上读。
+        device: 训练所在的设备，训练与验证按 data.residency 留在那里或内存里；只读一遍的用途（评测）不给，从盘上读。
 
     Raises:
         ValueError: 路径、变量、层、年份、统计量、划分、窗口长度等任何一处不对。
@@ -76,13 +76,12 @@ def open_data(
         report.write_text("channel,time,path,reason\n", encoding="utf-8")
     used = np.concatenate([np.concatenate(segments[split]) for split in SPLITS])
     reader = FieldReader(origin, spec, index, used, report, announce)
-    if config.residency == "memory":
-        assert isinstance(origin, Store)
-        keep_in_memory(origin, used)
-    resident = None
+    resident, again = None, np.concatenate([*segments["train"], *segments["val"]])  # again：每一轮都要再读的
     if config.residency == "device" and device is not None:
-        again = np.concatenate([*segments["train"], *segments["val"]])  # 每一轮都要再读的
         resident = keep_on_device(reader, again, device)
+    if config.residency == "memory" and device is not None:
+        assert isinstance(origin, Store)
+        keep_in_memory(origin, again)
     data = WeatherData(config, spec, segments, WindowDataset(reader), resident)
     counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
     sizes = (spec.num_channels, spec.height, spec.width)

@@ -51,7 +51,8 @@ def import_to_store(plan: Plan, sources: Sequence[str], store: Path, dtype: str,
     for name, moments in found.moments.items():
         check_moments(name, moments, " to ".join(plan.config.splits.train))
     config = plan.config.model_copy(update={"max_missing": 1.0})  # 容许缺多少，由读存档的那一份配置管
-    origin = Source(plan, config, found)
+    wanted = _wanted(plan)
+    origin = Source(plan, config, found, [json_digest([wanted, stamp]) for stamp in _stamps(sources)])
     extremes = [(found.moments[name].low, found.moments[name].high) for name in origin.channels]
     mean, std = zip(*origin.statistics(), strict=True)
     spec = make_spec(config, origin.channels, mean, std, standardized=False)
@@ -64,7 +65,7 @@ def import_to_store(plan: Plan, sources: Sequence[str], store: Path, dtype: str,
 def _survey(plan: Plan, store: Path, stamps: list[Any]) -> Survey:
     """过一遍，或读回上一次的；源文件、要的变量、网格、划分有一样不同就重来。"""
     path = store / "pack" / "survey.json"
-    key = json_digest([stamps, plan.request.model_dump(), plan.values, [str(part) for part in plan.region]])
+    key = json_digest([stamps, _wanted(plan), plan.values])
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["key"] == key:
@@ -74,6 +75,12 @@ def _survey(plan: Plan, store: Path, stamps: list[Any]) -> Survey:
     found = Survey(*survey(plan, lambda _name, _hour, field: bool(np.isfinite(field).all())))
     write_json(path, {"key": key, **found._asdict()})
     return found
+
+
+def _wanted(plan: Plan) -> list[Any]:
+    """从源文件里取什么、怎样换。"""
+    grid = [plan.values[name] for name in ("latitude", "longitude", "pressure_hpa")]
+    return [plan.request.model_dump(), grid, [str(part) for part in plan.region]]
 
 
 def _stamps(sources: Sequence[str]) -> list[Any]:
@@ -91,7 +98,8 @@ class Source:
     standardized = False
     dtype = torch.float32
 
-    def __init__(self, plan: Plan, config: DataConfig, found: Survey) -> None:
+    def __init__(self, plan: Plan, config: DataConfig, found: Survey, stamps: list[str]) -> None:
+        """stamps: 各源文件一个，文件或取法换了就变。"""
         self.plan, self.config, self.root, self.channels = plan, config, config.root, plan.names
         self.found = found
         names = {name: variable for variable, channels in plan.channels.items() for name in channels}
@@ -104,6 +112,10 @@ class Source:
                 int(h): (i, row) for i, (view, part) in enumerate(parts) for row, h in enumerate(view.hours[part])
             }
             for variable, parts in self.parts.items()
+        }
+        self.stamps = {
+            v: [s for view, s in zip(views, stamps, strict=True) for _ in block_parts(view)]
+            for v, views in plan.views.items()
         }
         self.block = lru_cache(BLOCKS_KEPT * len(self.parts))(self._read)
 
@@ -140,7 +152,9 @@ class Source:
         return self.block(variable, number)[row, level]
 
     def stamp(self, c: int, hour: int) -> str:
-        return ""
+        variable, _ = self.places[c]
+        number, _ = self.rows[variable][hour]
+        return self.stamps[variable][number]
 
     def _read(self, variable: str, number: int) -> np.ndarray:
         return read_block(self.plan, variable, *self.parts[variable][number])

@@ -29,6 +29,7 @@ from util.data.workers import Run, spread
 from util.zarr_files import FILE_TYPES
 
 CHUNK_BYTES = 32 * 2**20  # 一块约这么大：大到读得连续，小到一块的内存不算什么
+MOST_BYTES = 256 * 2**20  # 打包的每个进程要拿住一块
 LOCK_SECONDS = 10.0  # 上一次刚被 kill -9，它的子进程随后就退
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("ar_pred")
@@ -86,7 +87,7 @@ def make_plan(
 ) -> Plan:
     """这份配置要的存档；extremes: 各通道的最小、最大，不知道的是 None。
 
-    一块的行数只由一行的大小定（至多一年），往后追加时不变。
+    一块的行数往后追加时不变。
     """
     row_bytes = spec.num_channels * spec.height * spec.width * FILE_TYPES[dtype].itemsize
     return Plan(
@@ -103,12 +104,18 @@ def make_plan(
         interval_hours=spec.interval_hours,
         max_gap_hours=config.max_gap_hours,
         dtype=dtype,
-        chunk_rows=max(1, min(round(CHUNK_BYTES / row_bytes), 366 * 24 // spec.interval_hours)),
+        chunk_rows=chunk_rows(row_bytes, spec),
         years=split_years(config),
         root=config.root,
         commands=[command],
         extremes=[pair and list(pair) for pair in extremes],
     )
+
+
+def chunk_rows(row_bytes: int, spec: DataSpec) -> int:
+    """一块几行：约 CHUNK_BYTES，至少一个窗口（它至多跨两块；一块不大过 MOST_BYTES），至多一年。"""
+    window = min(spec.window, MOST_BYTES // row_bytes)
+    return max(1, min(max(round(CHUNK_BYTES / row_bytes), window), 366 * 24 // spec.interval_hours))
 
 
 def merge(store: Path, old: Plan, new: Plan) -> Plan:

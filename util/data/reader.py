@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -121,8 +122,11 @@ class Tree:
         return read_field(field_path(self.root, self.channels[c], hour), self.shape)
 
     def stamp(self, c: int, hour: int) -> str:
-        path = field_path(self.root, self.channels[c], hour)
-        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else ""
+        try:
+            found = os.stat(self._paths(hour)[c])
+        except FileNotFoundError:
+            return ""
+        return f"{found.st_size} {found.st_mtime_ns}"
 
     def _paths(self, hour: int) -> list[str]:
         """这一小时各通道的文件；同 field_path，但一年只排一次，读一个文件才十几微秒。"""

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from util.data.store import Store
 from util.zarr_files import FILE_TYPES, chunk_name
 
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 log = logging.getLogger("ar_pred")
 
 
 def keep_in_memory(store: Store, hours: np.ndarray) -> None:
-    """hours: 各划分用到的小时；只读所选的通道。
+    """hours: 要留住的小时；只读所选的通道。
 
     Raises:
         ValueError: 放不下；说出要多少、有多少。
@@ -46,6 +46,12 @@ def keep_in_memory(store: Store, hours: np.ndarray) -> None:
 
 
 def available_memory() -> int:
-    """字节；页缓存里可以让出的也算。"""
+    """字节；页缓存里可以让出的也算，容器（cgroup 第 2 版）给的限额也算。"""
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = (CGROUP / "memory.max").read_text().strip() if (CGROUP / "memory.max").is_file() else "max"
+    if limit == "max":
+        return available
+    used = int((CGROUP / "memory.current").read_text())
+    cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
+    return min(available, int(limit) - used + int(cached))

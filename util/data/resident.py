@@ -21,6 +21,7 @@ from util.data.residency import available_memory
 from util.data.windows import WindowDataset
 
 BLOCK_BYTES = 128 * 2**20  # 搬上设备时一次的大小
+SHARE = 0.9  # 数据至多占空着的这么多；余下的给模型，够不够由预检说
 log = logging.getLogger("ar_pred")
 
 
@@ -48,17 +49,16 @@ class Resident:
         hours = windows.hours(starts)  # (B, t)
         rows = np.searchsorted(self.hours, hours)
         device = self.fields.device
-        index = torch.from_numpy(rows.ravel()).to(device, non_blocking=True)
+        index = upload(torch.from_numpy(rows.ravel()), device)
         fields = self.fields.index_select(0, index).unflatten(0, rows.shape).float()  # (B, t, C, H, W)
-        valid = torch.ones(fields.shape[:3], dtype=torch.bool)
+        valid = torch.ones(fields.shape[:3], dtype=torch.bool, device=device)
         broken = np.flatnonzero(~self.whole[rows].all(axis=1)).tolist()
         if broken:
             read = windows.__getitems__([starts[i] for i in broken])
-            places = torch.tensor(broken)
-            valid[places] = read.valid
-            fields[places.to(device)] = torch.cat([read.history, read.future], 1).to(device)
-        wire = Wire(fields, windows.utc(hours).to(device), valid.to(device))
-        return self.spec.receive(wire, raw=False)
+            places = torch.tensor(broken, device=device)
+            valid[places] = read.valid.to(device)
+            fields[places] = torch.cat([read.history, read.future], 1).to(device)
+        return self.spec.receive(Wire(fields, upload(windows.utc(hours), device), valid), raw=False)
 
 
 def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device) -> Resident:
@@ -71,10 +71,11 @@ def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device)
     dtype = wire.dtype
     frame = spec.num_channels * spec.height * spec.width * dtype.itemsize
     needed, free = hours.size * frame, free_memory(device)
-    if needed > free:
+    if needed > SHARE * free:
         raise ValueError(
-            f"data.residency = device needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on {device}; "
-            "use memory or disk, fewer channels or years, or a store packed with --dtype float16"
+            f"data.residency = device needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on {device}, "
+            f"the data may take {SHARE:.0%} of that; use memory or disk, fewer channels or years, or a store packed "
+            "with --dtype float16"
         )
     log.info("residency: device %s, %.2f GB of %.2f GB free", device, needed / 1e9, free / 1e9)
     fields = torch.empty((hours.size, spec.num_channels, spec.height, spec.width), dtype=dtype, device=device)
@@ -93,6 +94,11 @@ def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device)
                 spec.standardize_(place)  # 现在就做，免得每一批再做
             bar.update(part.size * frame)
     return Resident(spec, hours, whole, fields)
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """小张量送上设备；锁页的才能异步，不锁页主机就要等设备做完手里的。"""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def free_memory(device: torch.device) -> int:
