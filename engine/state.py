@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -25,12 +25,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build_model, first_stage_file
 from models.interface import Portable
+from models.layers.latents import LatentScaling
 from util.batch import Batch, DataSpec
 from util.checkpoint import file_sha256, forecast_weights, load_checkpoint, random_state, set_random_state
 from util.config import RunConfig
 from util.optim import make_optimizer, make_scheduler
 
 log = logging.getLogger("ar_pred")
+FIRST_STAGE = "first_stage."  # 阶段一在阶段二里的名字
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 Content = dict[str, Any]
 
@@ -61,12 +63,13 @@ class NonFinite(ValueError):
 
 
 class Initial(NamedTuple):
-    """train.init 的检查点：路径、文件的 sha256、拿去预报的那份权重、它的数据。"""
+    """train.init 的检查点：路径、文件的 sha256、拿去预报的那份权重、它的数据、它的阶段一从哪里来。"""
 
     path: str
     sha256: str
     weights: dict[str, torch.Tensor]
     spec: DataSpec
+    first_stage: dict[str, str]
 
 
 @dataclass
@@ -113,17 +116,32 @@ def build_state(
             raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
         return State(fabric.to_device(model), None, None, None, None, Progress(), first_stage=origin)
     if initial is not None:
-        start_from(model, initial, spec)  # 在 EMA 的副本之前：副本也从这里起步
+        start_from(model, initial, spec, origin)  # 在 EMA 的副本之前：副本也从这里起步
     model = fabric.to_device(model)
     ema = None
     if config.train.ema_decay is not None:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay), use_buffers=True)
+        ema = AveragedModel(model, multi_avg_fn=ema_average(config.train.ema_decay), use_buffers=True)
     optimizer = make_optimizer(model, config.train)
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
     sha256 = initial.sha256 if initial else ""
     return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin)
+
+
+def ema_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """滑动平均；整数的 buffer（位置的编号、计数）照抄，平均了会截断。同一次调用里的张量类型相同。"""
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        (average if averaged[0].is_floating_point() else copy_all)(averaged, current, count)
+
+    return update
+
+
+def copy_all(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any) -> None:
+    for mine, theirs in zip(averaged, current, strict=True):
+        mine.copy_(theirs)
 
 
 def model_options(content: Content) -> dict[str, Any]:
@@ -168,17 +186,24 @@ def read_initial(path: str) -> Initial:
     content = load_checkpoint(path)
     if "progress" not in content:  # 如 tmp/ 里缓存的气候态
         raise ValueError(f"train.init = {path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
-    return Initial(path, file_sha256(path), forecast_weights(content), DataSpec.from_dict(content["spec"]))
+    spec = DataSpec.from_dict(content["spec"])
+    return Initial(path, file_sha256(path), forecast_weights(content), spec, content.get("first_stage", {}))
 
 
-def start_from(model: nn.Module, initial: Initial, spec: DataSpec) -> None:
-    """名字相同的张量全部抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
+def start_from(model: nn.Module, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:
+    """名字相同的张量抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
+
+    不抄的：潜变量的统计量（权重接着学，它就过时了，引擎会重新看一遍）；阶段一不是同一个文件时，阶段一的权重。
 
     Raises:
         ValueError: 同名的张量形状不同；没有一个同名。
     """
     own = model.state_dict()
-    taken = {name: value for name, value in initial.weights.items() if name in own}
+    scalings = (name for name, module in model.named_modules() if isinstance(module, LatentScaling))
+    anew = tuple(f"{name}." for name in scalings if not name.startswith(FIRST_STAGE))
+    if first_stage.get("sha256") != initial.first_stage.get("sha256"):
+        anew += (FIRST_STAGE,)
+    taken = {name: value for name, value in initial.weights.items() if name in own and not name.startswith(anew)}
     for name, value in taken.items():
         if value.shape != own[name].shape:
             raise ValueError(

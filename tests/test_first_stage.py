@@ -20,7 +20,7 @@ from engine.evaluate import evaluate_checkpoint
 from engine.forecast import forecast
 from engine.preflight import smoke
 from engine.scoring import Options
-from engine.state import load_forecaster
+from engine.state import ema_average, load_forecaster
 from models import build_model
 from tests.runs import checkpoint, losses, train_here, write_run
 from tests.small import small_batch, small_spec
@@ -244,3 +244,51 @@ def test_a_trained_first_stage_writes_its_reconstruction(stage_one):
     assert summary["reconstruction"]["compression"] == 4 * 2 * 4 / (2 * 8 * 16)
     assert (folder / "reconstruction/figures/codec.png").is_file() and not (folder / "test").exists()
     assert "reconstruction RMSE, t2m" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_statistics_are_found_again_after_train_init(tree, stage_one, tmp_path: Path) -> None:
+    """阶段一接着学：抄来的统计量已经过时，要重新看一遍，恰是新权重的。"""
+    init = f"train.init={best(stage_one, 'codec')}"
+    assert train_stage(tmp_path, tree, CODEC, "more", init, "train.lr=0.05") == 0
+    old, new = (load_checkpoint(best(folder, run)) for folder, run in ((stage_one, "codec"), (tmp_path, "more")))
+    assert not torch.equal(old["model"]["latents.std"], new["model"]["latents.std"])
+    model, _ = load_forecaster(new, CPU)
+    config = load_config(tmp_path / "run.yaml", ())
+    data = open_data(config.data)
+    hours = np.concatenate(data.segments["train"])
+    whole = hours[: hours.size // data.spec.window * data.spec.window].reshape(-1, data.spec.window)[:, 0]
+    batch = data.windows.__getitems__(whole.tolist())
+    with torch.no_grad():
+        latents = model.encode(torch.cat([batch.history, batch.future], 1).flatten(0, 1))
+    assert latents.mean((0, 2, 3)).abs().max() < 0.05
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_train_init_does_not_replace_another_first_stage(tree, stage_one, tmp_path: Path) -> None:
+    first = f"model={ {**FORECASTER, 'first_stage': str(best(stage_one, 'codec'))} }"
+    assert train_here(write_run(tmp_path, tree, train={"epochs": 1}), first, "run.name=a") == 0
+    assert train_stage(tmp_path, tree, CODEC, "other", "run.seed=7") == 0
+    second = f"model={ {**FORECASTER, 'first_stage': str(best(tmp_path, 'other'))} }"
+    config = write_run(tmp_path, tree, train={"epochs": 0})
+    assert train_here(config, second, "run.name=b", f"train.init={best(tmp_path, 'a')}") == 0
+    made, other, before = (load_checkpoint(best(tmp_path, run)) for run in ("b", "other", "a"))
+    held = forecast_weights(other)
+    assert all(torch.equal(made["model"][f"first_stage.{name}"], value) for name, value in held.items())
+    own = [name for name in made["model"] if not name.startswith("first_stage.")]
+    assert own and all(torch.equal(made["model"][name], before["model"][name]) for name in own)
+
+
+def test_the_average_copies_integers() -> None:
+    """整数的 buffer 平均了会截断（SigLIP 的位置编号）。"""
+    model = torch.nn.Module()
+    model.register_buffer("places", torch.arange(256), persistent=False)
+    model.weight = torch.nn.Parameter(torch.zeros(3))
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema_average(0.9978), use_buffers=True)
+    for step in range(4):
+        model.weight.data.fill_(step)
+        average.update_parameters(model)
+    assert torch.equal(average.module.places, torch.arange(256))
+    expected = 0.0
+    for step in range(1, 4):
+        expected = 0.9978 * expected + (1 - 0.9978) * step
+    assert torch.allclose(average.module.weight, torch.full((3,), expected))
