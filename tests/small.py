@@ -76,6 +76,19 @@ def tiny_model(spec: DataSpec, seed: int = 42, **options: Any) -> Any:
     return build_model({**TINY, **options}, spec)
 
 
+def on_paper(name: str, shape: tuple[int, int, int, int], frames_out: int | None = None, **options: Any) -> Any:
+    """只有形状的模型，不占内存；shape 为公开代码里的 (T, C, H, W)。"""
+    frames, channels, *grid = shape
+    spec = small_spec(channels, (grid[0], grid[1]), frames, frames_out or frames)
+    with torch.device("meta"):
+        return build_model({"name": name, **options}, spec)
+
+
+def count(module: nn.Module) -> int:
+    """参数的个数。"""
+    return sum(p.numel() for p in module.parameters())
+
+
 @contextmanager
 def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
     """依次收下一个模块每次调用的输出。"""

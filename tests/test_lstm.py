@@ -107,17 +107,6 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model.eval()(history), model(history))
 
 
-@every_variant
-def test_bf16_and_compiled_give_the_same_forecast(variant: str) -> None:
-    model, history = make(variant=variant).eval(), small_batch(SPEC).history
-    with torch.inference_mode():
-        expected = model(history)
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(model(history).float(), expected, rtol=0.05, atol=0.02)
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(compiled(history), model(history))
-
-
 def test_dropout_with_one_layer_is_refused() -> None:
     for dropout in ({}, {"dropout": 0.2}):
         with pytest.raises(ValueError, match=r"model\.dropout = 0\.2: acts between layers, and model\.layers = 1"):

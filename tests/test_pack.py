@@ -179,6 +179,20 @@ def test_a_flipped_byte_is_found(tree, tmp_path: Path, capsys: pytest.CaptureFix
     assert contents(store) == whole
 
 
+def test_damaged_times_and_a_damaged_chunk_are_both_listed(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """时刻坏了，块的时刻就说不出，但坏的都要列出。"""
+    store = tmp_path / "store"
+    pack_small(config_of(tree), store)
+    for name in ("time/0", "fields/0.0.0.0", "fields/2.0.0.0"):
+        values = bytearray((store / name).read_bytes())
+        values[7] ^= 64  # 第一个时刻的最高字节：远在 datetime 之外
+        (store / name).write_bytes(values)
+    assert main(["--verify", "--out", str(store)]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [f"{store / name}: checksum differs" for name in ("fields/0.0.0.0", "fields/2.0.0.0", "time/0")]
+    assert last.startswith(f"{store}: 3 files are damaged")
+
+
 # ---- 磁盘满
 
 
@@ -272,6 +286,39 @@ def test_only_later_years_can_be_appended(make_tree, tmp_path: Path):
     ):
         pack_small(config_of(tree, splits=earlier), tmp_path / "store")
     open_data(from_store(config_of(tree, splits=later), tmp_path / "store"))  # 还好好的
+
+
+def test_years_in_between_cannot_be_appended(make_tree, tmp_path: Path):
+    """报错说得出存档里空着的那一年。"""
+    tree = make_tree(tmp_path / "tree", CHANNELS, (4, 8), "1999-12-25", "2002-01-05", interval=24)
+    ends = {"val": ["2001", "2001"], "test": ["2002", "2002"]}
+    config = config_of(tree, interval_hours=24, splits={"train": ["1999", "1999"], **ends})
+    pack_small(config, tmp_path / "store")
+    wider = config_of(tree, interval_hours=24, splits={"train": ["1999", "2000"], **ends})
+    with pytest.raises(ValueError, match=r"holds 1999, 2001 to 2002, data.splits need 1999 to 2002: only later"):
+        pack_small(wider, tmp_path / "store")
+    with pytest.raises(ValueError, match=r"need 2000, the store .* holds 1999, 2001 to 2002; later years"):
+        open_data(from_store(wider, tmp_path / "store"))
+
+
+@pytest.mark.parametrize("left", ["", '{"channels": [', "7", "null"])
+def test_a_damaged_plan(tree, tmp_path: Path, left: str):
+    """一行说出是哪个文件、怎么办；照着做就接着打完。"""
+    store, config = tmp_path / "store", config_of(tree)
+    pack_small(config, store)
+    whole = contents(store)
+    (store / "store.json").unlink()
+    (store / "pack/plan.json").write_text(left)
+    said = (
+        f"{store}/pack/plan.json: damaged; remove it and run the same command again, the chunks already packed are kept"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pack_small(config, store)
+    (store / "pack/plan.json").unlink()
+    before = {p: p.stat().st_mtime_ns for p in (store / "fields").glob("[0-9]*")}
+    pack_small(config, store)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert contents(store) == whole
 
 
 @pytest.mark.parametrize(

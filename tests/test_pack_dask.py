@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -24,8 +25,9 @@ from util.data import packing as pack_module
 from util.data import workers as workers_module
 from util.data.pack import main
 from util.data.statistics import channel_statistics
-from util.data.workers import check_worker_options, spread
+from util.data.workers import check_worker_options, recorded_command, spread
 
+MODULE = "util.data.pack"
 HOOK = """
 import os, time
 from pathlib import Path
@@ -89,6 +91,40 @@ def test_same_bytes_and_same_numbers(tree, tmp_path: Path, address: str, monkeyp
         spread(1, address, None, [tmp_path / "nowhere"]) as run,
     ):
         list(run(work, [1]))
+
+
+def test_the_recorded_command_leaves_out_who_did_the_work(
+    tree, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+):
+    """本机的、dask 的、换了进程数接着做的，整个文件夹逐字节相同。"""
+    words = ["--config", str(write_config(tmp_path, tree)), "data.workers=0", "--out", "store"]
+    monkeypatch.setattr(pack_module, "CHUNK_BYTES", 5 * len(CHANNELS) * 4 * 8 * 4)
+    ways = {"local": ["--workers", "2"], "dask": ["--workers=1", "--scheduler", address], "again": []}
+    for name, options in ways.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert main([*words, *options]) == 0
+    for name in ("store.json", "fields/3.0.0.0", "pack/plan.json"):
+        (Path("store") / name).unlink()
+    assert main(["--workers=1", *words]) == 0
+    found = [contents(tmp_path / name / "store") for name in ways]
+    assert found[0] == found[1] == found[2]
+    assert json.loads(Path("store/.zattrs").read_text())["history"] == shlex.join(["python", "-m", MODULE, *words])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--workers", "4"], ["--workers=4"], ["--scheduler"], ["--scheduler", "tcp://n:1"], ["--scheduler=tcp://n:1"]],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("place", [0, 3, 5, 7])  # 不在 key=value 前：会被当成地址，命令行不收
+def test_recorded_command(options: list[str], place: int, monkeypatch: pytest.MonkeyPatch):
+    words = ["--config", "my run.yaml", "data.workers=0", "--out", "store", "--latitude", "-89.5"]
+    given = [*words[:place], *options, *words[place:]]
+    expected = f"python -m {MODULE} --config 'my run.yaml' data.workers=0 --out store --latitude -89.5"
+    assert recorded_command(MODULE, given) == expected
+    monkeypatch.setattr("sys.argv", ["pack.py", *given])
+    assert recorded_command(MODULE, None) == expected
 
 
 def work(shared: int, item: int) -> int:
@@ -159,7 +195,7 @@ def test_killed_and_run_again(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (store / "store.json").exists()
     stamps = {path: path.stat().st_mtime_ns for path in done}
     monkeypatch.setattr(pack_module, "CHUNK_BYTES", size)
-    command = shlex.join(["python", "-m", "util.data.pack", *options, "--workers", "1", "--scheduler"])
+    command = recorded_command(MODULE, options)
     data = load_config(str(config), []).data
     pack_module.pack(data, store, "float32", 1, command, address)
     assert stamps == {path: path.stat().st_mtime_ns for path in done}

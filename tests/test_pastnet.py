@@ -15,7 +15,7 @@ from models import build_model
 from models.pastnet import FourierBranch, FourierFilter, Halve, Residual
 from tests.numpy_layers import batch_norm, conv, values
 from tests.runs import ROOT
-from tests.small import outputs_of, small_batch, small_spec
+from tests.small import count, on_paper, outputs_of, small_batch, small_spec
 from util.batch import Batch
 from util.config import load_config
 
@@ -27,18 +27,6 @@ MEMORY = {"name": "pastnet", "task": "reconstruct", **SIZES}
 def small(spec: Any, **options: Any) -> Any:
     torch.manual_seed(0)
     return build_model({**SMALL, **options}, spec).eval()
-
-
-def on_paper(shape: tuple[int, int, int, int], frames_out: int | None = None, **options: Any) -> Any:
-    """只有形状的模型，不占内存；shape 为公开代码里的 (T, C, H, W)。"""
-    frames, channels, *grid = shape
-    spec = small_spec(channels, (grid[0], grid[1]), frames, frames_out or frames)
-    with torch.device("meta"):
-        return build_model({"name": "pastnet", **options}, spec)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 CODEBOOK, AVERAGES, SECOND_LINEAR = 512 * 64, 512 * 64, 256 * 128 + 128  # 公开的计数里从来没有梯度的三样
@@ -56,12 +44,12 @@ CODEBOOK, AVERAGES, SECOND_LINEAR = 512 * 64, 512 * 64, 256 * 128 + 128  # 公�
 def test_counts_are_the_public_ones_less_what_never_had_a_gradient(
     shape: tuple[int, int, int, int], options: dict[str, int], public: int
 ) -> None:
-    assert count(on_paper(shape, **options)) == public - CODEBOOK - AVERAGES - SECOND_LINEAR
+    assert count(on_paper("pastnet", shape, **options)) == public - CODEBOOK - AVERAGES - SECOND_LINEAR
     assert CODEBOOK + AVERAGES + SECOND_LINEAR == 98_432
 
 
 def test_each_part_has_the_public_count() -> None:
-    model = on_paper((10, 1, 64, 64))
+    model = on_paper("pastnet", (10, 1, 64, 64))
     assert count(model.encoder) + count(model.decoder) == 889_921 - CODEBOOK - AVERAGES
     assert count(model.fourier) == 127_061 - SECOND_LINEAR
     assert count(model.propagation) == 15_481_344
@@ -73,7 +61,7 @@ def test_each_part_has_the_public_count() -> None:
 
 def test_other_numbers_of_frames_out_change_only_the_last_block() -> None:
     per_channel = 204 * 256 // 2 // 8 + 4 * 3  # 3² + 5² + 7² + 11² = 204；四个偏置、四个 GroupNorm
-    same, fewer = on_paper((12, 1, 32, 64)), on_paper((12, 1, 32, 64), frames_out=4)
+    same, fewer = on_paper("pastnet", (12, 1, 32, 64)), on_paper("pastnet", (12, 1, 32, 64), frames_out=4)
     assert count(same) - count(fewer) == 8 * 64 * per_channel
 
 

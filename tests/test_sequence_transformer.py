@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.cost import flops_per_sample
 from models import build_config, build_model
@@ -182,17 +182,7 @@ def test_mistakes_in_the_config(options: dict[str, Any], said: str) -> None:
 
 
 @every_variant
-def test_bf16_compiled_and_counted(variant: str) -> None:
-    torch.manual_seed(0)
-    torch._dynamo.reset()
+def test_every_weight_is_counted_as_work(variant: str) -> None:
     spec = small_spec(grid=(4, 6), frames_in=4, frames_out=2)
-    model, batch = build_model(small(variant), spec).eval(), small_batch(spec)
-    with torch.no_grad():
-        plain = model(batch.history)
-        compiled = torch.compile(model, backend="aot_eager")(batch.history)
-        with torch.autocast("cpu", torch.bfloat16):
-            half, loss = model(batch.history), model.loss(batch)["loss"]
-    torch.testing.assert_close(compiled, plain)
-    torch.testing.assert_close(half.float(), plain, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(loss.float(), nn.functional.mse_loss(plain, batch.future), rtol=0.02, atol=0.0)
+    model = build_model(small(variant), spec).eval()
     assert flops_per_sample(model, spec) > 2 * sum(p.numel() for p in model.parameters() if p.ndim > 1)

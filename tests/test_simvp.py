@@ -14,7 +14,7 @@ from models import build_model
 from models.layers.inception import Inception
 from models.simvp import DropPath, GatedBlock, UpConv
 from tests.numpy_layers import batch_norm, conv, group_norm, values
-from tests.small import small_batch, small_spec
+from tests.small import count, on_paper, small_batch, small_spec
 
 SMALL = {"name": "simvp", "hid_S": 8, "hid_T": 16, "N_S": 2, "N_T": 2}
 GATED = {**SMALL, "translator": "gsta"}
@@ -23,18 +23,6 @@ GATED = {**SMALL, "translator": "gsta"}
 def small(spec: Any, **options: Any) -> Any:
     torch.manual_seed(0)
     return build_model({**SMALL, **options}, spec).eval()
-
-
-def on_paper(shape: tuple[int, int, int, int], frames_out: int | None = None, **options: Any) -> Any:
-    """只有形状的模型，不占内存；shape 为公开代码里的 (T, C, H, W)。"""
-    frames, channels, *grid = shape
-    spec = small_spec(channels, (grid[0], grid[1]), frames, frames_out or frames)
-    with torch.device("meta"):
-        return build_model({"name": "simvp", **options}, spec)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize(
@@ -59,11 +47,11 @@ def count(module: nn.Module) -> int:
 def test_parameter_counts_equal_the_public_ones(
     shape: tuple[int, int, int, int], hid_S: int, hid_T: int, N_S: int, total: int
 ) -> None:
-    assert count(on_paper(shape, hid_S=hid_S, hid_T=hid_T, N_S=N_S, N_T=8)) == total
+    assert count(on_paper("simvp", shape, hid_S=hid_S, hid_T=hid_T, N_S=N_S, N_T=8)) == total
 
 
 def test_each_part_has_the_public_count() -> None:
-    model = on_paper((10, 1, 64, 64), hid_S=64, hid_T=256, N_S=4, N_T=8)
+    model = on_paper("simvp", (10, 1, 64, 64), hid_S=64, hid_T=256, N_S=4, N_T=8)
     assert [count(part) for part in (model.encoder, model.translator, model.decoder)] == [111_936, 15_481_344, 185_153]
 
 
@@ -79,14 +67,14 @@ def test_each_part_has_the_public_count() -> None:
 def test_the_gated_translator_has_the_public_count(
     shape: tuple[int, int, int, int], hid_S: int, hid_T: int, N_S: int, total: int, around: int
 ) -> None:
-    model = on_paper(shape, translator="gsta", hid_S=hid_S, hid_T=hid_T, N_S=N_S, N_T=8)
+    model = on_paper("simvp", shape, translator="gsta", hid_S=hid_S, hid_T=hid_T, N_S=N_S, N_T=8)
     assert count(model.translator) == total - around
 
 
 def test_other_numbers_of_frames_out_change_only_the_last_block() -> None:
     per_channel = 204 * 256 // 2 // 8 + 4 * 3  # 3² + 5² + 7² + 11² = 204；四个偏置、四个 GroupNorm
-    fewer = on_paper((12, 1, 32, 64), frames_out=4, hid_S=32, hid_T=256, N_S=2, N_T=8)
-    more = on_paper((12, 1, 32, 64), frames_out=20, hid_S=32, hid_T=256, N_S=2, N_T=8)
+    fewer = on_paper("simvp", (12, 1, 32, 64), frames_out=4, hid_S=32, hid_T=256, N_S=2, N_T=8)
+    more = on_paper("simvp", (12, 1, 32, 64), frames_out=20, hid_S=32, hid_T=256, N_S=2, N_T=8)
     assert count(fewer) == 14_647_489 - 8 * 32 * per_channel
     assert count(more) == 14_647_489 + 8 * 32 * per_channel
 

@@ -12,6 +12,7 @@ import yaml
 
 from tests.runs import write_run
 from tests.trees import DAYS, SPLITS, config_of, damage, standardize_files
+from util.cli import run_command
 from util.data import statistics
 from util.data.statistics import channel_statistics, main
 
@@ -77,6 +78,15 @@ def test_write(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     mean, std = (f"{f(training(tree, 0)):.6g}" for f in (np.mean, np.std))
     assert line.split()[1:8] == ["24", "0", "0", mean, mean, std, std]
     assert line.split()[-1] == "raw"
+
+
+def test_overwrite_without_write(
+    tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["statistics", *command(tree, tmp_path), "--overwrite"])
+    with pytest.raises(SystemExit, match="2"):
+        run_command(main)
+    assert capsys.readouterr().err == "error: --overwrite needs --write; without it nothing is written\n"
 
 
 def test_standardised_files_keep_their_statistics(tree, tmp_path: Path):

@@ -148,6 +148,21 @@ def test_not_a_store(tree, tmp_path: Path):
         open_data(packed)
 
 
+@pytest.mark.parametrize("name", ["time/0", "present.npy"])
+def test_a_flipped_byte_in_what_decides_everything(tree, tmp_path: Path, name: str):
+    """时刻与「有哪些文件」错了，窗口就全错：打开时就查。"""
+    packed = pack_small(config_of(tree), tmp_path / "store")
+    path = tmp_path / "store" / name
+    values = bytearray(path.read_bytes())
+    values[-3] ^= 1
+    path.write_bytes(values)
+    with pytest.raises(ValueError, match=rf"^{path}: checksum differs; .* --verify --out {tmp_path}/store .*$"):
+        open_data(packed)
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"^{path}: missing; .* --verify"):
+        open_data(packed)
+
+
 def test_source_needs_a_store(tree):
     with pytest.raises(ValueError, match="source = store needs store, the folder"):
         config_of(tree, source="store")

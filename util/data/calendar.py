@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta, timezone
 
 EPOCH = datetime(1970, 1, 1)
@@ -15,6 +16,13 @@ def hours_in_year(year: int) -> int:
 def year_start(year: int) -> int:
     """该年 1 月 1 日 00 时是 1970 年以来的第几小时。"""
     return (date(year, 1, 1) - EPOCH.date()).days * 24
+
+
+def years_text(years: Sequence[int]) -> str:
+    """升序的年份，连着的写成一段，空着的看得出：`1979, 1981 to 1982`。"""
+    breaks = [i for i in range(1, len(years)) if years[i] != years[i - 1] + 1]
+    runs = [years[a:b] for a, b in zip([0, *breaks], [*breaks, len(years)], strict=True)]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def hour_of(moment: datetime) -> int:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +21,7 @@ from util.data.index import SPLITS
 from util.data.regrid import Method, Target
 from util.data.request import Request, read_request
 from util.data.source import SHOWN, listed, open_source, open_wanted
+from util.data.workers import recorded_command
 from util.zarr_files import FILE_TYPES
 
 
@@ -114,7 +113,7 @@ def _write(plan: Plan, args: argparse.Namespace, argv: Sequence[str] | None) -> 
     from util.logger import setup_logging
 
     setup_logging(None)
-    command = shlex.join(["python", "-m", "util.data.import_fields", *(sys.argv[1:] if argv is None else argv)])
+    command = recorded_command("util.data.import_fields", argv)
     return import_to_store(plan, args.source, args.store, args.dtype, command)
 
 

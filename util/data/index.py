@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
 
+from util.atomic import replacing
 from util.config import DataConfig
 from util.data.calendar import hour_of, hours_in_year, moment_of, time_text, year_start
 from util.data.variables import channel_folder
@@ -79,19 +83,17 @@ def scan(config: DataConfig, channels: list[str], years: list[int], rebuild: boo
     key = hashlib.sha256(json.dumps([str(Path(config.root).resolve()), channels, years, stamps]).encode()).hexdigest()
     cache = Path(config.cache_dir) / f"index-{key[:16]}.npz"
     hours = year_start(years[-1] + 1) - start
-    if cache.is_file() and not rebuild:
-        with np.load(cache) as stored:
-            packed = stored["present"]
-        return Index(tuple(channels), start, np.unpackbits(packed, axis=1, count=hours).astype(bool))
+    if not rebuild and (held := _read_cache(cache, len(channels), hours)) is not None:
+        return Index(tuple(channels), start, held)
     present = np.zeros((len(channels), hours), dtype=bool)
     with ThreadPoolExecutor(8) as pool:  # 网络盘上列目录的时间是等待，不是计算
         numbers = pool.map(lambda item: _file_numbers(item[2], item[1]), folders)
         for (c, year, _), found in zip(folders, tqdm(numbers, "index", len(folders), leave=False), strict=True):
             present[c, year_start(year) - start + found] = True
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_suffix(f".{os.getpid()}.npz")
-    np.savez(temporary, present=np.packbits(present, axis=1))
-    os.replace(temporary, cache)
+    with replacing(cache) as temporary, temporary.open("wb") as file:
+        np.savez(file, present=np.packbits(present, axis=1))
+        file.flush()
+        os.fsync(file.fileno())  # 落盘才改名：断电之后不留下空的
     return Index(tuple(channels), start, present)
 
 
@@ -145,6 +147,19 @@ def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.
 def _midnight(text: str, end: bool) -> datetime:
     day = date(int(text), 12 if end else 1, 31 if end else 1) if len(text) == 4 else date.fromisoformat(text)
     return datetime(day.year, day.month, day.day)
+
+
+def _read_cache(path: Path, channels: int, hours: int) -> np.ndarray | None:
+    """存着的 (C, hours) bool；没有、坏了、形状不对都是 None：索引随时可以重新扫描。"""
+    if not path.is_file():
+        return None
+    try:
+        packed = np.load(io.BytesIO(path.read_bytes()))["present"]  # zip 里有 CRC，数错了也读不出
+    except (EOFError, ValueError, LookupError, RuntimeError, SyntaxError, BadZipFile, TokenError):
+        return None
+    if packed.dtype != np.uint8 or packed.shape != (channels, -(-hours // 8)):
+        return None
+    return np.unpackbits(packed, axis=1, count=hours).astype(bool)
 
 
 def _stamp(folder: Path, channel: str) -> int:

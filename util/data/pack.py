@@ -8,14 +8,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from util.cli import run_command
 from util.config import load_config
-from util.data.workers import add_worker_options, check_worker_options
+from util.data.workers import add_worker_options, check_worker_options, recorded_command
 from util.zarr_files import FILE_TYPES
 
 
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--config is needed to pack; only --verify goes without")
     setup_logging(None)
     config = load_config(arguments.config, arguments.overrides).data
-    command = shlex.join(["python", "-m", "util.data.pack", *(sys.argv[1:] if argv is None else argv)])
+    command = recorded_command("util.data.pack", argv)
     pack(config, arguments.out, arguments.dtype, arguments.workers, command, arguments.scheduler)
     return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from util.cli import aligned, run_command
 from util.config import DataConfig, load_config
-from util.data.calendar import time_text
+from util.data.calendar import time_text, years_text
 from util.data.index import Index, describe_gaps, find_segments, sampled_hours, scan, split_hours, split_years
 from util.data.tree import select_channels
 
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = scan(config, channels, years, arguments.rebuild)
     seconds = time.perf_counter() - start
     print(*summarize(config, index), sep="\n")
-    years_text = f"{years[0]} to {years[-1]}" if len(years) > 1 else str(years[0])
-    print(f"{int(index.present.sum())} files of {len(channels)} channels in {years_text}: {seconds:.2f} s")
+    print(f"{int(index.present.sum())} files of {len(channels)} channels in {years_text(years)}: {seconds:.2f} s")
     return 0
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from util.data.calendar import time_text
 from util.data.chunks import Job, chunk_path, damaged, raw_path, read_record, write_bytes
-from util.data.store import Plan, file_digest, read_hours, read_mark, write_mark
+from util.data.store import PRESENT, TIMES, Plan, file_digest, read_hours, read_mark, write_mark
 from util.data.variables import describe
 from util.zarr_files import FILE_TYPES, Array, chunk_name, small_array, write_metadata
 
@@ -48,7 +48,7 @@ def seal(job: Job) -> None:
     files |= write_zarr(job, gaps, errors)
     buffer = io.BytesIO()
     np.save(buffer, np.packbits(job.reader.present.numpy(), axis=1))
-    files["present.npy"] = write_bytes(store / "present.npy", buffer.getvalue())
+    files[PRESENT] = write_bytes(store / PRESENT, buffer.getvalue())
     content = {"plan": asdict(job.plan), "files": files, "gaps": gaps}
     write_mark(store, content | {"faults": [*faults.values()], "neighbours": [*neighbours.values()]})
     report(job.plan, gaps, [*faults.values()], errors)
@@ -153,25 +153,24 @@ def verify(store: Path, workers: int) -> list[str]:
     """
     content = read_mark(store)
     plan, files = Plan(**content["plan"]), content["files"]
+    hours = read_hours(store, plan) if damaged(store, TIMES, files[TIMES]) is None else np.zeros(0, dtype=np.int64)
     lines = []
     total = sum(path.stat().st_size for name in files if (path := store / name).is_file())
     bar = tqdm(total=total, desc="verify", unit="B", unit_scale=True)
     with bar, ThreadPoolExecutor(workers) as pool:  # 读盘与 blake2b 都不占解释器的锁
         for name, fault in zip(files, pool.map(lambda n: damaged(store, n, files[n]), files), strict=True):
             if fault:
-                lines.append(f"{store / name}: {fault}{_times(store, plan, name)}")
+                lines.append(f"{store / name}: {fault}{_times(plan, hours, name)}")
             bar.update((store / name).stat().st_size if fault != "missing" else 0)
     return lines
 
 
-def _times(store: Path, plan: Plan, name: str) -> str:
-    """这个文件管着哪些时刻：块与它的邻居；别的文件是空文本。"""
+def _times(plan: Plan, hours: np.ndarray, name: str) -> str:
+    """这个文件管着哪些时刻：块与它的邻居；别的文件、时刻自己坏了（hours 是空的），是空文本。"""
     match = re.fullmatch(r"fields/(\d+)[.0]*|pack/(\d+)\.raw", name)
-    if not match or not (store / "time/0").is_file():
-        return ""
-    first = int(match[1] or match[2]) * plan.chunk_rows
-    hours = read_hours(store, plan)[first : first + plan.chunk_rows]
-    return f" (times {time_text(hours[0])} to {time_text(hours[-1])})" if hours.size else ""
+    first = int(match[1] or match[2]) * plan.chunk_rows if match else hours.size
+    held = hours[first : first + plan.chunk_rows]
+    return f" (times {time_text(held[0])} to {time_text(held[-1])})" if held.size else ""
 
 
 def _name(store: Path, path: Path) -> str:

@@ -159,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """命令行入口。"""
     arguments = parse_arguments(argv)
     check_worker_options(arguments.workers, arguments.scheduler)
+    if arguments.overwrite and not arguments.write:
+        raise ValueError("--overwrite needs --write; without it nothing is written")
     config = load_config(arguments.config, arguments.overrides).data
     if arguments.write and not arguments.overwrite:
         refuse_written(config)

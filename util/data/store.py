@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import groupby
@@ -28,7 +28,7 @@ import torch
 
 from util.arrays import as_tensor
 from util.config import DataConfig
-from util.data.calendar import hours_in_year, year_start
+from util.data.calendar import hours_in_year, year_start, years_text
 from util.data.index import Index
 from util.data.tree import FieldError, field_path
 from util.data.variables import channel_name, split_channel
@@ -37,7 +37,10 @@ from util.zarr_files import FILE_TYPES, chunk_name, write_json
 FORMAT = 2
 MARK = "store.json"
 PLAN = "pack/plan.json"
+LIST_DAMAGE = "python -m util.data.pack --verify --out"
 MAY_GROW = ("years", "root", "commands", "standardize", "extremes")  # 再次打包时可以与从前不同的
+TIMES, PRESENT = "time/0", "present.npy"
+DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
 MAX_MAPS = 16384  # 同时映射的块；Linux 默认每个进程至多 65530 个映射
 log = logging.getLogger("ar_pred")
 
@@ -79,7 +82,7 @@ class Plan:
 
     @property
     def years_text(self) -> str:
-        return f"{self.years[0]} to {self.years[-1]}" if len(self.years) > 1 else str(self.years[0])
+        return years_text(self.years)
 
 
 def torch_type(plan: Plan) -> torch.dtype:
@@ -102,6 +105,7 @@ class Store:
         self.picks = [plan.channels.index(channel) for channel in self.channels]
         self.runs = [_run(list(pairs)) for _, pairs in groupby(enumerate(self.picks), lambda pair: pair[1] - pair[0])]
         self.files: dict[str, str] = content["files"]
+        check_digests(self.path, self.files)
         self.hours = read_hours(self.path, plan)
         place = {pick: c for c, pick in enumerate(self.picks)}
         self.faults = {(place[c], h): (fault, detail) for c, h, fault, detail in content["faults"] if c in place}
@@ -137,7 +141,7 @@ class Store:
     def present(self) -> np.ndarray:
         """(C, hours) bool，存档的全部年份，逐小时。"""
         hours = year_start(self.plan.years[-1] + 1) - year_start(self.plan.years[0])
-        return np.unpackbits(np.load(self.path / "present.npy"), axis=1, count=hours).astype(bool)
+        return np.unpackbits(np.load(self.path / PRESENT), axis=1, count=hours).astype(bool)
 
     def statistics(self) -> list[tuple[float, float]]:
         return [(self.plan.mean[pick], self.plan.std[pick]) for pick in self.picks]
@@ -227,12 +231,18 @@ def read_plan(path: Path) -> Plan | None:
     """打包开始时写下的 plan；没有就是 None。
 
     Raises:
-        ValueError: 不是这一版写的。
+        ValueError: 坏了，或不是这一版写的。
     """
     if not (path / PLAN).is_file():
         return None
-    values = json.loads((path / PLAN).read_text(encoding="utf-8"))
-    if set(values) != {field.name for field in fields(Plan)}:
+    try:
+        values = json.loads((path / PLAN).read_text(encoding="utf-8"))
+        names = set(values)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{path / PLAN}: damaged; remove it and run the same command again, the chunks already packed are kept"
+        ) from None
+    if names != {field.name for field in fields(Plan)}:
         raise ValueError(f"{path / PLAN}: written by another version; remove {path} and pack again")
     return Plan(**values)
 
@@ -243,7 +253,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def read_hours(path: Path, plan: Plan) -> np.ndarray:
     """(N,) int64 各行的小时，文件名的历法（坐标 time 是 UTC）。"""
-    return np.fromfile(path / "time/0", "<i8") + plan.utc_offset_hours
+    return np.fromfile(path / TIMES, "<i8") + plan.utc_offset_hours
 
 
 def choose_channels(config: DataConfig, there: list[str]) -> list[str]:
@@ -307,6 +317,19 @@ def _check(config: DataConfig, plan: Plan) -> None:
         raise ValueError(f"data.standardize = {config.standardize}: {where} was packed from files that are {held}")
 
 
+def check_digests(path: Path, files: Mapping[str, str]) -> None:
+    """DECISIVE 各文件与 files 里的校验和相同。
+
+    Raises:
+        ValueError: 头一个不对的。
+    """
+    for name in DECISIVE:
+        file = path / name
+        if not file.is_file() or file_digest(file) != files[name]:
+            found = "checksum differs" if file.is_file() else "missing"
+            raise ValueError(f"{file}: {found}; {LIST_DAMAGE} {path} lists what is damaged")
+
+
 def check_sizes(path: Path, plan: Plan, count: int) -> None:
     """count 块都在，大小都对。
 
@@ -318,7 +341,7 @@ def check_sizes(path: Path, plan: Plan, count: int) -> None:
         size = chunk.stat().st_size if chunk.is_file() else None
         if size != plan.chunk_bytes:
             found = "missing" if size is None else f"{size} bytes, expected {plan.chunk_bytes}"
-            raise ValueError(f"{chunk}: {found}; python -m util.data.pack --verify --out {path} lists what is damaged")
+            raise ValueError(f"{chunk}: {found}; {LIST_DAMAGE} {path} lists what is damaged")
 
 
 def _pieces(rows: list[int], size: int) -> Iterator[tuple[slice, int, slice]]:

@@ -10,6 +10,7 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import shlex
 import signal
 import socket
 import sys
@@ -56,6 +57,14 @@ def check_worker_options(workers: int, scheduler: str | None) -> None:
         raise ValueError(f"--workers {workers}: must be at least 1")
     if scheduler and "=" in scheduler:
         raise ValueError(f"--scheduler {scheduler}: not an address; write key=value before --scheduler")
+
+
+def recorded_command(module: str, argv: Sequence[str] | None) -> str:
+    """记进存档的命令，不含 --workers、--scheduler：怎样分工、接着做时换了分工，写出的字节都相同。argv 同 main。"""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_worker_options(parser)
+    _, words = parser.parse_known_args(sys.argv[1:] if argv is None else argv)  # 余下的照原来的次序
+    return shlex.join(["python", "-m", module, *words])
 
 
 @contextmanager
