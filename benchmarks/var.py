@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.layers.members import sample_generators
 from models.layers.multiscale import MultiScaleQuantizer, Scales, rectangular_scales
 from models.layers.var_blocks import ScaleTransformer, initialise
 from models.layers.var_condition import HistoryCondition, LabelCondition
-from models.layers.var_sampling import Sampling, sample, sample_generators
+from models.layers.var_sampling import Sampling, sample
 from util.cli import run_command
 
 SQUARES: Scales = tuple((n, n) for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))

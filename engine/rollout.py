@@ -61,7 +61,10 @@ def rollout(
 def _forecast(
     model: Any, history: Tensor, time: Tensor | None, num_members: int, generator: Generator | None, limit: int | None
 ) -> Tensor:
-    """model.forecast，切成样本数不超过 limit 的几次调用：先切窗口，一个窗口的成员还太多才切成员。"""
+    """model.forecast，切成样本数不超过 limit 的几次调用：先切窗口，一个窗口的成员还太多才切成员。
+
+    概率的模型按窗口、成员的次序，每个成员向 generator 要一个种子；这里也照这个次序切，所以怎样切都是同样的成员。
+    """
     limit = limit or len(history) * num_members
     windows, members = max(1, limit // num_members), min(limit, num_members)
     made = []

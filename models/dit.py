@@ -27,9 +27,10 @@ from pydantic import field_validator, model_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
-from models.layers.flow import between, draw_members, draw_times, euler, sampling_times, time_shift
+from models.layers.flow import between, draw_times, euler, sampling_times, time_shift
 from models.layers.latents import LatentScaling
 from models.layers.losses import Predict
+from models.layers.members import sample_generators
 from models.layers.position import sincos_codes
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
@@ -186,10 +187,12 @@ class Model(nn.Module):
 
     def accumulate(self, batch: Batch) -> None:
         """收下一批训练窗口的差；有无效目标的窗口不看。"""
+        if not self.needs_pass:
+            return
         whole = batch.valid[:, -self.frames_out :].flatten(1).all(1)  # (B,)
-        if self.needs_pass and whole.any():
-            past, future = self._encode(batch.history[whole, -1:]), self._encode(batch.future[whole])
-            self.targets.observe((future - past).flatten(1, 2))
+        last, future = (fields[whole].to(self.targets.mean.device) for fields in (batch.history[:, -1:], batch.future))
+        if len(last):
+            self.targets.observe((self._encode(future) - self._encode(last)).flatten(1, 2))
 
     def solve(self) -> None:
         """差的均值与标准差；state 时不必。
@@ -226,9 +229,10 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一次采样、解码 sample_chunk 个，成员与分几次无关。"""
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一次采样、解码 sample_chunk 个，每个成员有自己的种子。"""
         past = self._encode(history)
-        noise = draw_members(num_members, (len(past), *self.shape), generator, past.device).flatten(0, 1)
+        generators = sample_generators(len(past) * num_members, generator)
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(past.device)
         owner = torch.arange(len(past), device=past.device).repeat_interleave(num_members)  # (B·M,) 属于哪个窗口
         chunks = zip(noise.split(self.config.sample_chunk), owner.split(self.config.sample_chunk), strict=True)
         return torch.cat([self._sample(part, past[of]) for part, of in chunks]).unflatten(0, (len(past), num_members))

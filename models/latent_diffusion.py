@@ -23,14 +23,17 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import check_heads
-from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, make_scheduler, sample, window_generators
+from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
 from models.layers.latents import LatentScaling
 from models.layers.losses import Predict
+from models.layers.members import sample_generators
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import Width
 from models.layers.unet_time import TimeUNet
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
+
+MOST_SIGNAL = 0.1  # 加完噪声还留着的信号 √ᾱ_T 至多这么多
 
 
 class Config(Strict):
@@ -47,7 +50,7 @@ class Config(Strict):
     prediction: Prediction = "epsilon"
     noise_steps: PositiveInt = 1000
     beta_start: float = Field(1e-4, gt=0, lt=1)
-    beta_end: float = Field(0.02, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1, validate_default=True)  # 默认的值与写明的 noise_steps 也可能不合
     sampler: Sampler = "dpm_solver"
     sampling_steps: PositiveInt = 20
     sample_chunk: PositiveInt = 16
@@ -66,6 +69,22 @@ class Config(Strict):
         return (
             check_heads(heads, info.data["base_channels"], "base_channels") if "base_channels" in info.data else heads
         )
+
+    @field_validator("beta_end")
+    @classmethod
+    def _ends_in_noise(cls, last: float, info: ValidationInfo) -> float:
+        if "noise_steps" not in info.data or "beta_start" not in info.data:
+            return last  # 它们自己已经报错
+        steps, first = info.data["noise_steps"], info.data["beta_start"]
+        if first > last:
+            raise ValueError(f"less than model.beta_start = {first:g}; the noise must grow")
+        left = last_signal(steps, first, last)
+        if left > MOST_SIGNAL:
+            raise ValueError(
+                f"after model.noise_steps = {steps} a share {left:.2g} of the signal is left, but sampling starts from "
+                f"pure noise; raise beta_end or noise_steps until it is at most {MOST_SIGNAL:g}"
+            )
+        return last
 
     @field_validator("sampling_steps")
     @classmethod
@@ -161,21 +180,21 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；每个窗口由 generator 得到自己的种子。"""
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；每个成员由 generator 得到自己的种子。"""
         config = self.config
         past = self._encode(history)  # (B, T_in, c, h, w)
         condition = past.flatten(1, 2)
         owner = torch.arange(len(past), device=past.device).repeat_interleave(num_members)  # (B·M,) 属于哪个窗口
 
-        def network(noisy: Tensor, t: Tensor) -> Tensor:  # (B, M, T_out·c, h, w)
-            parts = zip(noisy.flatten(0, 1).split(config.sample_chunk), owner.split(config.sample_chunk), strict=True)
+        def network(noisy: Tensor, t: Tensor) -> Tensor:  # (B·M, T_out·c, h, w)
+            parts = zip(noisy.split(config.sample_chunk), owner.split(config.sample_chunk), strict=True)
             made = [self.net(torch.cat([part, condition[of]], 1), t.expand(len(part))) for part, of in parts]
-            return torch.cat(made).view_as(noisy)
+            return torch.cat(made)
 
         scheduler = make_scheduler(config.sampler, self.schedule, config.prediction, config.sampling_steps)
-        shape = (num_members, len(self.targets.mean), *self.latent[1:])
-        drawn = sample(network, scheduler, shape, window_generators(len(past), generator), past.device)
-        future = self.targets.inverse(drawn).unflatten(2, (self.frames_out, -1))  # (B, M, T_out, c, h, w)
+        shape = (len(self.targets.mean), *self.latent[1:])
+        drawn = sample(network, scheduler, shape, sample_generators(len(owner), generator), past.device)
+        future = self.targets.inverse(drawn).view(len(past), num_members, self.frames_out, *self.latent)
         if config.predict == "tendency":
             future = future + past[:, None, -1:]
         return self._decode(future)

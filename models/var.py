@@ -27,9 +27,10 @@ from torch import Generator, Tensor, nn
 
 from models.interface import TokenAutoencoder
 from models.layers.attention import check_heads
+from models.layers.members import sample_generators
 from models.layers.var_blocks import ScaleTransformer, initialise
 from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of
-from models.layers.var_sampling import Sampling, sample, sample_generators
+from models.layers.var_sampling import Sampling, sample
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Generator, Tensor, nn
 
-from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, make_scheduler, sample, window_generators
+from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, make_scheduler, sample
 from models.layers.unet_time import TimeUNet, time_codes
 
 BETAS = (1e-4, 0.02)
@@ -111,7 +111,7 @@ def sample_gaussian(
 ) -> Tensor:
     """(members, 3)。"""
     scheduler = make_scheduler(sampler, SCHEDULE, prediction, steps)
-    generators = window_generators(1, Generator().manual_seed(0))
+    generators = [Generator().manual_seed(0)]
     return sample(best_network(prediction, scale), scheduler, (members, 3), generators, torch.device("cpu"))[0]
 
 
@@ -163,16 +163,8 @@ def test_the_objective_teaches_the_gaussian(prediction: Prediction) -> None:
         return net(torch.cat([noisy, time_codes(t.expand(noisy.shape[1]), 16)[None]], 2))
 
     scheduler = make_scheduler("dpm_solver", SCHEDULE, prediction, 20)
-    generators = window_generators(1, Generator().manual_seed(0))
+    generators = [Generator().manual_seed(0)]
     check_moments(sample(network, scheduler, (20_000, 3), generators, torch.device("cpu"))[0], 0.15)
-
-
-def test_a_windows_noise_depends_only_on_its_place() -> None:
-    """后面再来几个窗口，前面的不变；各窗口互不相同。"""
-    two, five = (window_generators(n, Generator().manual_seed(3)) for n in (2, 5))
-    drawn = [torch.randn(4, generator=g) for g in five]
-    assert all(torch.equal(torch.randn(4, generator=g), one) for g, one in zip(two, drawn, strict=False))
-    assert len({tuple(one.tolist()) for one in drawn}) == 5
 
 
 def test_time_codes_are_sines_and_cosines() -> None:

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from scipy.stats import kstest, truncnorm
 from torch import Tensor
 
-from models.layers.flow import between, draw_members, draw_times, euler, sampling_times, shifted, time_shift
+from models.layers.flow import between, draw_times, euler, sampling_times, shifted, time_shift
 
 CPU = torch.device("cpu")
 STEPS = [1, 2, 10, 50]
@@ -97,20 +97,3 @@ def test_the_exact_velocity_of_a_gaussian_gives_its_mean_and_covariance(s: float
         errors.append([(made[0] - mean).abs().max().item(), (slope.T @ slope - covariance).abs().max().item()])
     assert max(errors[0]) < 0.1 and max(errors[1]) < 0.02
     assert errors[1][1] < errors[0][1] / 5  # 一阶：步数八倍，误差约八分之一
-
-
-def test_members_do_not_depend_on_how_many_are_asked_for_at_once() -> None:
-    def drawn(generator: torch.Generator | None, *counts: int) -> Tensor:
-        return torch.cat([draw_members(count, (3, 2, 5), generator, CPU) for count in counts], 1)
-
-    def seeded() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
-    whole = drawn(seeded(), 6)
-    assert whole.shape == (3, 6, 2, 5)
-    assert torch.equal(drawn(seeded(), 4, 1, 1), whole) and torch.equal(drawn(seeded(), 2), whole[:, :2])
-    assert len(torch.unique(whole.flatten(2).flatten(0, 1), dim=0)) == 18
-    torch.manual_seed(0)
-    one = drawn(None, 2)
-    torch.manual_seed(0)
-    assert torch.equal(drawn(None, 2), one)

@@ -235,12 +235,21 @@ def test_a_trained_diffusion_knows_a_gaussian_field() -> None:
         ({"heads": 3}, "model.heads = 3: .*heads that work"),
         ({"sampler": "ddim", "sampling_steps": 30}, "model.sampling_steps = 30: .*equal steps .* 25"),
         ({"sampling_steps": 2000}, "model.sampling_steps = 2000: .*more than model.noise_steps = 1000"),
+        ({"beta_start": 0.03}, r"model.beta_end = 0.02: less than model.beta_start = 0.03"),
+        # √Π(1 − β)：100 步 0.60；1000 步、末端 0.008 是 0.13，0.01 是 0.079
+        ({"noise_steps": 100}, r"model.beta_end = 0.02: after model.noise_steps = 100 a share 0.6 of the signal"),
+        ({"beta_end": 0.008}, r"model.beta_end = 0.008: after model.noise_steps = 1000 a share 0.13 .* at most 0.1"),
         ({"prediction": "noise"}, "model.prediction = 'noise'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate(Config, {**SMALL, **options}, "x.yaml", "model")
+
+
+def test_a_schedule_that_ends_in_noise_is_taken() -> None:
+    assert Config(**SMALL, beta_end=0.01).beta_end == 0.01
+    assert Config(**SMALL, noise_steps=100, beta_end=0.2).noise_steps == 100
 
 
 def test_a_grid_that_does_not_halve_is_refused() -> None:

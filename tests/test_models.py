@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.preflight import imagined_spec
+from engine.rollout import rollout
 from models import build_config, build_model, model_names
 from models.interface import ForecastModel, OnePass
 from tests.runs import ROOT
@@ -144,6 +145,15 @@ def check_training_and_forecast(model: Any, spec: DataSpec) -> None:
 
 
 @every_config
+def test_the_one_pass_takes_batches_from_the_processor(path: Path) -> None:
+    """引擎给的批在 CPU 上，模型可以在显卡上：这里换成 meta，混着两种设备的运算一样报错。"""
+    torch.manual_seed(0)
+    model = build_model(small_config(path).model, SMALL).to("meta")
+    if isinstance(model, OnePass):
+        model.accumulate(small_batch(SMALL))
+
+
+@every_config
 def test_members_come_from_the_model_or_from_perturb(path: Path) -> None:
     model, batch = make(path).eval(), small_batch(SMALL)
     if not model.can_forecast:
@@ -153,6 +163,26 @@ def test_members_come_from_the_model_or_from_perturb(path: Path) -> None:
     else:
         with pytest.raises(ValueError, match="--perturb"):
             forecast_of(model, batch, members=3)
+
+
+@every_config
+def test_members_do_not_depend_on_how_the_engine_cuts(path: Path) -> None:
+    """两个窗口各三个成员：窗口分开要、成员分几次要、后面没有窗口，都是同样的；末几位随批的大小变。"""
+    model, batch = make(path).eval(), small_batch(SMALL, count=2)
+    if not model.can_forecast or not model.probabilistic:
+        return
+    time = batch.time[:, : SMALL.frames_in]
+
+    def made(windows: int, limit: int | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            return rollout(model, batch.history[:windows], time[:windows], 1, SMALL, 3, generator, limit)
+
+    whole = made(2)
+    for found in (made(2, 3), made(2, 2), made(2, 1), made(1)):
+        torch.testing.assert_close(found, whole[: len(found)], rtol=1e-3, atol=1e-3)
+    flat = whole.flatten(0, 1).flatten(1)  # (6, ...)
+    assert (flat[:, None] - flat).abs().amax(2)[~torch.eye(6, dtype=torch.bool)].min() > 1e-2  # 个个不同
 
 
 @every_config

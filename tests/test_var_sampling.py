@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.layers import var_sampling
+from models.layers.members import sample_generators
 from models.layers.multiscale import MultiScaleQuantizer
 from models.layers.var_blocks import ScaleTransformer
 from models.layers.var_condition import LabelCondition
@@ -19,7 +20,6 @@ from models.layers.var_sampling import (
     guided,
     keep_likely,
     sample,
-    sample_generators,
     smooth_codes,
 )
 from tests.numpy_layers import values

@@ -126,7 +126,7 @@ class RunSection(Strict):
 
 
 class Schedule(Strict):
-    """学习率曲线；warmup_steps 与 min_ratio 只对 cosine 有意义。"""
+    """学习率曲线；warmup_steps 对 constant 与 cosine 有意义，min_ratio 只对 cosine。"""
 
     name: Literal["constant", "cosine", "onecycle"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)

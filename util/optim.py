@@ -32,15 +32,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:
 
 
 def make_scheduler(optimizer: optim.Optimizer, schedule: Schedule, lr: float, total_steps: int) -> LRScheduler:
-    """每次参数更新走一步。constant：不变；cosine：线性预热后余弦降到 min_ratio；onecycle：PyTorch 的默认形状。
+    """每次参数更新走一步。
+
+    constant：线性预热（没有写 warmup_steps 就没有），之后不变；cosine：线性预热后余弦降到 min_ratio；
+    onecycle：PyTorch 的默认形状，自己有预热，不看 warmup_steps。
 
     Raises:
         ValueError: 预热比整个训练还长。
     """
     if schedule.name == "onecycle":
         return OneCycleLR(optimizer, max_lr=lr, total_steps=max(1, total_steps))
-    if schedule.name == "constant":
-        return LambdaLR(optimizer, lambda step: 1.0)
     warmup, floor = schedule.warmup_steps, schedule.min_ratio
     if total_steps and warmup >= total_steps:
         raise ValueError(f"train.schedule.warmup_steps = {warmup}, but the whole training has {total_steps} steps")
@@ -48,6 +49,8 @@ def make_scheduler(optimizer: optim.Optimizer, schedule: Schedule, lr: float, to
     def ratio(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        if schedule.name == "constant":
+            return 1.0
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 

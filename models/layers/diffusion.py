@@ -11,11 +11,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 Prediction = Literal["epsilon", "sample", "v"]  # 网络给出噪声、干净的场，还是 v = √ᾱ·ε − √(1−ᾱ)·x0
 Sampler = Literal["ddpm", "ddim", "dpm_solver"]
+
+
+def last_signal(steps: int, first: float, last: float) -> float:
+    """√ᾱ_T：最后一步还留着多少信号；采样从没有信号的纯噪声开始，它须近于零。"""
+    return float(np.prod(1 - np.linspace(first, last, steps))) ** 0.5
 
 
 class NoiseSchedule(nn.Module):
@@ -86,13 +92,6 @@ def make_scheduler(kind: Sampler, schedule: NoiseSchedule, prediction: Predictio
     return scheduler
 
 
-def window_generators(count: int, generator: Generator | None) -> list[Generator]:
-    """每个窗口自己的发生器，种子依次取自 generator：一个窗口的成员与它后面还有几个窗口无关。"""
-    device = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
-    return [Generator().manual_seed(seed) for seed in seeds]  # 在 CPU 上抽：各种设备上是同样的成员
-
-
 def sample(
     network: Callable[[Tensor, Tensor], Tensor],
     scheduler: Any,
@@ -100,15 +99,15 @@ def sample(
     generators: list[Generator],
     device: torch.device,
 ) -> Tensor:
-    """从纯噪声走到样本 (B, M, …)。
+    """从纯噪声走到样本 (N, …)。
 
     Args:
-        network: (x_t (B, M, …), t ()) → 同样形状的预测。全部样本一起走，怎样分块由它自己定，噪声因此与分块无关。
+        network: (x_t (N, …), t ()) → 同样形状的预测。全部样本一起走，怎样分块由它自己定，噪声因此与分块无关。
         scheduler: make_scheduler 给的，用一次就要再造。
-        shape: (M, …)，每个窗口要几个怎样的样本。
-        generators: 每个窗口一个；初始的噪声与 DDPM 每一步的噪声都由它来。
+        shape: 一个样本的形状。
+        generators: N 个，每个样本一个；初始的噪声与 DDPM 每一步的噪声都由它来。
     """
-    state = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)  # (B, M, …)
+    state = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)  # (N, …)
     for t in scheduler.timesteps:
         made = network(state, t.to(device)).float()
         state = scheduler.step(made, t, state, generator=generators, return_dict=False)[0]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 BASE_DIM = 4096  # 时间不平移的维数；更小的也不平移
 LAST = 0.999  # 训练的 t 截断在这里；采样的格点（未平移）从 1 到 1 − LAST，再一步到 0
@@ -42,17 +42,6 @@ def between(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """直线上的点：t (B,)，其余 (B, …)。"""
     t = t.view(-1, *[1] * (data.dim() - 1))
     return (1 - t) * data + t * noise
-
-
-def draw_members(count: int, shape: tuple[int, ...], generator: Generator | None, device: torch.device) -> Tensor:
-    """(B, count, …) 的标准高斯噪声，shape 为 (B, …)。
-
-    在发生器所在的设备上抽（没有给就是 CPU 的全局发生器）再搬过去，换了设备成员也不变；逐个成员地抽，
-    所以前几个成员与一共要几个无关，引擎把成员分几次来要，也是同一串。
-    """
-    source = generator.device if generator is not None else None
-    drawn = [torch.randn(shape, generator=generator, device=source) for _ in range(count)]
-    return torch.stack(drawn, 1).to(device)
 
 
 def sampling_times(steps: int, s: float) -> list[float]:

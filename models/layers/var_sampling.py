@@ -110,10 +110,3 @@ def smooth_codes(logits: Tensor, ratio: float, codes: Tensor, generators: Sequen
     waits = torch.stack([torch.empty(shape).exponential_(generator=g) for g in generators]).to(logits.device)
     temperature = max(SMOOTH_START * (1 - SMOOTH_FALL * ratio), SMOOTH_LEAST)
     return ((logits * (1 + ratio) - waits.log()) / temperature).softmax(-1) @ codes
-
-
-def sample_generators(count: int, generator: Generator | None) -> list[Generator]:
-    """count 个样本各自的发生器，种子依次取自 generator（没有给就是全局的）。"""
-    device = None if generator is None else generator.device
-    seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
-    return [Generator().manual_seed(seed) for seed in seeds]
