@@ -54,22 +54,22 @@ def observe(model: Any, batches: Iterable[Batch]) -> None:
 def know_latents(run: Run, check: Check) -> None:
     """best.ckpt 里还没有潜变量的统计量就求出来写回去；有了就不动，所以重复做也无妨。
 
-    由零号进程做；中途停下时 best.ckpt 还是原来的，续训再从头看。
+    各进程各看一份，求解时合计（LatentScaling.solve），零号进程写；中途停下时 best.ckpt 还是原来的，续训再从头看。
     """
     fabric, data = run.fabric, run.data
-    if fabric.is_global_zero:
-        content = load_checkpoint(run.best)
-        model, _ = load_forecaster(content, fabric.device)
-        if not model.latents_known:
-            batches = every_frame(data, "train", eval_batch_size(run.config))
-            loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+    content = load_checkpoint(run.best)
+    model, _ = load_forecaster(content, fabric.device)
+    if not model.latents_known:
+        batches = every_frame(data, "train", eval_batch_size(run.config))[fabric.global_rank :: fabric.world_size]
+        loader = make_loader(data.windows, batches, data.config.workers, pin=False)
 
-            def moved() -> Iterable[Batch]:
-                for batch in tqdm(loader, "latents", len(batches), leave=False):
-                    check()
-                    yield fabric.to_device(batch)
+        def moved() -> Iterable[Batch]:
+            for batch in tqdm(loader, "latents", len(batches), leave=False, disable=not fabric.is_global_zero):
+                check()
+                yield fabric.to_device(batch)
 
-            observe(model, moved())
+        observe(model, moved())
+        if fabric.is_global_zero:
             write_back(content, model)
             save_checkpoint(run.best, content)
             log.info("latents %s: mean and standard deviation over the training frames, in %s",

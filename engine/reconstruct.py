@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -249,12 +250,12 @@ def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tu
     """没有训练过的自编码器与它的名字（文件名）；它自己的缩放由训练数据求得。
 
     Raises:
-        ValueError: 配置、数据、权重不对；不是自编码器；权重是随机的。
+        ValueError: 配置、数据、权重不对；不是自编码器；有的权重没有训练过。
     """
     from engine.baselines import fit_one_pass
     from engine.validation import eval_batch_size
     from models import build_model
-    from models.interface import OnePass
+    from models.interface import OnePass, Pretrained
     from util.config import load_config
     from util.data.dataset import open_data
 
@@ -262,8 +263,10 @@ def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tu
     data = open_data(config.data)
     model = build_model(config.model, data.spec).to(device).eval()
     require_codec(model, config, path)
-    if not model.frozen_are_trained:
-        raise ValueError(f"{path}: its weights are random; train it and give --checkpoint checkpoints/RUN/best.ckpt")
+    if not (isinstance(model, Pretrained) and model.all_are_trained):
+        raise ValueError(
+            f"{path}: not all of its weights are trained; train it and give --checkpoint checkpoints/RUN/best.ckpt"
+        )
     if isinstance(model, OnePass) and model.needs_pass:
         fit_one_pass(model, data, eval_batch_size(config))
     return Path(path).stem, Codec(model, data.spec, config, path)
@@ -275,6 +278,17 @@ def require_codec(model: Any, config: RunConfig, source: str) -> None:
 
     if not is_codec(model):
         raise ValueError(f"{source}: {config.model['name']} is not an autoencoder; sd_vae and rae are")
+
+
+def unique_names(opened: Sequence[tuple[str, str]]) -> list[str]:
+    """(名字, 来处) → 各不相同的名字：一次运行的两个检查点写明是哪一个，还相同的从 2 数起。"""
+    names: list[str] = []
+    for name, source in opened:
+        same = sum(other == name for other, _ in opened) > 1
+        plain = f"{name}-{Path(source).stem}" if same else name
+        numbered = (f"{plain}-{number}" for number in count(2))
+        names.append(next(label for label in chain([plain], numbered) if label not in names))
+    return names
 
 
 def compare_codecs(
@@ -296,12 +310,10 @@ def compare_codecs(
         raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "reconstruct.log")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    codecs: dict[str, Codec] = {}
     opened = [open_checkpoint(path, device) for path in checkpoints]
     opened += [open_config(path, overrides, device) for path in configs]
-    for name, codec in opened:
-        same = sum(other == name for other, _ in opened) > 1  # 一次运行的两个检查点：名字后面写明哪一个
-        codecs[f"{name}-{Path(codec.source).stem}" if same else name] = codec
+    names = unique_names([(name, codec.source) for name, codec in opened])
+    codecs = {name: codec for name, (_, codec) in zip(names, opened, strict=True)}
     config = opened[0][1].config
     data = open_data(config.data)
     for codec in codecs.values():  # 帧数与间隔不必相同：逐帧重建

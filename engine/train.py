@@ -35,7 +35,7 @@ from engine.state import (
     versions,
 )
 from engine.validation import eval_batch_size, validation_loss
-from models import build_config
+from models import build_config, check_first_stage
 from models.interface import OnePass
 from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint, save_checkpoint
@@ -99,6 +99,8 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
     build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
     fabric = make_fabric(config)
     content, name = find_resume(fabric, config, config_path, resume)
+    if content is None:
+        check_first_stage(config.model)  # 续训不再需要它
     with catch_signals() as stop, errors_in_log():
         run = open_run(config, config_path, name, fabric, content, stop)
         try:

@@ -19,7 +19,10 @@ from util.data.windows import all_starts, split_batches
 def validation_loss(
     model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
-    """按有效目标数加权，eval 模式、固定种子，不动全局随机数。"""
+    """按损失所平均的有效的场数加权（预报是目标，阶段一是整个窗口），eval 模式、固定种子，不动全局随机数。"""
+    from engine.latents import is_codec  # 那里也用这里的 eval_batch_size
+
+    counted = 0 if is_codec(model) else data.spec.frames_in  # 从哪一帧起
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
     batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
     loader = feed(data, batches, fabric.device)
@@ -31,7 +34,7 @@ def validation_loss(
         torch.manual_seed(config.run.seed)
         for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
             check()
-            weight = float(batch.valid[:, data.spec.frames_in :].double().sum())
+            weight = float(batch.valid[:, counted:].double().sum())
             total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
     model.train(training)
     loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()

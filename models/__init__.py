@@ -54,6 +54,27 @@ def first_stage_file(options: Mapping[str, Any]) -> str | None:
     return source if isinstance(source, str) and Path(source).suffix not in (".yaml", ".yml") else None
 
 
+def check_first_stage(options: Mapping[str, Any]) -> None:
+    """model 段里 first_stage 写的文件在不在；不必等数据打开。
+
+    Raises:
+        ValueError: 文件不在（写明怎样训练一个），或给的是文件夹。
+    """
+    source = options.get("first_stage")
+    if not isinstance(source, str) or Path(source).is_file():
+        return
+    path, where = Path(source), f"model.first_stage = {source}"
+    if path.is_dir():
+        raise ValueError(f"{where}: a folder; give the file {path / 'best.ckpt'}")
+    if first_stage_file(options) is None:
+        raise ValueError(f"{where}: no such file; wanted: the YAML of a first stage, or checkpoints/RUN/best.ckpt")
+    # checkpoints/vqvae/best.ckpt 由 config/vqvae.yaml 训练；从运行名看不出来时给最小的
+    run = path.parent.name
+    known = (Path(__file__).parent.parent / "config" / f"{run}.yaml").is_file()
+    yaml, name = (run, run) if known else ("sd_vae_small", "RUN")
+    raise ValueError(f"{where}: no such file; python train.py --config config/{yaml}.yaml run.name={name} trains one")
+
+
 def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     """阶段二的 first_stage → 造好的阶段一。
 
@@ -66,6 +87,7 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     """
     if not isinstance(source, str):
         return _checked(build_model(source, spec), str(source.get("name")))
+    check_first_stage({"first_stage": source})
     if first_stage_file({"first_stage": source}) is None:
         return _checked(build_model(load_config(source, smoke=True).model, spec), source)
     content = load_checkpoint(source)
@@ -76,7 +98,10 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     stage = _checked(model, source)
     model.load_state_dict(forecast_weights(content))
     if not stage.latents_known:
-        raise ValueError(f"model.first_stage = {source}: its training has not finished, the latents have no statistics")
+        where, best = f"model.first_stage = {source}", Path(source).with_name("best.ckpt")
+        if best.is_file() and best.name != Path(source).name:
+            raise ValueError(f"{where}: holds no statistics of the latents, which only best.ckpt gets; give {best}")
+        raise ValueError(f"{where}: its training has not finished, the latents have no statistics")
     return stage
 
 

@@ -88,6 +88,13 @@ class Autoencoder(Protocol):
 
 
 @runtime_checkable
+class Pretrained(Protocol):
+    """可以不训练就用的阶段一。RAE 不是：读不读预训练的权重，解码器的输出层都是随机的。"""
+
+    all_are_trained: bool  # 全部权重都来自预训练，不只是冻结的那些
+
+
+@runtime_checkable
 class TokenAutoencoder(Autoencoder, Protocol):
     """离散的阶段一（VQVAE）：场 ⇄ 各尺度的编号，由粗到细，第 k 个尺度 (N, h_k·w_k) int64。
 

@@ -92,7 +92,7 @@ class Config(Strict):
 
 
 class Model(nn.Module):
-    """Autoencoder、Portable；OnePass：minmax 的极值要先看一遍训练窗口。
+    """Autoencoder、Pretrained、Portable；OnePass：minmax 的极值要先看一遍训练窗口。
 
     Raises:
         ValueError: 网格不能逐次减半；预训练的权重不在、不全、不是这种结构。
@@ -116,6 +116,8 @@ class Model(nn.Module):
         self.needs_pass = self.scaling.active
         self.latents = LatentScaling((self.latent_shape[0], 1, 1))
         self.frozen_are_trained = config.weights != RANDOM
+        # 1 × 1 卷积起步时，至多三个变量原样进出；再多的混在一起
+        self.all_are_trained = self.frozen_are_trained and (self.adapter is None or spec.num_channels <= RGB)
         for part, frozen in ((self._encoder(), config.freeze_encoder), (self._decoder(), config.freeze_decoder)):
             for layer in part:
                 layer.requires_grad_(not frozen)

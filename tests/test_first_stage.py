@@ -21,7 +21,7 @@ from engine.forecast import forecast
 from engine.preflight import smoke
 from engine.scoring import Options
 from engine.state import ema_average, load_forecaster
-from models import build_model
+from models import build_model, check_first_stage
 from tests.runs import checkpoint, losses, train_here, write_run
 from tests.small import small_batch, small_spec
 from tests.tiny_codec import register
@@ -231,8 +231,35 @@ def test_a_first_stage_of_other_fields_or_another_kind_is_refused(tree, stage_on
     train_stage(tmp_path, tree, {"name": "persistence"}, "persistence")
     with pytest.raises(ValueError, match="persistence/best.ckpt: not an autoencoder"):
         train_stage(tmp_path, tree, with_first_stage(best(tmp_path, "persistence")), "kind")
-    with pytest.raises(ValueError, match="no checkpoint"):
-        train_stage(tmp_path, tree, with_first_stage(tmp_path / "none.ckpt"), "none")
+
+
+def test_a_first_stage_that_is_not_there_is_found_before_the_data(tree, stage_one, tmp_path):
+    folder = best(stage_one, "codec").parent
+    missing = tmp_path / "vqvae" / "best.ckpt"
+    for source, said in (
+        (tmp_path / "none.ckpt", "no such file; python train.py --config config/sd_vae_small.yaml run.name=RUN trains"),
+        (missing, "no such file; python train.py --config config/vqvae.yaml run.name=vqvae trains one"),
+        (tmp_path / "none.yaml", "no such file; wanted: the YAML of a first stage"),
+        (folder, f"a folder; give the file {folder / 'best.ckpt'}"),
+    ):
+        for opening in (check_first_stage, lambda options: build_model(options, small_spec())):
+            with pytest.raises(ValueError) as error:  # noqa: PT011  下一行比对
+                opening(with_first_stage(source))
+            assert str(error.value).startswith(f"model.first_stage = {source}: {said}")
+            assert "\n" not in str(error.value)
+    for fine in (str(best(stage_one, "codec")), str(write_codec(tmp_path, tree)), CODEC, None):
+        check_first_stage({**FORECASTER, "first_stage": fine})
+    check_first_stage({"name": "persistence"})
+
+
+def test_the_last_checkpoint_of_a_finished_run_points_to_the_best(tree, stage_one, tmp_path):
+    held = best(stage_one, "codec")
+    last = held.with_name("last.ckpt")
+    with pytest.raises(ValueError) as error:  # noqa: PT011  下一行逐字比对
+        train_stage(tmp_path, tree, with_first_stage(last), "last")
+    assert str(error.value) == (
+        f"model.first_stage = {last}: holds no statistics of the latents, which only best.ckpt gets; give {held}"
+    )
 
 
 def test_a_trained_first_stage_writes_its_reconstruction(stage_one):

@@ -102,6 +102,18 @@ def test_missing_files_are_named(kind: str, save: Any, tmp_path: Path) -> None:
         load_pretrained(cls, str(tmp_path / "nowhere"), key="model.encoder")
 
 
+def test_a_mistyped_local_folder_is_not_asked_of_the_hub(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """weights/NAME 与 id 写法相同；weights/ 在这里，就是写错了名字。"""
+    save("vae")
+    monkeypatch.chdir(tmp_path.parent)
+    asked = f"{tmp_path.name}/vea"
+    monkeypatch.setattr("models.layers.pretrained.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(ValueError, match=rf"^model.weights = {asked}: no such folder; in {tmp_path.name}: vae; .*$"):
+        load_pretrained(AutoencoderKL, asked)
+
+
 @every_kind
 def test_missing_or_misshapen_weights_are_an_error(kind: str, save: Any) -> None:
     """库会给它们随机的值，只警告一句。"""

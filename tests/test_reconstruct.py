@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from engine.reconstruct import main, score_codecs
+from engine.reconstruct import main, score_codecs, unique_names
 from models import build_model
 from tests.runs import ROOT, train_here, write_run
 from tests.test_imports import HELP
@@ -145,7 +145,7 @@ def test_mistakes_are_one_line(tree, tmp_path):
     for arguments, message in (
         ([], "give --checkpoint checkpoints/RUN/best.ckpt or --config YAML"),
         (["--config", random, "--stride", "0"], "--stride 0: must be at least 1"),
-        (["--config", random], "random.yaml: its weights are random; train it"),
+        (["--config", random], "random.yaml: not all of its weights are trained; train it and give --checkpoint"),
         (["--config", other], "run.yaml: ar_pred_video_vanilla is not an autoencoder; sd_vae and rae are"),
         (["--config", random, "model.widht=3"], "unknown key model.widht = 3; nearest: model.width"),
         (["--checkpoint", "none.ckpt", "data.root=x"], "data.root=x: overrides go with --config"),
@@ -166,6 +166,14 @@ def test_codecs_of_other_data_are_refused(tree, make_tree, tmp_path):
     paths = [str(folder / f"checkpoints/{folder.name}/best.ckpt") for folder in (one, two)]
     with pytest.raises(ValueError, match=r"two/best.ckpt was trained with channels = \['t2m'\], the data set has"):
         main(["--checkpoint", paths[0], "--checkpoint", paths[1], "--out", str(tmp_path / "out")])
+
+
+def test_equal_names_are_numbered() -> None:
+    """不同文件夹里同名的运行、同名的 YAML；编出来的名字已经有人用时接着数。"""
+    opened = [("run", "a/best.ckpt"), ("run", "b/best.ckpt"), ("run", "b/last.ckpt"), ("one", "x.ckpt")]
+    assert unique_names(opened) == ["run-best", "run-best-2", "run-last", "one"]
+    taken = [("a", "x/a.yaml"), ("a", "y/a.yaml"), ("a-a-2", "b.yaml")]
+    assert unique_names(taken) == ["a-a", "a-a-2", "a-a-2-2"]
 
 
 def test_help_is_light() -> None:

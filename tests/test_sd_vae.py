@@ -232,6 +232,17 @@ def test_pretrained_weights_come_from_the_folder(folder: Path) -> None:
     saved = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in model.vae.state_dict().items())
     assert model.frozen_are_trained and not make().frozen_are_trained
+    assert model.all_are_trained and not make().all_are_trained
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_adapter_starts_as_the_identity_only_up_to_three_channels(folder: Path, channels: int) -> None:
+    """再多的变量就混在一起，要训练。"""
+    spec = small_spec(channels)
+    model = make(spec, weights=str(folder), channels="adapter")
+    fields = fields_of(small_batch(spec))
+    assert torch.allclose(model.adapter.out(model.adapter.into(fields)), fields, atol=1e-6) == (channels <= 3)
+    assert model.all_are_trained == (channels <= 3) and model.frozen_are_trained
 
 
 @pytest.mark.parametrize("channels", ["repeat", "adapter"])

@@ -41,7 +41,7 @@ class Model(nn.Module):
         self.scaling = ChannelScaling(spec.num_channels, config.scaling)
         self.needs_pass = self.scaling.active
         self.latents = LatentScaling((config.width, 1, 1))
-        self.frozen_are_trained = config.weights != "random"
+        self.frozen_are_trained = self.all_are_trained = config.weights != "random"
         if self.frozen_are_trained:
             self.load_state_dict(torch.load(config.weights, weights_only=True), strict=False)
         self.freeze(config.freeze_encoder, config.freeze_decoder)

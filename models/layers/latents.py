@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.memory_bank import add_ranks
+
 
 class LatentScaling(nn.Module):
     """潜变量减均值、除标准差；统计量由 observe 在训练的各帧上看一遍得到，存为 buffer，没有看过时原样。
@@ -32,13 +34,15 @@ class LatentScaling(nn.Module):
         self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
 
     def solve(self) -> None:
-        """求出统计量。
+        """求出统计量；多进程时各进程的和相加，各看一份（可以一帧也没有）与都看全部，结果相同。
 
         Raises:
-            ValueError: 没有看过；某个潜变量没有变化。
+            ValueError: 某个潜变量没有变化；每个进程都抛。
         """
-        assert self.sums, "observe the training frames first"
-        count, total, squares = self.sums
+        nothing = [torch.zeros_like(self.mean, dtype=torch.float64) for _ in range(3)]
+        count, total, squares = self.sums or nothing
+        add_ranks(count, total, squares)
+        assert count.all(), "observe the training frames first"
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         flat = int((std == 0).sum())

@@ -64,6 +64,12 @@ def find_folder(weights: str, file: str, key: str) -> Path:
     if not folder.is_dir():
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", weights):  # 不会是 id，不必去问网络
             raise ValueError(f"{key} = {weights}: no such folder; wanted there: {CONFIG} and {file}")
+        if folder.parent.is_dir():  # 写成 weights/NAME 的本地文件夹，名字错了
+            beside = ", ".join(sorted(path.name for path in folder.parent.iterdir())) or "nothing"
+            raise ValueError(
+                f"{key} = {weights}: no such folder; in {folder.parent}: {beside}; Hugging Face is not asked while "
+                f"{folder.parent} is a folder here"
+            )
         try:
             folder = Path(snapshot_download(weights, allow_patterns=[CONFIG, file, *_shards(file)]))
         except (OSError, ValueError) as error:  # 它自己的几种都是这两种；有 id 却不许看的也在内
