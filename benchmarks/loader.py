@@ -3,8 +3,9 @@
 同一批随机的训练窗口，一个进程，一次一批，几种读法轮流做几遍，各取中位数：
 
     plain    每个文件 np.load 一次，叠成 (t, H, W, C)：最直接的写法
-    tree     data.source = tree 的 WindowDataset
-    store    data.source = store 的
+    tree     data.source = tree 的 WindowDataset.wire：显卡上训练时读取进程做的，存着的样子，标准化在设备上
+    scaled   同上，读取进程里标准化：处理器上训练时的
+    store    data.source = store 的 WindowDataset.wire
     new      内存里同样多的字节抄进新要来的内存：凡是每一批给出自己的内存的，都不会更快
     memcpy   抄进同一块缓冲区：上限
     device   data.residency = device：从设备上的一份取（没有显卡时就是内存里的一份）
@@ -68,8 +69,9 @@ def main() -> int:
     size = tree.spec.window * tree.spec.num_channels * tree.spec.height * tree.spec.width * 4
     ways: dict[str, Read] = {
         "plain": lambda batch: np.stack([plain(tree, start) for start in batch]),
-        "tree": tree.windows.__getitems__,
-        "store": data["store"].windows.__getitems__,
+        "tree": tree.windows.wire,
+        "scaled": tree.windows.__getitems__,
+        "store": data["store"].windows.wire,
         "new": memcpy(size, len(starts), None),
         "memcpy": memcpy(size, len(starts), np.zeros((args.batch, size), dtype=np.uint8)),
     }

@@ -314,8 +314,9 @@ def test_the_average_copies_integers() -> None:
     for step in range(4):
         model.weight.data.fill_(step)
         average.update_parameters(model)
-    assert torch.equal(average.module.places, torch.arange(256))
+    places, weight = average.module.get_buffer("places"), average.module.get_parameter("weight")
+    assert torch.equal(places, torch.arange(256))
     expected = 0.0
     for step in range(1, 4):
         expected = 0.9978 * expected + (1 - 0.9978) * step
-    assert torch.allclose(average.module.weight, torch.full((3,), expected))
+    assert torch.allclose(weight, torch.full((3,), expected))

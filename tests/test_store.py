@@ -282,7 +282,7 @@ def test_the_benchmark_runs(tree, tmp_path: Path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("benchmarks.loader", run_name="__main__")
     rows = {line.split()[0]: [float(v) for v in line.split()[1:5]] for line in capsys.readouterr().out.splitlines()[2:]}
-    assert list(rows) == ["plain", "tree", "store", "new", "memcpy", "device", "disk"]
+    assert list(rows) == ["plain", "tree", "scaled", "store", "new", "memcpy", "device", "disk"]
     for rate, _, to_plain, to_memcpy in rows.values():
         assert abs(to_plain - rate / rows["plain"][0]) < 0.02 * (1 + to_plain)
         assert abs(to_memcpy - rate / rows["memcpy"][0]) < 0.02

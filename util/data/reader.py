@@ -211,6 +211,18 @@ class FieldReader:
             sources[i] += [(c, h) for h in self.interpolate(c, hours[i], until, out[i, c])]
         return [Frame(*parts) for parts in zip(out, valid, sources, strict=True)]
 
+    def read_whole(self, windows: np.ndarray, out: np.ndarray) -> bool:
+        """存档的几个窗口 (B, t)，全部有文件时直接抄进 out (B, t, C, H, W)，一个窗口一次；为假时 out 的内容不定。
+
+        逐帧登记、去重的账比抄一遍还贵。要标准化的（目录树）不走这里：重复的时刻不必读两遍文件。
+        """
+        if self.standardizes or not self.origin.standardized:
+            return False
+        if not self.present.numpy()[:, windows.ravel() - self.start].all():
+            return False
+        here = np.ones(out.shape[1:3], dtype=bool)
+        return not any(self.origin.load(row, here, place) for row, place in zip(windows.tolist(), out, strict=True))
+
     def load(self, hours: Sequence[int], out: np.ndarray) -> list[tuple[int, int]]:
         """有文件、读得出的场读进 out (n, C, H, W)，已标准化；返回其余的 (第几个小时, 通道)，那里的内容不定。"""
         positions = np.asarray(hours) - self.start

@@ -70,9 +70,11 @@ class WindowDataset(Dataset[Batch]):
     def _read(self, starts: Sequence[int], reader: FieldReader) -> Wire:
         hours = self.hours(starts)
         fields = reader.empty(*hours.shape)  # (B, t, C, H, W)
+        if reader.read_whole(hours, as_array(fields)):  # 绝大多数的批
+            return Wire(fields, self.utc(hours), torch.ones(fields.shape[:3], dtype=torch.bool))  # valid (B, t, C)
         windows = self._fill(hours, as_array(fields), reader)
         valid = np.stack([window_valid(r, w, self.spec.frames_in) for r, w in zip(hours, windows, strict=True)])
-        return Wire(fields, self.utc(hours), torch.from_numpy(valid))  # valid (B, t, C)
+        return Wire(fields, self.utc(hours), torch.from_numpy(valid))
 
     def _fill(self, hours: np.ndarray, fields: np.ndarray, reader: FieldReader) -> list[list[Frame]]:
         """各窗口直接读进 fields (B, t, C, H, W)，同一时刻只读一次；返回 B 个长为 t 的列表。"""
