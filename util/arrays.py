@@ -48,6 +48,12 @@ class ArrayFile:
         assert kind is not None or not self.missing.any(), f"{int(self.missing.sum())} rows were never written"
 
 
+def empty_fields(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """内存里的一块，由 numpy 要来：它请系统给大页，几十 MB 的缓冲区头一次写进去时少几千次缺页，快几倍。"""
+    kind = np.dtype(np.uint16) if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    return as_tensor(np.empty(shape, dtype=kind))
+
+
 def as_array(fields: torch.Tensor) -> np.ndarray:
     """同一块内存；numpy 没有 bfloat16，给它 uint16 的位模式。"""
     return fields.view(torch.uint16).numpy() if fields.dtype == torch.bfloat16 else fields.numpy()

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from util.arrays import as_array, as_tensor
+from util.arrays import as_array, as_tensor, empty_fields
 from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.calendar import moment_of, time_text, year_start
@@ -184,7 +184,7 @@ class FieldReader:
 
     def empty(self, *sizes: int) -> torch.Tensor:
         """放得下 sizes 个帧的空缓冲区 (*sizes, C, H, W)。"""
-        return torch.empty((*sizes, self.spec.num_channels, self.spec.height, self.spec.width), dtype=self.dtype)
+        return empty_fields((*sizes, self.spec.num_channels, self.spec.height, self.spec.width), self.dtype)
 
     def frame(self, hour: int, until: int | None = None, out: np.ndarray | None = None) -> Frame:
         """读 hour（文件名的历法）那一刻的全部通道；其余见 frames。"""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from util.arrays import as_array
+from util.arrays import as_array, empty_fields
 from util.batch import Batch, DataSpec, Wire
 from util.data.reader import FieldReader
 from util.data.residency import available_memory
@@ -50,7 +50,7 @@ class Resident:
         rows = np.searchsorted(self.hours, hours)
         device = self.fields.device
         index = upload(torch.from_numpy(rows.ravel()), device)
-        fields = self.fields.index_select(0, index).unflatten(0, rows.shape).float()  # (B, t, C, H, W)
+        fields = self._gather(index).unflatten(0, rows.shape).float()  # (B, t, C, H, W)
         valid = torch.ones(fields.shape[:3], dtype=torch.bool, device=device)
         broken = np.flatnonzero(~self.whole[rows].all(axis=1)).tolist()
         if broken:
@@ -59,6 +59,13 @@ class Resident:
             valid[places] = read.valid.to(device)
             fields[places] = torch.cat([read.history, read.future], 1).to(device)
         return self.spec.receive(Wire(fields, upload(windows.utc(hours), device), valid), raw=False)
+
+    def _gather(self, index: Tensor) -> Tensor:
+        """(n,) → (n, C, H, W)。"""
+        if self.fields.device.type != "cpu":
+            return self.fields.index_select(0, index)
+        out = empty_fields((len(index), *self.fields.shape[1:]), self.fields.dtype)
+        return torch.index_select(self.fields, 0, index, out=out)
 
 
 def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device) -> Resident:
