@@ -93,7 +93,7 @@ def test_points_are_the_latents_of_evenly_spaced_training_windows(tree, tmp_path
 
     data = open_data(load_config(write_run(tmp_path, tree)).data)
     model = build_model(PASTNET, data.spec).eval()
-    found = measure(model, data, 5, 3, batch_size=2, device="cpu")
+    found = measure(model, data, 5, 3, batch_size=2, device=torch.device("cpu"))
     starts = all_starts(data.segments["train"], data.spec.window)
     chosen = [int(starts[round(i * (len(starts) - 1) / 4)]) for i in range(5)]
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_points_are_the_latents_of_evenly_spaced_training_windows(tree, tmp_path
     halves = intrinsic_dimension(points[:16], 3), intrinsic_dimension(points[16:], 3)  # 前两个窗口，后三个
     assert found.halves == pytest.approx(halves, rel=1e-6)
     with pytest.raises(ValueError, match=r"--windows 999: data.splits.train has 121"):
-        measure(model, data, 999, 3, batch_size=2, device="cpu")
+        measure(model, data, 999, 3, batch_size=2, device=torch.device("cpu"))
 
 
 def test_the_command_on_a_checkpoint(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
