@@ -40,7 +40,7 @@ def in_the_scale_of_the_fields(name: str) -> bool:
     return "first_stage" not in type(build_config(MODELS[name])).model_fields
 
 
-@pytest.mark.parametrize("name", filter(in_the_scale_of_the_fields, models_with("predict")))
+@pytest.mark.parametrize("name", [name for name in models_with("predict") if in_the_scale_of_the_fields(name)])
 def test_tendency_is_added_to_the_last_frame(name: str) -> None:
     """头一帧；逐帧解码的以后各帧加在自己的上一帧上。"""
     state, tendency = build(name, predict="state"), build(name, predict="tendency")
