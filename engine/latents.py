@@ -19,7 +19,8 @@ from models.interface import Autoencoder
 from util.batch import Batch
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.data.dataset import WeatherData
-from util.data.windows import epoch_starts, make_loader, split_batches
+from util.data.feed import feed
+from util.data.windows import epoch_starts, split_batches
 
 if TYPE_CHECKING:
     from engine.train import Run
@@ -61,12 +62,12 @@ def know_latents(run: Run, check: Check) -> None:
     model, _ = load_forecaster(content, fabric.device)
     if not model.latents_known:
         batches = every_frame(data, "train", eval_batch_size(run.config))[fabric.global_rank :: fabric.world_size]
-        loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+        loader = feed(data, batches, fabric.device)
 
         def moved() -> Iterable[Batch]:
             for batch in tqdm(loader, "latents", len(batches), leave=False, disable=not fabric.is_global_zero):
                 check()
-                yield fabric.to_device(batch)
+                yield batch
 
         observe(model, moved())
         if fabric.is_global_zero:

@@ -94,19 +94,19 @@ def score_codecs(
     from tqdm import tqdm
 
     from engine.latents import every_frame
-    from util.data.windows import make_loader
+    from util.data.feed import feed
     from util.metrics import latitude_weights
 
     spec = data.spec
     weights = latitude_weights(spec.latitudes).to(device)
     batches = every_frame(data, split, batch_size, stride)
-    loader = make_loader(data.windows, batches, data.config.workers, pin=False)
+    loader = feed(data, batches, device)
     sums: dict[str, dict[str, Tensor]] = {name: {} for name in codecs}
     counts = torch.zeros(spec.num_channels, dtype=torch.float64, device=device)
     with torch.inference_mode():
         for batch in tqdm(loader, f"reconstruct {split}", len(batches), leave=False):
             check()
-            truth, valid = (part.to(device) for part in frames_of(batch))
+            truth, valid = frames_of(batch)
             counts += valid.sum(0)
             for name, model in codecs.items():
                 made = reconstruction(model, truth, name)

@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
 from models.layers.flow import between, draw_times, euler, sampling_times, time_shift
-from models.layers.latents import LatentScaling
+from models.layers.latents import LatentScaling, decode_frames, encode_frames, solve_tendency, valid_codes
 from models.layers.losses import Predict
 from models.layers.members import sample_generators
 from models.layers.position import sincos_codes
@@ -192,7 +192,9 @@ class Model(nn.Module):
         whole = batch.valid[:, -self.frames_out :].flatten(1).all(1)  # (B,)
         last, future = (fields[whole].to(self.targets.mean.device) for fields in (batch.history[:, -1:], batch.future))
         if len(last):
-            self.targets.observe((self._encode(future) - self._encode(last)).flatten(1, 2))
+            self.targets.observe(
+                (encode_frames(self.first_stage, future) - encode_frames(self.first_stage, last)).flatten(1, 2)
+            )
 
     def solve(self) -> None:
         """差的均值与标准差；state 时不必。
@@ -202,12 +204,7 @@ class Model(nn.Module):
         """
         if not self.needs_pass:
             return
-        if not self.targets.sums:
-            raise ValueError("model.predict = tendency: every training window holds an interpolated target; use state")
-        try:
-            self.targets.solve()
-        except ValueError as error:
-            raise ValueError(f"model.predict = tendency: the tendencies have no spread: {error}") from None
+        solve_tendency(self.targets)
 
     def velocity(self, noisy: Tensor, past: Tensor, t: Tensor) -> Tensor:
         """noisy (B, T_out·c, h, w)，past (B, T_in, c, h, w)，t (B,) → (B, T_out·c, h, w)，与 noisy 同精度。"""
@@ -216,8 +213,11 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """速度的均方误差，只算有效的目标；无效的目标换成零，加了噪声的输入里也没有它。"""
-        past, valid = self._encode(batch.history), self._valid(batch)
-        future = self._encode(batch.future)
+        past, valid = (
+            encode_frames(self.first_stage, batch.history),
+            valid_codes(self.first_stage, batch.valid[:, -self.frames_out :], self.channels),
+        )
+        future = encode_frames(self.first_stage, batch.future)
         if self.config.predict == "tendency":
             future = future - past[:, -1:]
         data = self.targets(future.flatten(1, 2)).masked_fill(~valid, 0.0)  # (B, T_out·c, h, w)
@@ -230,7 +230,7 @@ class Model(nn.Module):
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一次采样、解码 sample_chunk 个，每个成员有自己的种子。"""
-        past = self._encode(history)
+        past = encode_frames(self.first_stage, history)
         generators = sample_generators(len(past) * num_members, generator)
         noise = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(past.device)
         owner = torch.arange(len(past), device=past.device).repeat_interleave(num_members)  # (B·M,) 属于哪个窗口
@@ -244,27 +244,7 @@ class Model(nn.Module):
         future = self.targets.inverse(drawn).unflatten(1, (self.frames_out, -1))
         if self.config.predict == "tendency":
             future = future + past[:, -1:]
-        return self._decode(future)
-
-    def _valid(self, batch: Batch) -> Tensor:
-        """(B, T_out·c, 1, 1)：格点上逐通道；一帧的编码要各通道都有效。"""
-        valid = batch.valid[:, -self.frames_out :]  # (B, T_out, C)
-        if self.first_stage is not None:
-            valid = valid.all(-1, keepdim=True).expand(-1, -1, self.channels)
-        return valid.flatten(1, 2)[..., None, None]
-
-    def _encode(self, fields: Tensor) -> Tensor:
-        """(B, t, C, H, W) → (B, t, c, h, w)；没有阶段一时原样。"""
-        if self.first_stage is None:
-            return fields
-        with torch.no_grad():
-            return self.first_stage.encode(fields.flatten(0, 1)).unflatten(0, fields.shape[:2]).float()
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        """_encode 的逆。"""
-        if self.first_stage is None:
-            return codes
-        return self.first_stage.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2]).float()
+        return decode_frames(self.first_stage, future)
 
 
 def check_patch(patch: int, height: int, width: int) -> None:

@@ -18,13 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import check_heads
 from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
-from models.layers.latents import LatentScaling
+from models.layers.latents import LatentScaling, decode_frames, encode_frames, solve_tendency, valid_codes
 from models.layers.losses import Predict
 from models.layers.members import sample_generators
 from models.layers.padding import Padding, check_padding
@@ -148,7 +147,9 @@ class Model(nn.Module):
         whole = batch.valid[:, -self.frames_out :].all(-1).all(-1)  # (B,)
         last, future = (fields[whole].to(self.targets.mean.device) for fields in (batch.history[:, -1:], batch.future))
         if len(last):
-            self.targets.observe(self._target(self._encode(last), self._encode(future)))
+            self.targets.observe(
+                self._target(encode_frames(self.first_stage, last), encode_frames(self.first_stage, future))
+            )
 
     def solve(self) -> None:
         """差的均值与标准差。
@@ -156,18 +157,15 @@ class Model(nn.Module):
         Raises:
             ValueError: 没有一个窗口的目标全部有效；某个通道从不变化。
         """
-        if not self.targets.sums:
-            raise ValueError("model.predict = tendency: every training window holds an interpolated target")
-        try:
-            self.targets.solve()
-        except ValueError as error:
-            raise ValueError(f"model.predict = tendency: the tendencies have no spread: {error}") from None
+        solve_tendency(self.targets)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标上预测的均方误差：加的噪声（或 x0、v），标准化的尺度。"""
-        history = self._encode(batch.history)  # (B, T_in, c, h, w)
-        valid = self._valid(batch)  # (B, T_out·c, 1, 1)
-        clean = self.targets(self._target(history[:, -1:], self._encode(batch.future))).masked_fill(~valid, 0.0)
+        history = encode_frames(self.first_stage, batch.history)  # (B, T_in, c, h, w)
+        valid = valid_codes(self.first_stage, batch.valid[:, -self.frames_out :], self.latent[0])  # (B, T_out·c, 1, 1)
+        clean = self.targets(self._target(history[:, -1:], encode_frames(self.first_stage, batch.future))).masked_fill(
+            ~valid, 0.0
+        )
         t = self.schedule.draw(len(clean))
         noise = torch.randn_like(clean)
         noisy = self.schedule.add_noise(clean, noise, t)
@@ -182,7 +180,7 @@ class Model(nn.Module):
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；每个成员由 generator 得到自己的种子。"""
         config = self.config
-        past = self._encode(history)  # (B, T_in, c, h, w)
+        past = encode_frames(self.first_stage, history)  # (B, T_in, c, h, w)
         condition = past.flatten(1, 2)
         owner = torch.arange(len(past), device=past.device).repeat_interleave(num_members)  # (B·M,) 属于哪个窗口
 
@@ -197,32 +195,11 @@ class Model(nn.Module):
         future = self.targets.inverse(drawn).view(len(past), num_members, self.frames_out, *self.latent)
         if config.predict == "tendency":
             future = future + past[:, None, -1:]
-        return self._decode(future)
+        return decode_frames(self.first_stage, future)
 
     def _target(self, last: Tensor, future: Tensor) -> Tensor:
         """编码 (B, 1, c, h, w)、(B, T_out, c, h, w) → 还没有标准化的目标 (B, T_out·c, h, w)。"""
         return (future - last if self.config.predict == "tendency" else future).flatten(1, 2)
-
-    def _valid(self, batch: Batch) -> Tensor:
-        """(B, T_out·c, 1, 1)：像素里逐通道；一帧的编码要各通道都有效。"""
-        valid = batch.valid[:, -self.frames_out :]  # (B, T_out, C)
-        if self.first_stage is not None:
-            valid = valid.all(-1, keepdim=True).expand(-1, -1, self.latent[0])
-        return valid.flatten(1, 2)[..., None, None]
-
-    def _encode(self, fields: Tensor) -> Tensor:
-        """(B, t, C, H, W) → (B, t, c, h, w)。"""
-        if self.first_stage is None:
-            return fields
-        with torch.no_grad():
-            return self.first_stage.encode(fields.flatten(0, 1)).unflatten(0, fields.shape[:2])
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        """(B, M, T_out, c, h, w) → (B, M, T_out, C, H, W)。"""
-        if self.first_stage is None:
-            return codes
-        fields = self.first_stage.decode(rearrange(codes, "b m t c h w -> (b m t) c h w"))
-        return fields.float().unflatten(0, codes.shape[:3])
 
 
 def _check_grid(config: Config, latent: tuple[int, int, int]) -> None:

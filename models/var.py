@@ -27,6 +27,7 @@ from torch import Generator, Tensor, nn
 
 from models.interface import TokenAutoencoder
 from models.layers.attention import check_heads
+from models.layers.latents import encode_frames
 from models.layers.members import sample_generators
 from models.layers.var_blocks import ScaleTransformer, initialise
 from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of
@@ -138,7 +139,9 @@ class Model(nn.Module):
         """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。"""
         frames, hours, valid = self._pairs(batch)
         with torch.no_grad():
-            given = month_of(hours) if self.config.condition == "month" else self._encode(frames[:, :-1])
+            given = (
+                month_of(hours) if self.config.condition == "month" else encode_frames(self.first_stage, frames[:, :-1])
+            )
             indices = self.first_stage.encode_tokens(frames[:, -1])
         weights = self._weights()
         indices = indices[: len(weights)]
@@ -192,10 +195,6 @@ class Model(nn.Module):
         back = torch.arange(-self.frames, 1, device=window.device)
         return window[row[:, None], target[:, None] + back], batch.time[row, target], batch.valid[row, target].all(-1)
 
-    def _encode(self, frames: Tensor) -> Tensor:
-        """(N, n, C, H, W) → (N, n, c, h, w)。"""
-        return self.first_stage.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
     ) -> Tensor:
@@ -208,7 +207,11 @@ class Model(nn.Module):
         if month and time is None:
             raise ValueError("var with model.condition = month needs the time of the forecast: give --time")
         generators = sample_generators(len(history) * num_members, generator)
-        past = None if month else self._encode(history[:, -self.frames :]).repeat_interleave(num_members, 0)
+        past = (
+            None
+            if month
+            else encode_frames(self.first_stage, history[:, -self.frames :]).repeat_interleave(num_members, 0)
+        )
         made: list[Tensor] = []
         for lead in range(self.frames_out):
             if past is None:
@@ -216,7 +219,7 @@ class Model(nn.Module):
                 given = month_of(time[:, self.frames_in + lead]).repeat_interleave(num_members)
             else:
                 if made:
-                    past = torch.cat([past[:, 1:], self._encode(made[-1][:, None])], 1)
+                    past = torch.cat([past[:, 1:], encode_frames(self.first_stage, made[-1][:, None])], 1)
                 given = past
             f_hat = sample(self.net, stage.quantizer, self.condition, given, self.config.sampling, generators)
             made.append(stage.decode_latents(f_hat).float())  # (B·M, C, H, W)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models import build_config, build_model
 from models.layers.flow import time_shift
+from models.layers.latents import encode_frames
 from tests import tiny_codec
 from tests.dit_small import SMALL, SMALL_DH, randomize, small
 from tests.small import outputs_of, small_batch, small_spec
@@ -84,7 +85,7 @@ def test_loss_is_the_mean_over_valid_targets_and_the_input_never_holds_the_other
     x, t = inputs[0]
     noisy = x[:, : 2 * codes].unflatten(1, (2, codes))
     noise, t = noise.unflatten(1, (2, codes)), t.view(-1, 1, 1, 1, 1)
-    future = model._encode(batch.future)
+    future = encode_frames(model.first_stage, batch.future)
     kept = np.ones((3, 2, codes), dtype=bool)
     kept[1] = False
     kept[0, 0, :] = False if latent else [True, False]
@@ -98,7 +99,7 @@ def test_loss_is_the_mean_over_valid_targets_and_the_input_never_holds_the_other
         torch.testing.assert_close(noisy[at], (1 - t[b, 0, 0]) * data + t[b, 0, 0] * noise[at])
         total += float((velocity[at] - noise[at] + data).square().mean()) * kept[at]
     assert found == pytest.approx(total / kept.sum(), rel=1e-5)
-    assert torch.equal(x[:, 2 * codes :], model._encode(batch.history).flatten(1, 2))
+    assert torch.equal(x[:, 2 * codes :], encode_frames(model.first_stage, batch.history).flatten(1, 2))
 
 
 def test_no_valid_target_gives_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,41 @@ class LatentScaling(nn.Module):
 
     def inverse(self, latents: Tensor) -> Tensor:
         return latents * self.std + self.mean
+
+
+def encode_frames(first_stage: Any, frames: Tensor) -> Tensor:
+    """(B, T, C, H, W) → (B, T, c, h, w) float32；first_stage 为 None（直接在格点上）时原样。"""
+    if first_stage is None:
+        return frames
+    return first_stage.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).float()
+
+
+def decode_frames(first_stage: Any, codes: Tensor) -> Tensor:
+    """(..., c, h, w) → (..., C, H, W) float32；encode_frames 的逆。"""
+    if first_stage is None:
+        return codes
+    return first_stage.decode(codes.flatten(0, -4)).unflatten(0, codes.shape[:-3]).float()
+
+
+def valid_codes(first_stage: Any, valid: Tensor, channels: int) -> Tensor:
+    """目标的 valid (B, T_out, C) → (B, T_out·c, 1, 1)：格点上逐通道；一帧的编码要各通道都有效。"""
+    if first_stage is not None:
+        valid = valid.all(-1, keepdim=True).expand(-1, -1, channels)
+    return valid.flatten(1, 2)[..., None, None]
+
+
+def solve_tendency(targets: LatentScaling) -> None:
+    """差的均值与标准差。
+
+    Raises:
+        ValueError: 没有一个窗口的目标全部有效；某个通道从不变化。
+    """
+    if not targets.sums:
+        raise ValueError("model.predict = tendency: every training window holds an interpolated target; use state")
+    try:
+        targets.solve()
+    except ValueError as error:
+        raise ValueError(f"model.predict = tendency: the tendencies have no spread: {error}") from None
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], fields: Tensor, size: int) -> Tensor:
