@@ -85,7 +85,8 @@ def times(case: Case, rounds: int, device: torch.device) -> list[tuple[float, fl
     net = ScaleTransformer(quantizer.lengths, case.latent, case.vocabulary, case.width, case.depth, case.heads)
     height, width = case.scales[-1]
     if case.context:
-        condition: nn.Module = HistoryCondition(FRAMES, (case.latent, height, width), case.width, True, True, True)
+        frame, ways = (case.latent, height, width), [True] * 4
+        condition: nn.Module = HistoryCondition(FRAMES, frame, case.scales, case.width, *ways)
         given: Tensor = torch.randn(count, FRAMES, case.latent, height, width)
     else:
         condition, given = LabelCondition(LABELS, case.width), torch.arange(count) % LABELS

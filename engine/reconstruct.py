@@ -6,6 +6,7 @@
 一个划分里每帧看一次（首尾相接的窗口）；--stride N：每 N 个窗口取一个。
 --config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
 数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
+编码差的（vqvae 的 model.encodes = tendency）比的是相邻两帧之差，只与同类的一起比；差的 SSIM、PSNR 也以场的范围计。
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:  # --help 不必等 torch
     import torch
     from torch import Tensor
 
-    from util.batch import Batch, DataSpec
+    from models.layers.losses import Predict
+    from util.batch import DataSpec
     from util.config import RunConfig
     from util.data.dataset import WeatherData
 
@@ -94,10 +96,11 @@ def score_codecs(
     from tqdm import tqdm
 
     from engine.latents import every_frame
+    from models.layers.losses import encoded_fields
     from util.data.feed import feed
     from util.metrics import latitude_weights
 
-    spec = data.spec
+    spec, encodes = data.spec, what_they_encode(codecs)
     weights = latitude_weights(spec.latitudes).to(device)
     batches = every_frame(data, split, batch_size, stride)
     loader = feed(data, batches, device)
@@ -106,7 +109,7 @@ def score_codecs(
     with torch.inference_mode():
         for batch in tqdm(loader, f"reconstruct {split}", len(batches), leave=False):
             check()
-            truth, valid = frames_of(batch)
+            truth, valid = encoded_fields(batch, encodes)
             counts += valid.sum(0)
             for name, model in codecs.items():
                 made = reconstruction(model, truth, name)
@@ -120,6 +123,7 @@ def score_codecs(
     return {
         "split": split,
         "stride": stride,
+        "encodes": encodes,
         "channels": list(spec.channels),
         "units": dict(zip(spec.channels, spec.units, strict=True)),
         "fields": dict(zip(spec.channels, map(int, counts.tolist()), strict=True)),
@@ -127,11 +131,17 @@ def score_codecs(
     }
 
 
-def frames_of(batch: Batch) -> tuple[Tensor, Tensor]:
-    """一批窗口的全部帧 (N, C, H, W) 与 valid (N, C)。"""
-    import torch
+def what_they_encode(codecs: Mapping[str, Any]) -> Predict:
+    """各自编码器编码的是场还是差。
 
-    return torch.cat([batch.history, batch.future], 1).flatten(0, 1), batch.valid.flatten(0, 1)
+    Raises:
+        ValueError: 不是同一种。
+    """
+    kinds = {name: model.encodes for name, model in codecs.items()}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise ValueError(f"the autoencoders do not encode the same ({listed}); compare those of one kind")
+    return next(iter(kinds.values()))
 
 
 def reconstruction(model: Any, fields: Tensor, name: str) -> Tensor:
@@ -186,7 +196,8 @@ def table_text(table: Table) -> str:
         rows.append([label, row["codec"], *numbers, latent, f"{row['compression']:.3g} of the field"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    title = f"reconstruction of the {table['split']} split, {max(table['fields'].values())} frames"
+    what = "frames" if table["encodes"] == "state" else "changes between frames"
+    title = f"reconstruction of the {table['split']} split, {max(table['fields'].values())} {what}"
     return "\n".join([f"{title}; RMSE, MAE latitude-weighted, physical units; PSNR in dB", *lines])
 
 
@@ -208,9 +219,10 @@ def write_reconstruction(
 
 
 def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch.device, folder: Path) -> list[Path]:
-    """划分正中的一帧：真值、重建、差。"""
+    """划分正中的一帧（或一个差）：真值、重建、两者之差。"""
     import torch
 
+    from models.layers.losses import encoded_fields
     from util.data.calendar import time_text
     from util.data.windows import all_starts
     from util.plot import forecast_figure, save_figures
@@ -218,13 +230,21 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
     spec = data.spec
     starts = all_starts(data.segments[split], spec.window)
     batch = data.windows[int(starts[len(starts) // 2])]
-    truth = batch.history[:1, 0]  # (1, C, H, W)
-    real = spec.to_physical(truth)[0].numpy()
+    encodes = what_they_encode(codecs)
+    truth = encoded_fields(batch, encodes)[0][:1]  # (1, C, H, W)
+    offset = torch.tensor(spec.mean if encodes == "state" else [0.0] * spec.num_channels)[:, None, None]
+
+    def physical(fields: Tensor) -> Any:  # 差没有平均值可加
+        return (fields.cpu()[0] * torch.tensor(spec.std)[:, None, None] + offset).numpy()
+
+    real = physical(truth)
     paths: list[Path] = []
     for name, model in codecs.items():
         with torch.inference_mode():
-            made = spec.to_physical(reconstruction(model, truth.to(device), name).cpu())[0].numpy()
-        title = f"{name}: {split}, {time_text(int(batch.time[0, 0]))} UTC"
+            made = physical(reconstruction(model, truth.to(device), name))
+        first = time_text(int(batch.time[0, 0]))
+        when = f"{first} UTC" if encodes == "state" else f"{first} to {time_text(int(batch.time[0, 1]))} UTC"
+        title = f"{name}: {split}, {when}"
         paths += save_figures(forecast_figure(spec, real, made, title, "reconstruction"), folder / name)
     return paths
 
@@ -316,9 +336,10 @@ def compare_codecs(
     codecs = {name: codec for name, (_, codec) in zip(names, opened, strict=True)}
     config = opened[0][1].config
     data = open_data(config.data)
-    for codec in codecs.values():  # 帧数与间隔不必相同：逐帧重建
+    for codec in codecs.values():  # 帧数不必相同，编码场的间隔也不必：逐帧重建
         ours = data.spec
-        frames = {key: getattr(ours, key) for key in ("frames_in", "frames_out", "interval_hours")}
+        free = ["frames_in", "frames_out", *(["interval_hours"] if codec.model.encodes == "state" else [])]
+        frames = {key: getattr(ours, key) for key in free}
         check_same_data(replace(codec.spec, **frames), ours, codec.source)
     models = {name: codec.model for name, codec in codecs.items()}
     table = score_codecs(models, data, split, stride, eval_batch_size(config), device)

@@ -97,6 +97,11 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     model = build_model(content["model_options"], spec)
     stage = _checked(model, source)
     model.load_state_dict(forecast_weights(content))
+    hours = content["spec"]["interval_hours"]
+    if stage.encodes == "tendency" and hours != spec.interval_hours:
+        raise ValueError(
+            f"model.first_stage = {source}: encodes changes over {hours} h; here a step is {spec.interval_hours} h"
+        )
     if not stage.latents_known:
         where, best = f"model.first_stage = {source}", Path(source).with_name("best.ckpt")
         if best.is_file() and best.name != Path(source).name:
@@ -106,7 +111,7 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
 
 
 def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
-    """阶段一与阶段二的场要相同；帧数与间隔不必。
+    """阶段一与阶段二的场要相同；帧数不必，间隔只有编码差的才要相同（open_first_stage）。
 
     Raises:
         ValueError: 头一处不同。

@@ -28,7 +28,14 @@ from torch import Generator, Tensor, nn
 
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
 from models.layers.flow import between, draw_times, euler, sampling_times, time_shift
-from models.layers.latents import LatentScaling, decode_frames, encode_frames, solve_tendency, valid_codes
+from models.layers.latents import (
+    LatentScaling,
+    decode_frames,
+    encode_frames,
+    require_states,
+    solve_tendency,
+    valid_codes,
+)
 from models.layers.losses import Predict
 from models.layers.members import sample_generators
 from models.layers.position import sincos_codes
@@ -155,6 +162,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
         """Raises ValueError: 块不能整除一帧编码的网格。"""
         super().__init__()
+        require_states(first_stage)
         self.config, self.first_stage = config, first_stage
         if first_stage is not None:
             first_stage.freeze(encoder=True, decoder=True)

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from util.batch import Batch
 
 if TYPE_CHECKING:
+    from models.layers.losses import Predict
     from models.layers.multiscale import MultiScaleQuantizer
 
 
@@ -62,6 +63,7 @@ class Autoencoder(Protocol):
     solve_latents）。阶段二里的同一个对象，权重与统计量都随阶段二的检查点走。
     """
 
+    encodes: Predict  # 编码的是场本身，还是相邻两帧之差（标准化的场之差）：encode、decode 里的「场」就是它
     latent_shape: tuple[int, int, int]  # (c, h, w)
     latents_known: bool  # 统计量有了没有
     frozen_are_trained: bool  # 冻结的参数来自预训练的权重；随机的权重冻结起来，引擎不肯训练

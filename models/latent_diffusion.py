@@ -23,7 +23,14 @@ from torch import Generator, Tensor, nn
 
 from models.layers.attention import check_heads
 from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
-from models.layers.latents import LatentScaling, decode_frames, encode_frames, solve_tendency, valid_codes
+from models.layers.latents import (
+    LatentScaling,
+    decode_frames,
+    encode_frames,
+    require_states,
+    solve_tendency,
+    valid_codes,
+)
 from models.layers.losses import Predict
 from models.layers.members import sample_generators
 from models.layers.padding import Padding, check_padding
@@ -109,6 +116,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
         super().__init__()
+        require_states(first_stage)
         self.config = config
         self.first_stage = None if first_stage is None else first_stage.requires_grad_(False).eval()
         frame = (spec.num_channels, spec.height, spec.width)

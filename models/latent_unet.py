@@ -20,6 +20,7 @@ from pydantic import model_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.halving import check_halvings
+from models.layers.latents import require_states
 from models.layers.losses import Predict, refuse_members, target_mse, to_state
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import UNet, Width
@@ -62,6 +63,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any) -> None:
         super().__init__()
         check_padding(config.padding, spec)
+        require_states(first_stage)
         channels, height, width = first_stage.latent_shape
         hint = size_hint(first_stage, spec, 2**config.depth)
         check_halvings("depth", config.depth, (height, width), what="latent", hint=hint)

@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from models.layers.images import Channels, FieldImages
 from models.layers.latents import LatentScaling, in_chunks
-from models.layers.losses import field_errors, frames_of
+from models.layers.losses import Predict, field_errors, frames_of
 from models.layers.rae import RAEOptions, RAEWrapper
 from models.layers.scaling import ChannelScaling, Scaling
 from util.batch import Batch, DataSpec
@@ -56,6 +56,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = False
+    encodes: Predict = "state"
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from models.layers.images import RGB, Adapter, Channels
 from models.layers.latents import LatentScaling, in_chunks, resize
-from models.layers.losses import frames_of, zonal_amplitudes
+from models.layers.losses import Predict, frames_of, zonal_amplitudes
 from models.layers.pretrained import RANDOM, load_pretrained
 from models.layers.scaling import ChannelScaling, Scaling
 from util.batch import Batch, DataSpec
@@ -100,6 +100,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = False
+    encodes: Predict = "state"
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()

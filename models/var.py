@@ -3,9 +3,10 @@
 论文：Tian et al. 2024（NeurIPS），Visual Autoregressive Modeling；网络与初值见 models/layers/var_blocks.py，条件见
 var_condition.py，采样见 var_sampling.py，编号怎样来见 multiscale.py。天气上没有公开的先例，历史条件是这里加的：
 
-* `condition: history`：条件是过去几帧的潜变量，三条路（总看得见的 token、调制、起始向量）各有开关。一个金字塔是一帧：
-  预报几帧就滚几次，生成的帧接进历史再编码，与引擎滚动同一条路，所以一份权重可以报任意远；训练时每个窗口随机取一个
+* `condition: history`：条件是过去几帧的潜变量，四条路（总看得见的 token、调制、起始向量、各处的输入）各有开关。
+  一个金字塔是一帧：预报几帧就滚几次，生成的帧接进历史再编码，与引擎滚动同一条路，所以一份权重可以报任意远；训练时每个窗口随机取一个
   时效作目标，它前面的真实各帧作历史。（另一种做法是几帧叠在通道里共用一个金字塔：阶段一要另为几帧训练，时效也定死了。）
+  阶段一编码差（vqvae 的 `encodes: tendency`）时，生成的是下一帧与最后一帧之差，条件是切成块的场与差（patches_of）。
 * `condition: month`：原版的类别条件，类别是目标所在的月份。它不看历史，「预报」就是那个月的气候的一个样本，
   照没有历史的预报如实计分。
 
@@ -27,10 +28,10 @@ from torch import Generator, Tensor, nn
 
 from models.interface import TokenAutoencoder
 from models.layers.attention import check_heads
-from models.layers.latents import encode_frames
+from models.layers.latents import encode_frames, require_states
 from models.layers.members import sample_generators
 from models.layers.var_blocks import ScaleTransformer, initialise
-from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of
+from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of, patches_of
 from models.layers.var_sampling import Sampling, sample
 from util.batch import Batch, DataSpec
 from util.config import PositiveInt, Strict
@@ -45,11 +46,12 @@ class History(Strict):
     context: bool = True
     adaln: bool = True
     start: bool = True
+    local: bool = True
 
     @model_validator(mode="after")
     def _some_way(self) -> History:
-        if not (self.context or self.adaln or self.start):
-            raise ValueError("context, adaln and start are all false: nothing of the history is seen")
+        if not (self.context or self.adaln or self.start or self.local):
+            raise ValueError("context, adaln, start and local are all false: nothing of the history is seen")
         return self
 
 
@@ -104,6 +106,7 @@ class Model(nn.Module):
         self.frames_in, self.frames_out = spec.frames_in, spec.frames_out
         self.frames = check_frames(config, spec)
         self.first_stage: Any = first_stage.requires_grad_(False)
+        self.tendency = first_stage.encodes == "tendency"
         quantizer = self.first_stage.quantizer
         lengths = [h * w for h, w in quantizer.scales]
         check_progressive(config.progressive, len(lengths))
@@ -115,7 +118,11 @@ class Model(nn.Module):
             self.condition = LabelCondition(MONTHS, config.width)
         else:
             ways = config.history.model_dump(exclude={"frames"})
-            self.condition = HistoryCondition(self.frames, first_stage.latent_shape, config.width, **ways)
+            channels, height, width = first_stage.latent_shape
+            if self.tendency:
+                channels = spec.num_channels * spec.height * spec.width // (height * width)
+            frame = (channels, height, width)
+            self.condition = HistoryCondition(self.frames, frame, quantizer.scales, config.width, **ways)
         initialise([self.net, self.condition], self.net, config.residual_gain)
         self.calls = nn.Buffer(torch.zeros((), dtype=torch.int64))  # 训练模式下 loss 的次数，随检查点走
         self.train()
@@ -139,10 +146,10 @@ class Model(nn.Module):
         """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。"""
         frames, hours, valid = self._pairs(batch)
         with torch.no_grad():
-            given = (
-                month_of(hours) if self.config.condition == "month" else encode_frames(self.first_stage, frames[:, :-1])
-            )
-            indices = self.first_stage.encode_tokens(frames[:, -1])
+            month = self.config.condition == "month"
+            given = month_of(hours) if month else self._given(self._kept(frames[:, :-1]))
+            target = frames[:, -1] - frames[:, -2] if self.tendency else frames[:, -1]
+            indices = self.first_stage.encode_tokens(target)
         weights = self._weights()
         indices = indices[: len(weights)]
         lengths = self.net.lengths[: len(weights)]
@@ -157,6 +164,15 @@ class Model(nn.Module):
         sums = torch.stack([part.sum() for part in per_token.split(lengths)])  # 各尺度
         loss = (sums * torch.tensor(weights, device=sums.device)).sum() / sum(self.net.lengths)
         return {"loss": loss, **self._terms(logits.detach(), targets, per_token.detach(), share, lengths)}
+
+    def _kept(self, frames: Tensor) -> Tensor:
+        """历史 (N, n, C, H, W) → 滚动时留着的：编码差时是场本身；编码场时是潜变量 (N, n, c, h, w)，一帧只编码一次。"""
+        return frames if self.tendency else encode_frames(self.first_stage, frames)
+
+    def _given(self, kept: Tensor) -> Tensor:
+        """_kept → HistoryCondition 要的 (N, n, ·, h, w)。"""
+        _, height, width = self.first_stage.latent_shape
+        return patches_of(kept, self.first_stage.inputs, height, width) if self.tendency else kept
 
     def _terms(
         self, logits: Tensor, targets: Tensor, per_token: Tensor, share: Tensor, lengths: list[int]
@@ -207,22 +223,21 @@ class Model(nn.Module):
         if month and time is None:
             raise ValueError("var with model.condition = month needs the time of the forecast: give --time")
         generators = sample_generators(len(history) * num_members, generator)
-        past = (
-            None
-            if month
-            else encode_frames(self.first_stage, history[:, -self.frames :]).repeat_interleave(num_members, 0)
-        )
+        kept = None if month else self._kept(history[:, -self.frames :]).repeat_interleave(num_members, 0)
+        last = history[:, -1].repeat_interleave(num_members, 0)  # (B·M, C, H, W)
         made: list[Tensor] = []
         for lead in range(self.frames_out):
-            if past is None:
+            if kept is None:
                 assert time is not None
                 given = month_of(time[:, self.frames_in + lead]).repeat_interleave(num_members)
             else:
                 if made:
-                    past = torch.cat([past[:, 1:], encode_frames(self.first_stage, made[-1][:, None])], 1)
-                given = past
+                    kept = torch.cat([kept[:, 1:], self._kept(last[:, None])], 1)
+                given = self._given(kept)
             f_hat = sample(self.net, stage.quantizer, self.condition, given, self.config.sampling, generators)
-            made.append(stage.decode_latents(f_hat).float())  # (B·M, C, H, W)
+            decoded = stage.decode_latents(f_hat)
+            last = last + decoded if self.tendency else decoded
+            made.append(last)
         return torch.stack(made, 1).unflatten(0, (len(history), num_members))
 
 
@@ -238,16 +253,18 @@ def scale_weights(call: int, progressive: Progressive, num_scales: int) -> list[
 
 
 def check_tokens(config: Config, first_stage: Any) -> None:
-    """阶段一要给得出多尺度的编号。
+    """阶段一要给得出多尺度的编号；给月份的，要编码场。
 
     Raises:
-        ValueError: 给不出（SD VAE、RAE）。
+        ValueError: 给不出（SD VAE、RAE）；编码差而条件是月份。
     """
     if not isinstance(first_stage, TokenAutoencoder):
         source = config.first_stage if isinstance(config.first_stage, str) else config.first_stage.get("name")
         raise ValueError(
             f"model.first_stage = {source}: gives no tokens of several scales; config/vqvae.yaml trains one"
         )
+    if config.condition == "month":
+        require_states(first_stage)
 
 
 def check_frames(config: Config, spec: DataSpec) -> int:

@@ -7,6 +7,8 @@
 * 损失是 L1、均方误差、量化的损失，可加经向频谱的振幅；没有感知损失与判别器，它们是为照片准备的。
 * 没有用的码可以换成数据里的向量（restart）。
 encode 给出的是**量化之后**的潜变量 f̂，逐通道标准化；decode 倒过来，所以不量化的阶段二（潜空间 U-Net、扩散）也接得上。
+`encodes: tendency`：编码的不是场，是相邻两帧之差，各通道按训练窗口上自己的均值与标准差标准化。编号只有几千位，
+用在场上，连一天之内的变化也分辨不出；用在差上，就全用来说变化。只有 VAR 接得上它。
 
 字母：N 帧数，C 通道，H×W 网格，c = latent_dim，h×w 潜变量的网格，K 尺度数。
 """
@@ -19,8 +21,8 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, cat, nn, no_grad
 
 from models.layers.codebook import Learned
-from models.layers.latents import LatentScaling, in_chunks
-from models.layers.losses import field_errors, frames_of, zonal_amplitudes
+from models.layers.latents import LatentScaling, in_chunks, solve_tendency
+from models.layers.losses import Predict, encoded_fields, field_errors, zonal_amplitudes
 from models.layers.multiscale import MultiScaleQuantizer, Scales, check_scales, rectangular_scales
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from models.layers.vqgan import Shape, make_decoder, make_encoder
@@ -31,10 +33,12 @@ from util.config import PositiveInt, Strict
 class Config(Strict):
     """选项；默认的尺寸与权重是 VAR 原版的（损失的权重取自它的作者的单尺度训练代码）。
 
-    width … dropout 见 vqgan.Shape；vocabulary、latent_dim：码的个数与维数；
+    encodes：state 编码场，tendency 编码相邻两帧之差；width … dropout 见 vqgan.Shape；
+    vocabulary、latent_dim：码的个数与维数；
     scales：个数，或逐个写明（n 即 n × n，或 [h, w]）；phi、beta 见 multiscale；codebook、restart 见 codebook.Codebook。
     """
 
+    encodes: Predict = "state"
     width: PositiveInt = 160
     multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
     blocks: PositiveInt = 2
@@ -70,7 +74,7 @@ class Config(Strict):
 
 
 class Model(nn.Module):
-    """TokenAutoencoder、Portable。
+    """TokenAutoencoder、Portable；编码差时 OnePass：先看一遍训练窗口，求差的均值与标准差。
 
     Raises:
         ValueError: 网格不能逐次减半；尺度不合；circular_lon 而经度不成一圈。
@@ -85,6 +89,9 @@ class Model(nn.Module):
         check_padding(config.padding, spec)
         height, width = latent_grid(config, spec)
         self.config = config
+        self.encodes: Predict = config.encodes
+        self.needs_pass = config.encodes == "tendency"
+        self.inputs = LatentScaling((spec.num_channels, 1, 1))  # 差的均值与标准差；state 时原样
         self.latent_shape = (config.latent_dim, height, width)
         self.encoder = make_encoder(spec.num_channels, config.latent_dim, config.shape)
         self.quant_conv = PaddedConv2d(config.latent_dim, config.latent_dim, 3, config.padding)
@@ -118,9 +125,24 @@ class Model(nn.Module):
         """不读别的文件，就是自己的选项。"""
         return {"name": "vqvae", **self.config.model_dump()}
 
+    def accumulate(self, batch: Batch) -> None:
+        """收下一批训练窗口里相邻两帧之差；有通道无效的不看。"""
+        changes, valid = encoded_fields(batch, self.encodes)
+        whole = valid.all(-1)
+        if whole.any():
+            self.inputs.observe(changes[whole].to(self.inputs.mean.device))
+
+    def solve(self) -> None:
+        """差的均值与标准差。
+
+        Raises:
+            ValueError: 没有两帧都有效的差；某个通道从不变化。
+        """
+        solve_tendency(self.inputs, "model.encodes")
+
     def observe_latents(self, batch: Batch) -> None:
-        """收下一批训练窗口各帧的 f̂；插值得来的帧也算，阶段二照样编码它们。"""
-        self.latents.observe(self._quantised(frames_of(batch)))
+        """收下一批训练窗口的 f̂；插值得来的帧也算，阶段二照样编码它们。"""
+        self.latents.observe(self._quantised(encoded_fields(batch, self.encodes)[0]))
 
     def solve_latents(self) -> None:
         """见 LatentScaling.solve。"""
@@ -146,6 +168,10 @@ class Model(nn.Module):
 
     def decode_latents(self, f_hat: Tensor) -> Tensor:
         """f̂ (N, c, h, w) → (N, C, H, W) 标准化的场。"""
+        return self.inputs.inverse(self._decoded(f_hat))
+
+    def _decoded(self, f_hat: Tensor) -> Tensor:
+        """f̂ (N, c, h, w) → 网络的输出 (N, C, H, W)，差还是标准化过的。"""
         return in_chunks(lambda part: self.decoder(self.post_quant_conv(part)), f_hat, self._chunk).float()
 
     @property
@@ -154,22 +180,21 @@ class Model(nn.Module):
 
     def _continuous(self, fields: Tensor) -> Tensor:
         """(N, C, H, W) → 量化之前的 f (N, c, h, w)。"""
-        return in_chunks(lambda part: self.quant_conv(self.encoder(part)), fields, self._chunk)
+        return in_chunks(lambda part: self.quant_conv(self.encoder(self.inputs(part))), fields, self._chunk)
 
     def _quantised(self, fields: Tensor) -> Tensor:
         """(N, C, H, W) → f̂ (N, c, h, w)。"""
         return in_chunks(lambda part: self.quantizer.quantize(self._continuous(part)), fields, self._chunk)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效的场的重建误差（标准化空间）加量化的损失；插值得来的场也编码、也量化。
+        """有效的场的重建误差（标准化空间，差按它自己的标准差）加量化的损失；插值得来的场也编码、也量化。
 
         记录的 residual_hxw 是累加到那个尺度之后，潜变量还剩下几成没有表示出来。
         """
-        fields = frames_of(batch)  # (N, C, H, W)
-        valid = batch.valid.flatten(0, 1)  # (N, C)
+        fields, valid = encoded_fields(batch, self.encodes)  # (N, C, H, W)、(N, C)
         f = self._continuous(fields)
         quantized = self.quantizer(f)
-        made = self.decode_latents(quantized.f_hat)
+        made, fields = self._decoded(quantized.f_hat), self.inputs(fields)
         l1, l2 = field_errors(made, fields, valid)
         terms = {"l1": l1, "l2": l2, "vq": quantized.loss}
         loss = self.config.l1_weight * l1 + self.config.l2_weight * l2 + quantized.loss

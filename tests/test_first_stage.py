@@ -22,6 +22,7 @@ from engine.preflight import smoke
 from engine.scoring import Options
 from engine.state import ema_average, load_forecaster
 from models import build_model, check_first_stage
+from tests import tiny_codec
 from tests.runs import checkpoint, losses, train_here, write_run
 from tests.small import small_batch, small_spec
 from tests.tiny_codec import register
@@ -231,6 +232,14 @@ def test_a_first_stage_of_other_fields_or_another_kind_is_refused(tree, stage_on
     train_stage(tmp_path, tree, {"name": "persistence"}, "persistence")
     with pytest.raises(ValueError, match="persistence/best.ckpt: not an autoencoder"):
         train_stage(tmp_path, tree, with_first_stage(best(tmp_path, "persistence")), "kind")
+
+
+def test_a_first_stage_of_changes_wants_the_same_interval(tree, stage_one, tmp_path, monkeypatch):
+    source = with_first_stage(best(stage_one, "codec"))
+    assert train_stage(tmp_path, tree, source, "twelve", "data.interval_hours=12") == 0
+    monkeypatch.setattr(tiny_codec.Model, "encodes", "tendency")
+    with pytest.raises(ValueError, match=r"encodes changes over 6 h; here a step is 12 h"):
+        train_stage(tmp_path, tree, source, "again", "data.interval_hours=12")
 
 
 def test_a_first_stage_that_is_not_there_is_found_before_the_data(tree, stage_one, tmp_path):

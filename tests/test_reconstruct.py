@@ -44,6 +44,7 @@ def tree(make_tree, tmp_path_factory):
 class Rounded:
     """取整：误差有大有小的「自编码器」。"""
 
+    encodes = "state"
     latent_shape = (2, 4, 4)
 
     def encode(self, fields: torch.Tensor) -> torch.Tensor:
@@ -77,6 +78,31 @@ def test_scores_are_those_of_numpy_over_the_valid_frames(tree, tmp_path):
         }
         assert table["codecs"]["rounded"]["scores"][channel] == pytest.approx(expected, rel=1e-5)
     assert table["codecs"]["rounded"]["compression"] == 2 * 4 * 4 / (2 * 8 * 16)
+
+
+def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
+    """相邻两帧之差，逐个写开；与编码场的不放在一张表里。"""
+    changes = Rounded()
+    changes.encodes = "tendency"
+    data = open_data(config_of(tmp_path, tree).data)
+    table = score_codecs({"changes": changes}, data, "test", 1, 3, CPU)
+    (hours,) = data.segments["test"]
+    window = data.spec.window
+    fields = [data.windows.reader.frame(int(hour)).fields.astype(np.float64) for hour in hours]
+    errors: dict[str, list[float]] = {"t2m": [], "u10": []}
+    weights = latitude_weights(data.spec.latitudes).numpy()[:, None] * np.ones((8, 16))
+    for n in range(1, hours.size):
+        for i, channel in enumerate(data.spec.channels):
+            invalid = channel == "t2m" and {n, n - 1} & {hours.size - 6, hours.size - 7}
+            if n % window and not invalid:  # 首尾相接的窗口，窗口之间的差不看
+                truth = fields[n][i] - fields[n - 1][i]
+                errors[channel].append(np.average((np.round(truth) - truth) ** 2, weights=weights))
+    assert table["encodes"] == "tendency" and table["fields"] == {c: len(found) for c, found in errors.items()}
+    for i, channel in enumerate(data.spec.channels):
+        expected = np.sqrt(np.mean(errors[channel])) * data.spec.std[i]
+        assert table["codecs"]["changes"]["scores"][channel]["rmse"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match=r"do not encode the same \(one: tendency, two: state\)"):
+        score_codecs({"one": changes, "two": Rounded()}, data, "test", 1, 3, CPU)
 
 
 def config_of(folder: Path, tree: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import Generator, Tensor, nn
 
 from engine.rollout import rollout
 from models import build_model
-from models.layers.var_condition import month_of
+from models.layers.latents import LatentScaling
+from models.layers.var_condition import month_of, patches_of
+from models.layers.var_sampling import sample
 from models.var import Progressive, scale_weights
 from tests.runs import ROOT
 from tests.small import small_batch, small_spec
@@ -178,6 +181,52 @@ def test_forecast_rolls_one_pyramid_a_frame() -> None:
     assert not torch.isclose(made[:, :, 0], made[:, :, 1]).all()
 
 
+def changing(spec: DataSpec = SPEC, **options: Any) -> Any:
+    """阶段一编码差，差的均值与标准差不是 0 与 1。"""
+    model = small(spec, first_stage={**STAGE, "encodes": "tendency"}, **options)
+    model.first_stage.inputs.mean.copy_(torch.tensor([0.1, -0.2]).view(2, 1, 1))
+    model.first_stage.inputs.std.copy_(torch.tensor([0.5, 2.0]).view(2, 1, 1))
+    return model
+
+
+def test_patches_hold_the_scaled_changes_and_the_last_frame() -> None:
+    frames, scaling = torch.randn(2, 3, 2, 4, 6), LatentScaling((2, 1, 1))
+    scaling.mean.copy_(torch.tensor([0.1, -0.2]).view(2, 1, 1))
+    scaling.std.copy_(torch.tensor([0.5, 2.0]).view(2, 1, 1))
+    found = patches_of(frames, scaling, 2, 3).numpy()  # 每块 2 × 2
+    assert found.shape == (2, 3, 2 * 4, 2, 3)
+    x = frames.numpy()
+    for n, t, c, y, z in np.ndindex(2, 3, 2, 4, 6):
+        change = (x[n, t + 1, c, y, z] - x[n, t, c, y, z] - [0.1, -0.2][c]) / [0.5, 2.0][c] if t < 2 else 0
+        expected = x[n, 2, c, y, z] if t == 2 else change
+        place = (c * 2 + y % 2) * 2 + z % 2
+        assert found[n, t, place, y // 2, z // 2] == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(patches_of(frames[:, -1:], scaling, 2, 3), torch.from_numpy(found[:, 2:]))  # 只有一帧时没有差
+
+
+def test_tokens_of_changes_are_predicted_and_added_to_the_last_frame() -> None:
+    """损失的目标是差的编号；预报是最后一帧加解码的差，滚动与引擎滚动相同，三路条件都看历史。"""
+    spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
+    options = {"history": {"frames": 2}, "sampling": {**FREE, "top_k": 1}}
+    model, batch = changing(spec, **options), small_batch(spec)
+    stage, everyone = model.first_stage, torch.ones(3, dtype=torch.bool)
+    with torch.no_grad():
+        given = patches_of(batch.history[:, 1:], stage.inputs, *stage.latent_shape[1:])
+        indices = stage.encode_tokens(batch.future[:, 0] - batch.history[:, -1])
+        logits = model.net(model.condition(given, everyone), stage.quantizer.teacher_inputs(indices))
+        expected = F.cross_entropy(logits.mT, torch.cat(indices, 1)).item()
+        assert model.loss(batch)["loss"].item() == pytest.approx(expected, rel=1e-5)
+        made = model.forecast(batch.history, batch.time)[:, 0, 0]
+        f_hat = sample(model.net, stage.quantizer, model.condition, given, model.config.sampling, [Generator()] * 3)
+        torch.testing.assert_close(made, batch.history[:, -1] + stage.decode_latents(f_hat), rtol=1e-5, atol=1e-5)
+        two = changing(SPEC, **options)
+        rolled = rollout(model, batch.history, batch.time[:, :3], 2, spec)
+        torch.testing.assert_close(two.forecast(batch.history, None), rolled, rtol=1e-4, atol=1e-4)
+        members = two.forecast(batch.history, None, 2, Generator().manual_seed(0))
+    assert members.shape == (3, 2, 2, 2, 8, 16)
+    torch.testing.assert_close(members[:, 0], rolled[:, 0], rtol=1e-4, atol=1e-4)  # top_k = 1：成员都一样
+
+
 def test_only_the_last_history_frames_count() -> None:
     model, batch = small(history={"frames": 2}, sampling=FREE), small_batch(SPEC)
     changed = batch.history.clone()
@@ -251,9 +300,13 @@ WRONG: dict[str, dict[str, Any]] = {
     "no tokens of several scales": {
         "first_stage": {"name": "sd_vae", "weights": "random", "architecture": {"block_out_channels": [32, 32]}}
     },
+    r"encodes tendencies, not fields; only var with a history": {
+        "condition": "month",
+        "first_stage": {**STAGE, "encodes": "tendency"},
+    },
     r"data\.frames_in = 3: model\.history\.frames = 4 asks for more": {"history": {"frames": 4}},
     r"first_scales is at most 3": {"progressive": {"first_scales": 4, "steps": 10}},
-    "nothing of the history is seen": {"history": {"context": False, "adaln": False, "start": False}},
+    "nothing of the history is seen": {"history": {"context": False, "adaln": False, "start": False, "local": False}},
     r"model\.heads = 3: does not divide model\.width = 16; heads that work: \[1, 2, 4, 8\]": {"heads": 3},
 }
 

@@ -21,10 +21,11 @@ from models.layers.var_blocks import (
     initialise,
 )
 from models.layers.var_condition import HistoryCondition, LabelCondition, month_of
-from tests.numpy_layers import values
+from tests.numpy_layers import conv, values
 
 SQUARES = [n * n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)]
 LENGTHS = [1, 2, 6]
+PLACES = ((1, 1), (1, 2), (2, 4))  # 条件的例子里的尺度
 DIM, LATENT, VOCABULARY = 16, 5, 11
 
 
@@ -38,10 +39,10 @@ def small_net(seed: int = 0, depth: int = 2, shared: bool = False) -> Any:
 
 
 def given(context: int, count: int = 3, seed: int = 1) -> tuple[Condition, Tensor]:
-    """条件与全部尺度的输入。"""
+    """条件与全部尺度的输入；有条件的 token 时，各处的输入也有条件。"""
     torch.manual_seed(seed)
-    tokens = torch.randn(count, context, DIM) if context else None
-    return Condition(torch.randn(count, DIM), torch.randn(count, DIM), tokens), torch.randn(count, 8, LATENT)
+    tokens, local = (torch.randn(count, n, DIM) if context else None for n in (context, 9))
+    return Condition(torch.randn(count, DIM), torch.randn(count, DIM), tokens, local), torch.randn(count, 8, LATENT)
 
 
 @pytest.mark.parametrize(("depth", "published"), [(8, 41_315_904), (12, 133_186_960), (16, 310_283_520)])
@@ -93,7 +94,7 @@ def test_context_is_seen_by_all_and_sees_only_itself() -> None:
         assert not torch.isclose(after, before).all(-1).any()
         hidden = []
         for shift in (0, 5):
-            tokens = torch.cat([condition.context, net.later(inputs, 1) + shift], 1)
+            tokens = torch.cat([condition.context, net.later(condition, inputs, 1) + shift], 1)
             order = torch.cat([torch.full((4,), -1), net.scale_of[1:]])
             hidden.append(net.layers(tokens, condition, order[:, None] >= order)[:, :4])
     assert torch.equal(*hidden)
@@ -116,7 +117,7 @@ def test_decoding_scale_by_scale_equals_the_whole(context: int, cached: bool) ->
         whole = net(condition, inputs)
         decoder = Decoder(net, condition, cached)
         parts = [decoder.logits(net.begin(condition))]
-        parts += [decoder.logits(net.later(inputs[:, a - 1 : b - 1], a)) for a, b in ((1, 3), (3, 9))]
+        parts += [decoder.logits(net.later(condition, inputs[:, a - 1 : b - 1], a)) for a, b in ((1, 3), (3, 9))]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -169,7 +170,7 @@ def test_block_and_head_equal_the_written_out_ones() -> None:
     g1, g2, s1, s2, b1, b2 = np.split(linear(silu, block.modulation[-1])[:, None], 6, -1)
     mask = net.scale_of[:, None] >= net.scale_of
     with torch.no_grad():
-        tokens = torch.cat([net.begin(condition), net.later(inputs.double(), 1)], 1)
+        tokens = torch.cat([net.begin(condition), net.later(condition, inputs.double(), 1)], 1)
         x = values(tokens)
         attended = values(block.attention(torch.tensor(norm(x) * (1 + s1) + b1), mask, None))
         x = x + g1 * attended
@@ -237,21 +238,22 @@ def test_initial_values(shared: bool) -> None:
 
 def test_dropped_labels_are_the_last_row() -> None:
     condition = LabelCondition(12, DIM)
-    start, adaln, context = condition(torch.tensor([3, 3]), torch.tensor([True, False]))
-    assert torch.equal(start, condition.table.weight[[3, 12]]) and start is adaln and context is None
+    start, adaln, context, local = condition(torch.tensor([3, 3]), torch.tensor([True, False]))
+    assert torch.equal(start, condition.table.weight[[3, 12]]) and start is adaln
+    assert context is None and local is None
 
 
-@pytest.mark.parametrize("ways", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)])
-def test_each_way_of_the_history_is_a_switch(ways: tuple[bool, bool, bool]) -> None:
+@pytest.mark.parametrize("ways", [(True,) * 4, *((i == 0, i == 1, i == 2, i == 3) for i in range(4))])
+def test_each_way_of_the_history_is_a_switch(ways: tuple[bool, bool, bool, bool]) -> None:
     torch.manual_seed(0)
-    condition = HistoryCondition(2, (3, 2, 4), DIM, *ways)
+    condition = HistoryCondition(2, (3, 2, 4), PLACES, DIM, *ways)
     if condition.position is not None:
         torch.nn.init.normal_(condition.position)
     latents, keep = torch.randn(2, 2, 3, 2, 4), torch.tensor([True, False])
     with torch.no_grad():
         made, other = condition(latents, keep), condition(torch.randn_like(latents), keep)
-    (context, adaln, start) = ways
-    assert (made.context is not None) == context
+    (context, adaln, start, local) = ways
+    assert (made.context is not None) == context and (made.local is not None) == local
     for vector, changed, on in ((made.start, other.start, start), (made.adaln, other.adaln, adaln)):
         assert torch.equal(vector[0], changed[0]) != on  # 留下的随历史而变
         assert torch.equal(vector[1], condition.base) and torch.equal(changed[1], condition.base)
@@ -259,11 +261,31 @@ def test_each_way_of_the_history_is_a_switch(ways: tuple[bool, bool, bool]) -> N
         assert made.context.shape == (2, 8, DIM)
         assert not torch.isclose(made.context[0], other.context[0]).all()
         assert torch.equal(made.context[1], other.context[1])
+    if made.local is not None and other.local is not None:
+        assert made.local.shape == (2, 1 + 2 + 8, DIM)
+        assert not torch.isclose(made.local[0], other.local[0]).all() and not made.local[1].any()
+
+
+def test_local_conditions_are_averaged_over_the_cells_of_each_scale() -> None:
+    """卷积、GELU、面积平均、Linear 都写开。"""
+    torch.manual_seed(0)
+    condition = HistoryCondition(2, (3, 2, 4), PLACES, DIM, False, False, False, True)
+    latents = torch.randn(2, 2, 3, 2, 4)
+    with torch.no_grad():
+        found = condition(latents, torch.ones(2, dtype=torch.bool)).local
+        assert found is not None and condition.around is not None and condition.local is not None
+        seen = torch.nn.functional.gelu(
+            torch.from_numpy(conv(values(latents).reshape(2, 6, 2, 4), condition.around[0]))
+        )
+    fine, weight = seen.numpy(), values(condition.local.weight)
+    cells = [fine.mean((2, 3)), fine[..., :2].mean((2, 3)), fine[..., 2:].mean((2, 3))]
+    cells += [fine[..., y, z] for y, z in np.ndindex(2, 4)]
+    np.testing.assert_allclose(values(found), np.stack(cells, 1) @ weight.T, atol=1e-5)
 
 
 def test_history_tokens_keep_their_places() -> None:
     """改一个格点，只有那个位置的 token 变。"""
-    condition = HistoryCondition(2, (3, 2, 4), DIM, True, True, True)
+    condition = HistoryCondition(2, (3, 2, 4), PLACES, DIM, True, True, True, False)
     torch.nn.init.zeros_(condition.position)  # type: ignore[arg-type]
     latents, keep = torch.randn(1, 2, 3, 2, 4), torch.tensor([True])
     changed = latents.clone()

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from models import build_config, build_model, open_first_stage
-from models.interface import Autoencoder, Portable, TokenAutoencoder
+from models.interface import Autoencoder, OnePass, Portable, TokenAutoencoder
 from models.layers.losses import frames_of
 from models.layers.vqgan import Halve, SelfAttention
 from models.vqvae import Model
 from tests.numpy_layers import conv, group_norm, values
 from tests.small import small_batch, small_spec
+from util.batch import Batch
 
 TINY: dict[str, Any] = {
     "name": "vqvae", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4,
@@ -169,6 +170,73 @@ def test_the_loss_is_the_weighted_sum_over_valid_fields() -> None:
     rest = (f - model.quantizer.quantize(f)).square().mean() / f.square().mean()
     assert terms["residual_4x8"] == pytest.approx(rest.item(), rel=1e-4)
     assert "spectral" not in make().loss(batch)
+
+
+def changes_of(batches: list[Batch]) -> np.ndarray:
+    """(N, C, H, W) 相邻两帧之差，两帧的每个通道都有效的。"""
+    kept = []
+    for batch in batches:
+        window, valid = torch.cat([batch.history, batch.future], 1).double().numpy(), batch.valid.numpy()
+        for b, t in np.ndindex(len(window), window.shape[1] - 1):
+            if valid[b, t : t + 2].all():
+                kept.append(window[b, t + 1] - window[b, t])
+    return np.stack(kept)
+
+
+def test_it_can_encode_the_changes_between_frames() -> None:
+    """先看一遍求差的均值与标准差；进出都是标准化的场之差，损失在差自己的尺度上。"""
+    spec = small_spec(channels=2, grid=(8, 16), frames_in=2)  # 三帧，两个差
+    torch.manual_seed(0)
+    model = build_model({**TINY, "encodes": "tendency"}, spec).eval()
+    assert isinstance(make(), OnePass) and not make().needs_pass and model.needs_pass
+    with torch.no_grad():
+        model.quantizer.codes.normal_(0, 0.3)
+    batches = [small_batch(spec, seed=seed) for seed in range(3)]
+    batches[0].valid[1, 1, 0] = False
+    for batch in batches:
+        model.accumulate(batch)
+    model.solve()
+    seen = changes_of(batches)
+    mean, std = seen.mean((0, 2, 3), keepdims=True)[0], seen.std((0, 2, 3), keepdims=True)[0]
+    np.testing.assert_allclose(values(model.inputs.mean), mean, atol=1e-6)
+    np.testing.assert_allclose(values(model.inputs.std), std, rtol=1e-5)
+    changes = torch.from_numpy(seen).float()
+    plain = make()  # 同样的网络，看的是标准化过的差
+    plain.load_state_dict(
+        {**model.state_dict(), "inputs.mean": torch.zeros(2, 1, 1), "inputs.std": torch.ones(2, 1, 1)}
+    )
+    scaled = torch.from_numpy((seen - mean) / std).float()
+    for a, b in zip(model.encode_tokens(changes), plain.encode_tokens(scaled), strict=True):
+        assert torch.equal(a, b)
+    made = model.decode_tokens(model.encode_tokens(changes))
+    np.testing.assert_allclose(
+        values(made), values(plain.decode_tokens(plain.encode_tokens(scaled))) * std + mean, atol=1e-5
+    )
+    torch.testing.assert_close(model.decode(model.encode(changes)), made, rtol=1e-4, atol=1e-5)
+    error = (values(made) - seen) / std
+    batch = batches[1]
+    assert model.loss(batch)["l2"].item() == pytest.approx((error[-12:-6] ** 2).mean(), rel=1e-4)
+    assert len(changes_of([batch])) == 6 == len(changes_of([batches[2]]))
+
+
+def test_changes_that_cannot_be_scaled_are_said() -> None:
+    model, batch = build_model({**TINY, "encodes": "tendency"}, SPEC), small_batch(SPEC)
+    still = batch._replace(future=batch.history)
+    model.accumulate(batch._replace(valid=torch.zeros_like(batch.valid)))
+    with pytest.raises(ValueError, match=r"model\.encodes = tendency: every training window holds an interpolated"):
+        model.solve()
+    model.accumulate(still)
+    with pytest.raises(ValueError, match=r"model\.encodes = tendency: the tendencies have no spread"):
+        model.solve()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("latent_unet", {}), ("latent_diffusion", {}), ("dit", {"size": None, "dim": 16, "depth": 1, "heads": 2})],
+)
+def test_latent_models_refuse_a_first_stage_of_changes(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"model\.first_stage encodes tendencies, not fields; only var"):
+        build_model({"name": name, "first_stage": {**TINY, "encodes": "tendency"}, **options}, SPEC)
 
 
 def test_freezing_each_side() -> None:

@@ -31,6 +31,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = False
+    encodes = "state"
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()

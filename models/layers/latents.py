@@ -63,6 +63,19 @@ class LatentScaling(nn.Module):
         return latents * self.std + self.mean
 
 
+def require_states(first_stage: Any) -> None:
+    """潜空间里的模型要的是场的潜变量；None 是直接在格点上。
+
+    Raises:
+        ValueError: 阶段一编码的是相邻两帧之差。
+    """
+    if first_stage is not None and first_stage.encodes != "state":
+        raise ValueError(
+            "model.first_stage encodes tendencies, not fields; only var with a history takes such a one; train it with "
+            "model.encodes=state"
+        )
+
+
 def encode_frames(first_stage: Any, frames: Tensor) -> Tensor:
     """(B, T, C, H, W) → (B, T, c, h, w) float32；first_stage 为 None（直接在格点上）时原样。"""
     if first_stage is None:
@@ -84,18 +97,18 @@ def valid_codes(first_stage: Any, valid: Tensor, channels: int) -> Tensor:
     return valid.flatten(1, 2)[..., None, None]
 
 
-def solve_tendency(targets: LatentScaling) -> None:
+def solve_tendency(targets: LatentScaling, key: str = "model.predict") -> None:
     """差的均值与标准差。
 
     Raises:
         ValueError: 没有一个窗口的目标全部有效；某个通道从不变化。
     """
     if not targets.sums:
-        raise ValueError("model.predict = tendency: every training window holds an interpolated target; use state")
+        raise ValueError(f"{key} = tendency: every training window holds an interpolated target; use state")
     try:
         targets.solve()
     except ValueError as error:
-        raise ValueError(f"model.predict = tendency: the tendencies have no spread: {error}") from None
+        raise ValueError(f"{key} = tendency: the tendencies have no spread: {error}") from None
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], fields: Tensor, size: int) -> Tensor:

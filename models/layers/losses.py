@@ -45,6 +45,14 @@ def frames_of(batch: Batch) -> Tensor:
     return torch.cat([batch.history, batch.future], 1).flatten(0, 1)
 
 
+def encoded_fields(batch: Batch, encodes: Predict) -> tuple[Tensor, Tensor]:
+    """阶段一逐个看的场 (N, C, H, W) 与 valid (N, C)：各帧，或相邻两帧之差（两帧都有效才有效）。"""
+    frames, valid = torch.cat([batch.history, batch.future], 1), batch.valid
+    if encodes == "tendency":
+        frames, valid = frames.diff(dim=1), valid[:, 1:] & valid[:, :-1]
+    return frames.flatten(0, 1), valid.flatten(0, 1)
+
+
 def field_errors(made: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """(..., C, H, W) 的绝对误差与平方误差的平均，只算 valid (..., C) 为真的场；一个也没有时为 0。"""
     keep = valid[..., None, None].to(truth.dtype)

@@ -29,16 +29,21 @@ SMALL_HEAD = 0.02  # 输出层初值再乘的数：起步时各码几乎等概�
 
 
 class Condition(NamedTuple):
-    """条件在网络里的三个入口。"""
+    """条件在网络里的四个入口。"""
 
     start: Tensor  # (N, D) 尺度 1 的输入
     adaln: Tensor  # (N, D) 调制各层的归一化
-    context: Tensor | None  # (N, P, D) 总看得见的 token
+    context: Tensor | None = None  # (N, P, D) 总看得见的 token
+    local: Tensor | None = None  # (N, L, D) 加到各尺度同一位置的输入上
 
     def joined(self, other: Condition) -> Condition:
         """两批样本接成一批。"""
-        context = None if self.context is None or other.context is None else torch.cat([self.context, other.context])
-        return Condition(torch.cat([self.start, other.start]), torch.cat([self.adaln, other.adaln]), context)
+
+        def both(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+            return None if one is None or two is None else torch.cat([one, two])
+
+        start, adaln = torch.cat([self.start, other.start]), torch.cat([self.adaln, other.adaln])
+        return Condition(start, adaln, both(self.context, other.context), both(self.local, other.local))
 
 
 class KeyValues:
@@ -178,19 +183,21 @@ class ScaleTransformer(nn.Module):
         Returns:
             logits (N, n, V) float32，不含条件的 token。
         """
-        tokens = torch.cat([self.begin(condition), self.later(inputs, self.lengths[0])], 1)
+        tokens = torch.cat([self.begin(condition), self.later(condition, inputs, self.lengths[0])], 1)
         hidden = self.run(tokens, condition)
         return self.logits(hidden, condition)
 
     def begin(self, condition: Condition) -> Tensor:
         """尺度 1 的输入 (N, h_1·w_1, D)。"""
         first = self.lengths[0]
-        return condition.start[:, None] + self.start_position + self.position[:first] + self.level[0]
+        tokens = condition.start[:, None] + self.start_position + self.position[:first] + self.level[0]
+        return tokens if condition.local is None else tokens + condition.local[:, :first]
 
-    def later(self, inputs: Tensor, first: int) -> Tensor:
-        """从第 first 个 token 起的输入 (N, n, z) → (N, n, D)：嵌入，加位置与尺度的编码。"""
+    def later(self, condition: Condition, inputs: Tensor, first: int) -> Tensor:
+        """从第 first 个 token 起的输入 (N, n, z) → (N, n, D)：嵌入，加位置与尺度的编码、那里的条件。"""
         here = slice(first, first + inputs.shape[1])
-        return self.embed(inputs) + self.position[here] + self.level[self.scale_of[here]]
+        tokens = self.embed(inputs) + self.position[here] + self.level[self.scale_of[here]]
+        return tokens if condition.local is None else tokens + condition.local[:, here]
 
     def run(self, tokens: Tensor, condition: Condition) -> Tensor:
         """头几个尺度的输入 (N, n, D)，带遮挡走过各层 → (N, n, D)。"""

@@ -74,7 +74,7 @@ def sample(
         if k < last:
             done += logits.shape[1]
             inputs = quantizer.next_input(f_hat, k).flatten(2).mT  # (N, n, z)
-            tokens = net.later(torch.cat([inputs, inputs]) if options.cfg else inputs, done)
+            tokens = net.later(steering, torch.cat([inputs, inputs]) if options.cfg else inputs, done)
     return f_hat
 
 
