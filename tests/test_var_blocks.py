@@ -274,9 +274,8 @@ def test_local_conditions_are_averaged_over_the_cells_of_each_scale() -> None:
     with torch.no_grad():
         found = condition(latents, torch.ones(2, dtype=torch.bool)).local
         assert found is not None and condition.around is not None and condition.local is not None
-        seen = torch.nn.functional.gelu(
-            torch.from_numpy(conv(values(latents).reshape(2, 6, 2, 4), condition.around[0]))
-        )
+        first: Any = condition.around[0]
+        seen = torch.nn.functional.gelu(torch.from_numpy(conv(values(latents).reshape(2, 6, 2, 4), first)))
     fine, weight = seen.numpy(), values(condition.local.weight)
     cells = [fine.mean((2, 3)), fine[..., :2].mean((2, 3)), fine[..., 2:].mean((2, 3))]
     cells += [fine[..., y, z] for y, z in np.ndindex(2, 4)]
