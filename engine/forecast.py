@@ -20,12 +20,14 @@ from util.data.dataset import open_origin
 from util.data.index import Index, bridgeable
 from util.data.reader import FieldReader
 from util.data.windows import window_valid
+from util.gallery import gallery_figure
 from util.logger import setup_logging
 from util.metrics import errors, latitude_weights
 from util.netcdf import write_forecast
 from util.plot import forecast_figure, save_figures
 
 log = logging.getLogger("ar_pred")
+MEMBERS_SHOWN = 4
 
 
 def forecast(
@@ -197,7 +199,7 @@ def write_outputs(
     init: int | None,
     checkpoint: str,
 ) -> None:
-    """每个时效两个 npy（物理单位与标准化），一个 NetCDF，每个时效一张图，有真值时的 scores.json。"""
+    """每个时效两个 npy（物理单位与标准化），一个 NetCDF，一张图（集合另有一张成员的），有真值时的 scores.json。"""
     leads = [spec.interval_hours * (i + 1) for i in range(result.shape[1])]
     physical = spec.to_physical(result)  # (M, L, C, H, W)
     for i, lead in enumerate(leads):
@@ -214,6 +216,12 @@ def write_outputs(
         members = f", mean of {len(physical)} members" if len(physical) > 1 else ""
         figures = forecast_figure(spec, None if real is None else real[i], mean[i], f"{start}+{lead} h{members}")
         pictures += save_figures(figures, out / f"forecast+{lead:03d}h")
+        if members:
+            columns = {} if real is None else {"truth": real[i]}
+            columns |= {f"mean of {len(physical)}": mean[i]}
+            columns |= {f"member {m}": fields[i].numpy() for m, fields in enumerate(physical[:MEMBERS_SHOWN], 1)}
+            gallery = gallery_figure(spec, columns, f"{start}+{lead} h")
+            pictures += save_figures([gallery], out / f"members+{lead:03d}h")
     log.info("forecast: %s; picture: %s", out / "forecast.nc", pictures[0])
     if truth is not None and valid is not None:
         write_scores(out / "scores.json", spec, result.mean(0), truth, valid, leads)

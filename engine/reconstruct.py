@@ -6,6 +6,7 @@
 一个划分里每帧看一次（首尾相接的窗口）；--stride N：每 N 个窗口取一个。
 --config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
 数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
+离散的（VQVAE）另有码本的用量与逐尺度的误差（engine/tokens.py）。
 编码差的（vqvae 的 model.encodes = tendency）比的是相邻两帧之差，只与同类的一起比；差的 SSIM、PSNR 也以场的范围计。
 """
 
@@ -96,6 +97,8 @@ def score_codecs(
     from tqdm import tqdm
 
     from engine.latents import every_frame
+    from engine.tokens import describe_tokens, token_sums
+    from models.interface import TokenAutoencoder
     from models.layers.losses import encoded_fields
     from util.data.feed import feed
     from util.metrics import latitude_weights
@@ -104,7 +107,7 @@ def score_codecs(
     weights = latitude_weights(spec.latitudes).to(device)
     batches = every_frame(data, split, batch_size, stride)
     loader = feed(data, batches, device)
-    sums: dict[str, dict[str, Tensor]] = {name: {} for name in codecs}
+    sums, tokens = ({name: dict[str, Any]() for name in codecs} for _ in range(2))
     counts = torch.zeros(spec.num_channels, dtype=torch.float64, device=device)
     with torch.inference_mode():
         for batch in tqdm(loader, f"reconstruct {split}", len(batches), leave=False):
@@ -113,13 +116,17 @@ def score_codecs(
             counts += valid.sum(0)
             for name, model in codecs.items():
                 made = reconstruction(model, truth, name)
-                for key, values in frame_statistics(made, truth, weights).items():
-                    sums[name][key] = sums[name].get(key, 0) + values.masked_fill(~valid, 0).sum(0)
+                found = frame_statistics(made, truth, weights)
+                add(sums[name], {key: values.masked_fill(~valid, 0).sum(0) for key, values in found.items()})
+                if isinstance(model, TokenAutoencoder):
+                    add(tokens[name], token_sums(model, truth, valid, weights))
     std = torch.tensor(spec.std, dtype=torch.float64, device=device)
-    found = {}
+    described = {}
     for name, model in codecs.items():
         scores = final_scores({key: total / counts for key, total in sums[name].items()}, std)
-        found[name] = {**describe(model, spec), "scores": by_channel(scores, spec)}
+        described[name] = {**describe(model, spec), "scores": by_channel(scores, spec)}
+        if isinstance(model, TokenAutoencoder):
+            described[name]["tokens"] = describe_tokens(model, tokens[name], counts, spec)
     return {
         "split": split,
         "stride": stride,
@@ -127,7 +134,7 @@ def score_codecs(
         "channels": list(spec.channels),
         "units": dict(zip(spec.channels, spec.units, strict=True)),
         "fields": dict(zip(spec.channels, map(int, counts.tolist()), strict=True)),
-        "codecs": found,
+        "codecs": described,
     }
 
 
@@ -142,6 +149,12 @@ def what_they_encode(codecs: Mapping[str, Any]) -> Predict:
         listed = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise ValueError(f"the autoencoders do not encode the same ({listed}); compare those of one kind")
     return next(iter(kinds.values()))
+
+
+def add(held: dict[str, Any], found: Mapping[str, Tensor]) -> None:
+    """各项累加到 held。"""
+    for key, total in found.items():
+        held[key] = held.get(key, 0) + total
 
 
 def reconstruction(model: Any, fields: Tensor, name: str) -> Tensor:
@@ -188,6 +201,8 @@ def table_rows(table: Table) -> list[dict[str, Any]]:
 
 def table_text(table: Table) -> str:
     """对齐的文字表。"""
+    from engine.tokens import tokens_text
+
     rows = [["channel", "codec", *METRICS, "latent", "values"]]
     for row in table_rows(table):
         latent = " x ".join(map(str, table["codecs"][row["codec"]]["latent_shape"]))
@@ -198,13 +213,15 @@ def table_text(table: Table) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     what = "frames" if table["encodes"] == "state" else "changes between frames"
     title = f"reconstruction of the {table['split']} split, {max(table['fields'].values())} {what}"
-    return "\n".join([f"{title}; RMSE, MAE latitude-weighted, physical units; PSNR in dB", *lines])
+    discrete = {name: found["tokens"] for name, found in table["codecs"].items() if "tokens" in found}
+    tokens = [tokens_text(name, found, table["units"]) for name, found in discrete.items()]
+    return "\n".join([f"{title}; RMSE, MAE latitude-weighted, physical units; PSNR in dB", *lines, *tokens])
 
 
 def write_reconstruction(
     out: Path, table: Table, codecs: Mapping[str, Any], data: WeatherData, device: torch.device
 ) -> list[Path]:
-    """metrics.json、metrics.csv 与每个自编码器一张图；返回 PNG 的路径。"""
+    """metrics.json、metrics.csv 与每个自编码器一张图（离散的另有一张逐尺度的）；返回 PNG 的路径。"""
     from util.atomic import replacing
 
     out.mkdir(parents=True, exist_ok=True)
@@ -222,9 +239,12 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
     """划分正中的一帧（或一个差）：真值、重建、两者之差。"""
     import torch
 
+    from engine.tokens import by_scale
+    from models.interface import TokenAutoencoder
     from models.layers.losses import encoded_fields
     from util.data.calendar import time_text
     from util.data.windows import all_starts
+    from util.gallery import gallery_figure
     from util.plot import forecast_figure, save_figures
 
     spec = data.spec
@@ -246,6 +266,12 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
         when = f"{first} UTC" if encodes == "state" else f"{first} to {time_text(int(batch.time[0, 1]))} UTC"
         title = f"{name}: {split}, {when}"
         paths += save_figures(forecast_figure(spec, real, made, title, "reconstruction"), folder / name)
+        if isinstance(model, TokenAutoencoder):
+            with torch.inference_mode():
+                coarse = by_scale(model, truth.to(device))
+            columns = {"truth": real, **{f"up to {scale}": physical(fields) for scale, fields in coarse.items()}}
+            kind = None if encodes == "state" else "difference"
+            paths += save_figures([gallery_figure(spec, columns, title, kind)], folder / f"{name}_scales")
     return paths
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 
-from engine.reconstruct import main, score_codecs, unique_names
+from engine.latents import every_frame
+from engine.reconstruct import main, score_codecs, table_text, unique_names
 from models import build_model
 from tests.runs import ROOT, train_here, write_run
 from tests.test_imports import HELP
@@ -103,6 +104,41 @@ def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
         assert table["codecs"]["changes"]["scores"][channel]["rmse"] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValueError, match=r"do not encode the same \(one: tendency, two: state\)"):
         score_codecs({"one": changes, "two": Rounded()}, data, "test", 1, 3, CPU)
+
+
+def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
+    """码的用量、困惑度数全部帧的编号；逐尺度的误差逐帧写开，末一个就是整个重建的。"""
+    data = open_data(config_of(tmp_path, tree).data)
+    torch.manual_seed(0)
+    options = {"width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "latent_dim": 4, "vocabulary": 32}
+    model = build_model({"name": "vqvae", **options, "scales": 4}, data.spec).eval()
+    torch.nn.init.normal_(model.quantizer.codes, std=0.3)
+    table = score_codecs({"vq": model}, data, "test", 1, 3, CPU)
+    found = table["codecs"]["vq"]["tokens"]
+    windows = [data.windows[start] for starts in every_frame(data, "test", 1) for start in starts]
+    used: list[int] = []
+    squares: dict[int, list[float]] = {scale: [] for scale in range(4)}
+    weights = latitude_weights(data.spec.latitudes).numpy()[:, None] * np.ones((8, 16))
+    with torch.no_grad():
+        for truth in torch.cat([frame for one in windows for frame in (one.history, one.future)], 1)[0].split(1):
+            tokens = model.encode_tokens(truth)
+            used += torch.cat(tokens, 1).flatten().tolist()
+            for scale in squares:
+                error = (model.decode_tokens(tokens[: scale + 1]) - truth)[0, 1].double().numpy()
+                squares[scale].append(float(np.average(error**2, weights=weights)))
+    shares = np.bincount(used) / len(used)
+    shares = shares[shares > 0]
+    assert 0.1 < found["used"] == len(shares) / 32 < 1
+    assert found["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
+    assert (found["tokens"], found["bits"]) == (1 + 2 + 8 + 32, 43 * 5)
+    assert found["scales"] == [[1, 1], [1, 2], [2, 4], [4, 8]]
+    expected = [np.sqrt(np.mean(values)) * data.spec.std[1] for values in squares.values()]
+    assert found["rmse_by_scale"]["u10"] == pytest.approx(expected, rel=1e-4)
+    for channel, scores in table["codecs"]["vq"]["scores"].items():
+        assert found["rmse_by_scale"][channel][-1] == pytest.approx(scores["rmse"], rel=1e-4)
+    *_, first, header, _, _ = table_text(table).splitlines()
+    assert first.startswith("vq: 43 tokens (215 bits), ") and header.split()[-2:] == ["2x4", "4x8"]
+    assert "tokens" not in score_codecs({"rounded": Rounded()}, data, "test", 4, 3, CPU)["codecs"]["rounded"]
 
 
 def config_of(folder: Path, tree: Any) -> Any:

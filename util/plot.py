@@ -95,7 +95,7 @@ def _page(
 ) -> Figure:
     from matplotlib.figure import Figure
 
-    extent, aspect = _extent(grid)
+    extent, aspect = grid_extent(grid)
     coast = coastlines(*extent)
     num_maps = 1 if truth is None else 3
     layout, lines = _layout(extent, aspect, num_maps, len(channels), title)
@@ -173,7 +173,7 @@ def weighted_rmse(difference: np.ndarray, latitudes: np.ndarray) -> float:
     return float(np.sqrt((weights * squares).sum() / weights.sum())) if finite.any() else math.nan
 
 
-def _extent(grid: OutputGrid) -> tuple[Extent, float]:
+def grid_extent(grid: OutputGrid) -> tuple[Extent, float]:
     """图像的四边（格点外推半格）和纵横比：区域图按中心纬度的余弦拉伸，全球图为 1。"""
     south, north = grid.latitudes.min(), grid.latitudes.max()
     west, east = grid.longitudes.min(), grid.longitudes.max()
