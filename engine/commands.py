@@ -66,7 +66,7 @@ def inference_command(argv: Arguments = None) -> int:
     from engine.forecast import forecast
 
     return forecast(
-        args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth
+        args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth, args.set
     )
 
 
@@ -118,6 +118,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         thresholds=merge_thresholds(args.thresholds),
         save=tuple(kind for kind in args.save if kind != "none"),
         points=tuple(args.points),
+        set=tuple(args.set),
     )
     return evaluate_checkpoint(args.checkpoint, options, args.out)
 
@@ -162,12 +163,16 @@ def compare_command(argv: Arguments = None) -> int:
 
 
 def _add_ensemble(parser: argparse.ArgumentParser) -> None:
-    """预报与评测的集合是同一个集合。"""
+    """预报与评测的集合是同一个集合；怎样采样也在这里改。"""
     parser.add_argument("--members", type=_positive, default=1, help="ensemble members (default: 1)")
     parser.add_argument("--perturb", type=_not_negative, default=0.0, help="initial noise, in standard deviations")
     parser.add_argument(
         "--smooth", type=_not_negative, default=0.0, metavar="DEGREES", help="smooth that noise over this length"
     )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="model.KEY=VALUE",
+        help="change how a probabilistic model samples, e.g. model.sampling.cfg=1.5",
+    )  # fmt: skip
 
 
 def _positive(text: str) -> int:

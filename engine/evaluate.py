@@ -76,7 +76,7 @@ def evaluate(
         return None
     out.mkdir(parents=True, exist_ok=True)
     about = {**about, "split": options.split, "stride": options.stride, "steps": steps, "members": options.members}
-    about |= {"perturb": options.perturb, "smooth": options.smooth}
+    about |= {"perturb": options.perturb, "smooth": options.smooth, "set": list(options.set)}
     table, seen = write_results(task, stream, out, about)
     table = {**about, "model": name, **table}
     memory = peak_memory(fabric.device)  # 在数运算次数之前：那里要多一份副本
@@ -145,7 +145,7 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "evaluate.log" if main else None, quiet=not main)
-    model, spec = load_forecaster(content, fabric.device)
+    model, spec = load_forecaster(content, fabric.device, options.set)
     if not model.can_forecast:
         raise ValueError(f"{path}: this configuration of {config.model['name']} makes no forecasts, nothing to score")
     data = open_data(config.data, out / "missing.csv", announce=main)
@@ -184,6 +184,8 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         ]
     if options.points:
         words += ["--points", *options.points]
+    if options.set:
+        words += ["--set", *options.set]
     return [*words, "--save", *(options.save or ("none",)), "--out", str(out)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from engine.rollout import check_members, perturb, rollout
 from engine.state import load_forecaster
+from engine.validation import eval_batch_size
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
 from util.config import DataConfig, RunConfig, validate
@@ -39,6 +41,7 @@ def forecast(
     members: int,
     noise: float,
     smooth: float,
+    changes: Sequence[str] = (),
 ) -> int:
     """inference.py：从一个初始时刻预报 steps 帧，写进 out。
 
@@ -46,6 +49,7 @@ def forecast(
         time: 初始时刻，即最后一帧历史的 UTC 时刻；只给 inputs 时可以没有。
         inputs: `.npy` 文件，每个是一帧 (H, W, k)，或一个 (T_in, H, W, k)。
         noise, smooth: 初值扰动的标准差（标准化单位）与相关长度（度），确定性模型由它得到集合。
+        changes: 改过的模型选项，见 models.change_options。
 
     Raises:
         ValueError: 检查点、时刻、输入的个数或形状不对，成员数要求不合理。
@@ -53,7 +57,7 @@ def forecast(
     content = load_checkpoint(checkpoint)
     config: RunConfig = validate(RunConfig, content["config"], checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
-    model, spec = load_forecaster(content, device)
+    model, spec = load_forecaster(content, device, changes)
     if not model.can_forecast:
         raise ValueError(f"{checkpoint}: this configuration of {config.model['name']} reconstructs, it cannot forecast")
     check_members(model, config.model["name"], members, noise, smooth)
@@ -67,8 +71,9 @@ def forecast(
     else:
         assert init is not None
         history, truth, valid = read_tree(config.data, spec, init, steps)
+    limit = eval_batch_size(config)
     result = run_model(
-        model, history, init, spec, steps, members, noise, smooth, config.run.seed, device
+        model, history, init, spec, steps, members, noise, smooth, config.run.seed, device, limit
     )  # (M, L, C, H, W)
     write_outputs(out, spec, result, truth, valid, init, checkpoint)
     return 0
@@ -86,8 +91,9 @@ def run_model(
     smooth: float,
     seed: int,
     device: torch.device,
+    limit: int,
 ) -> torch.Tensor:
-    """(T_in, C, H, W) → (M, steps, C, H, W)，标准化，在 CPU 上。"""
+    """(T_in, C, H, W) → (M, steps, C, H, W)，标准化，在 CPU 上；limit：一次至多几个成员，内存由它封顶。"""
     generator = torch.Generator().manual_seed(seed)
     back = torch.arange(1 - spec.frames_in, 1) * spec.interval_hours
     time = None if init is None else (init + back)[None].to(device)
@@ -95,9 +101,9 @@ def run_model(
     if noise:
         batch = perturb(history[None], noise, members, [generator], spec, smooth).to(device)  # (M, T_in, C, H, W)
         time = None if time is None else time.expand(members, -1)
-        made = rollout(model, batch, time, steps, spec)[:, 0]  # (M, steps, C, H, W)
+        made = rollout(model, batch, time, steps, spec, limit=limit)[:, 0]  # (M, steps, C, H, W)
     else:
-        made = rollout(model, batch, time, steps, spec, members, generator)[0]
+        made = rollout(model, batch, time, steps, spec, members, generator, limit)[0]
     if not torch.isfinite(made).all():
         raise ValueError("the forecast holds non-finite values; check the inputs and their standardisation")
     return made.float().cpu()

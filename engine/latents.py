@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -16,11 +17,12 @@ from engine.baselines import Check
 from engine.state import Content, load_forecaster
 from engine.validation import eval_batch_size
 from models.interface import Autoencoder
+from models.layers.losses import Predict
 from util.batch import Batch
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.data.dataset import WeatherData
 from util.data.feed import feed
-from util.data.windows import epoch_starts, split_batches
+from util.data.windows import split_batches
 
 if TYPE_CHECKING:
     from engine.train import Run
@@ -33,9 +35,16 @@ def is_codec(model: Any) -> bool:
     return not model.can_forecast and isinstance(model, Autoencoder)
 
 
-def every_frame(data: WeatherData, split: str, batch_size: int, stride: int = 1) -> list[list[int]]:
-    """首尾相接的窗口，一个划分里每帧恰好一次（段首不足一个窗口的不要）；stride：每几个窗口取一个。"""
-    starts = epoch_starts(data.segments[split], data.spec.window, shuffle=False, seed=0, epoch=0)
+def every_frame(
+    data: WeatherData, split: str, batch_size: int, stride: int = 1, encodes: Predict = "state"
+) -> list[list[int]]:
+    """首尾相接的窗口，一个划分里每帧恰好一次（段首不足一个窗口的不要）；stride：每几个窗口取一个。
+
+    编码差的：相邻的窗口共用一帧，每个差恰好一次。
+    """
+    shared = 1 if encodes == "tendency" else 0
+    ahead = data.spec.window - shared  # 隔几帧一个窗口
+    starts = np.concatenate([s[(s.size - shared) % ahead : s.size - shared : ahead] for s in data.segments[split]])
     return split_batches(starts[::stride], batch_size)
 
 
@@ -61,7 +70,8 @@ def know_latents(run: Run, check: Check) -> None:
     content = load_checkpoint(run.best)
     model, _ = load_forecaster(content, fabric.device)
     if not model.latents_known:
-        batches = every_frame(data, "train", eval_batch_size(run.config))[fabric.global_rank :: fabric.world_size]
+        batches = every_frame(data, "train", eval_batch_size(run.config), encodes=model.encodes)
+        batches = batches[fabric.global_rank :: fabric.world_size]
         loader = feed(data, batches, fabric.device)
 
         def moved() -> Iterable[Batch]:

@@ -3,7 +3,7 @@
 在潜变量上训练之前，先看阶段一丢了多少：阶段二再好，也好不过它的解码。每个自编码器每个通道一行：纬度加权的 RMSE、MAE
 （物理单位）与相关系数，SSIM 与 PSNR（像素范围与评测相同，±3 倍训练标准差）；只算有效的场。
 相关系数是全部格点、全部场合在一起的皮尔逊相关，不先减气候态。
-一个划分里每帧看一次（首尾相接的窗口）；--stride N：每 N 个窗口取一个。
+一个划分里每帧（或每个差）看一次；--stride N：每 N 个窗口取一个。
 --config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
 数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
 离散的（VQVAE）另有码本的用量与逐尺度的误差（engine/tokens.py）。
@@ -105,7 +105,7 @@ def score_codecs(
 
     spec, encodes = data.spec, what_they_encode(codecs)
     weights = latitude_weights(spec.latitudes).to(device)
-    batches = every_frame(data, split, batch_size, stride)
+    batches = every_frame(data, split, batch_size, stride, encodes)
     loader = feed(data, batches, device)
     sums, tokens = ({name: dict[str, Any]() for name in codecs} for _ in range(2))
     counts = torch.zeros(spec.num_channels, dtype=torch.float64, device=device)
@@ -323,7 +323,7 @@ def require_codec(model: Any, config: RunConfig, source: str) -> None:
     from engine.latents import is_codec
 
     if not is_codec(model):
-        raise ValueError(f"{source}: {config.model['name']} is not an autoencoder; sd_vae and rae are")
+        raise ValueError(f"{source}: {config.model['name']} is not an autoencoder; sd_vae, rae and vqvae are")
 
 
 def unique_names(opened: Sequence[tuple[str, str]]) -> list[str]:

@@ -30,7 +30,7 @@ from util.metrics import latitude_weights, pair_statistics, rank_counts, zonal_s
 
 @dataclass(frozen=True)
 class Options:
-    """一次评测的选项，与命令行同名。thresholds: 通道 → 物理单位的阈值。"""
+    """一次评测的选项，与命令行同名。thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项。"""
 
     split: str = "test"
     stride: int = 1
@@ -41,6 +41,7 @@ class Options:
     thresholds: Mapping[str, tuple[float, ...]] | None = None
     save: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

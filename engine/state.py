@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models import build_model, first_stage_file
-from models.interface import Portable
+from models import build_model, change_options, check_weights, first_stage_file
+from models.interface import Portable, Scheduled
 from models.layers.latents import LatentScaling
 from util.batch import Batch, DataSpec
 from util.checkpoint import file_sha256, forecast_weights, load_checkpoint, random_state, set_random_state
@@ -87,6 +87,7 @@ class State:
     progress: Progress
     init: str = ""
     first_stage: dict[str, str] = field(default_factory=dict)
+    total_steps: int = 0
 
     @property
     def best_model(self) -> Any:
@@ -126,7 +127,7 @@ def build_state(
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
     sha256 = initial.sha256 if initial else ""
-    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin)
+    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps)
 
 
 def ema_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -232,6 +233,9 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     """
     assert state.optimizer is not None and state.scheduler is not None
     state.wrapped.train()
+    model = state.model
+    if isinstance(model, Scheduled):
+        model.at_step(state.progress.step, state.total_steps)
     buffers = running_buffers(state.model)
     before = [buffer.clone() for buffer in buffers]  # 前向就会改它们：BatchNorm 的平均、码本
     sums: dict[str, torch.Tensor] = {}
@@ -324,21 +328,14 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
     Raises:
         ValueError: 名字或形状不符（检查点属于另一个网格、通道组或另一种大小的模型）。
     """
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        found = tuple(weights[name].shape) if name in weights else "absent"
-        expected = tuple(own[name].shape) if name in own else "absent"
-        if found != expected:
-            raise ValueError(
-                f"checkpoint does not fit this model: {name} is {found} in the checkpoint, {expected} here"
-            )
+    check_weights(model, weights, "checkpoint does not fit this model")
     set_model_state_dict(model, weights, options=FULL)
 
 
-def load_forecaster(content: Content, device: torch.device) -> tuple[Any, DataSpec]:
-    """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec。"""
+def load_forecaster(content: Content, device: torch.device, changes: Sequence[str] = ()) -> tuple[Any, DataSpec]:
+    """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec；changes 见 change_options。"""
     spec = DataSpec.from_dict(content["spec"])
-    model = build_model(model_options(content), spec)
+    model = build_model(change_options(model_options(content), changes), spec)
     load_weights(model, forecast_weights(content))
     return model.to(device).eval(), spec
 

@@ -19,7 +19,7 @@ from util.data.windows import all_starts, split_batches
 def validation_loss(
     model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
-    """按损失所平均的有效的场数加权（预报是目标，阶段一是整个窗口），eval 模式、固定种子，不动全局随机数。"""
+    """按有效的场数加权（预报数目标的，阶段一数整个窗口的），eval 模式、固定种子，不动全局随机数。"""
     from engine.latents import is_codec  # 那里也用这里的 eval_batch_size
 
     counted = 0 if is_codec(model) else data.spec.frames_in  # 从哪一帧起

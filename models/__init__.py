@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from models.interface import Autoencoder
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
-from util.config import load_config, nearest, validate
+from util.config import apply_overrides, load_config, nearest, validate
 
 NOT_MODELS = {"__init__", "interface"}
 
@@ -46,6 +46,25 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Any:
     if getattr(config, "first_stage", None) is None:
         return module.Model(config, spec)
     return module.Model(config, spec, open_first_stage(config.first_stage, spec))
+
+
+def change_options(options: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """检查点里模型的选项，改过预报时才用到的（模型的 at_inference 点名：采样的步数、引导的强度）。
+
+    Args:
+        changes: model.KEY=VALUE，写法与训练的覆盖相同。
+
+    Raises:
+        ValueError: 那个选项属于训练好的权重。
+    """
+    name = options["name"]
+    free = getattr(importlib.import_module(f"models.{name}").Model, "at_inference", ())
+    for text in changes:
+        section, _, key = text.partition("=")[0].strip().partition(".")
+        if section != "model" or key.partition(".")[0] not in free:
+            works = ", ".join(f"model.{key}" for key in free) or "nothing"
+            raise ValueError(f"--set {text}: the weights were trained with it; what may change for {name}: {works}")
+    return apply_overrides({"model": dict(options)}, changes)["model"]
 
 
 def first_stage_file(options: Mapping[str, Any]) -> str | None:
@@ -92,11 +111,13 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
         return _checked(build_model(load_config(source, smoke=True).model, spec), source)
     content = load_checkpoint(source)
     if "model_options" not in content:  # 缓存的基线，或从前的检查点
-        raise ValueError(f"model.first_stage = {source}: not an autoencoder; config/sd_vae.yaml trains one")
+        raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
     check_same_fields(DataSpec.from_dict(content["spec"]), spec, source)
     model = build_model(content["model_options"], spec)
     stage = _checked(model, source)
-    model.load_state_dict(forecast_weights(content))
+    weights = forecast_weights(content)
+    check_weights(model, weights, f"model.first_stage = {source}: made by another version, train it again")
+    model.load_state_dict(weights)
     hours = content["spec"]["interval_hours"]
     if stage.encodes == "tendency" and hours != spec.interval_hours:
         raise ValueError(
@@ -108,6 +129,20 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
             raise ValueError(f"{where}: holds no statistics of the latents, which only best.ckpt gets; give {best}")
         raise ValueError(f"{where}: its training has not finished, the latents have no statistics")
     return stage
+
+
+def check_weights(model: Any, weights: Mapping[str, Any], what: str) -> None:
+    """检查点的权重与模型的名字、形状都相同。
+
+    Raises:
+        ValueError: 头一处不同；what 是这句话的开头。
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        found = tuple(weights[name].shape) if name in weights else "absent"
+        expected = tuple(own[name].shape) if name in own else "absent"
+        if found != expected:
+            raise ValueError(f"{what}: {name} is {found} in the checkpoint, {expected} here")
 
 
 def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
@@ -124,5 +159,5 @@ def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
 
 def _checked(model: Any, source: str) -> Autoencoder:
     if not isinstance(model, Autoencoder):
-        raise ValueError(f"model.first_stage = {source}: not an autoencoder; config/sd_vae.yaml trains one")
+        raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
     return model

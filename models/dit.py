@@ -158,6 +158,7 @@ class Model(nn.Module):
 
     probabilistic = True
     can_forecast = True
+    at_inference = ("sampling_steps", "sample_chunk")
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
         """Raises ValueError: 块不能整除一帧编码的网格。"""

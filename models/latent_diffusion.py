@@ -113,6 +113,7 @@ class Model(nn.Module):
 
     probabilistic = True
     can_forecast = True
+    at_inference = ("sampler", "sampling_steps", "sample_chunk")
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
         super().__init__()

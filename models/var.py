@@ -56,13 +56,13 @@ class History(Strict):
 
 
 class Progressive(Strict):
-    """由粗到细地训练：起初只有头 first_scales 个尺度，到第 steps 次 loss 时全有，其间均匀地一个个加入。
+    """由粗到细地训练：起初只有头 first_scales 个尺度，训练走到 until（全部步数的几成）时全有，其间均匀地一个个加入。
 
-    新加的尺度的份量用 warmup_steps 次由 0.01 升到 1。次数是训练模式下 loss 的调用：train.accumulate = 1 时就是步数。
+    新加的尺度的份量用 warmup_steps 步由 0.01 升到 1。
     """
 
     first_scales: PositiveInt
-    steps: PositiveInt
+    until: float = Field(gt=0, le=1)
     warmup_steps: int = Field(default=0, ge=0)
 
 
@@ -83,6 +83,15 @@ class Config(Strict):
     progressive: Progressive | None = None
     sampling: Sampling = Sampling()
 
+    @model_validator(mode="after")
+    def _unconditional(self) -> Config:
+        if self.sampling.cfg and not self.condition_dropout:
+            raise ValueError(
+                f"sampling.cfg = {self.sampling.cfg:g} guides away from the unconditional branch, which "
+                "condition_dropout = 0 never trains; give condition_dropout, e.g. 0.1"
+            )
+        return self
+
     @field_validator("heads")
     @classmethod
     def _divides(cls, heads: int, info: ValidationInfo) -> int:
@@ -90,7 +99,7 @@ class Config(Strict):
 
 
 class Model(nn.Module):
-    """阶段一、条件、Transformer。Portable：检查点里内嵌阶段一的选项与权重。
+    """阶段一、条件、Transformer。Portable：检查点里内嵌阶段一的选项与权重；Scheduled：由粗到细地训练。
 
     Raises:
         ValueError: 阶段一给不出多尺度的编号；历史没有那么多帧；尺度没有那么多。
@@ -98,6 +107,7 @@ class Model(nn.Module):
 
     probabilistic = True
     can_forecast = True
+    at_inference = ("sampling",)
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any) -> None:
         super().__init__()
@@ -122,9 +132,12 @@ class Model(nn.Module):
             if self.tendency:
                 channels = spec.num_channels * spec.height * spec.width // (height * width)
             frame = (channels, height, width)
-            self.condition = HistoryCondition(self.frames, frame, quantizer.scales, config.width, **ways)
+            self.condition = HistoryCondition(
+                self.frames, frame, quantizer.scales, config.width, **ways, padding=quantizer.padding
+            )
         initialise([self.net, self.condition], self.net, config.residual_gain)
-        self.calls = nn.Buffer(torch.zeros((), dtype=torch.int64))  # 训练模式下 loss 的次数，随检查点走
+        self.active = len(lengths)  # 训练到几个尺度；份量各是多少（张量：天天在变而不必重新编译）
+        self.weights = nn.Buffer(torch.ones(len(lengths)), persistent=False)
         self.train()
 
     def train(self, mode: bool = True) -> Model:
@@ -132,6 +145,13 @@ class Model(nn.Module):
         super().train(mode)
         self.first_stage.eval()
         return self
+
+    def at_step(self, step: int, total_steps: int) -> None:
+        """这一步训练头几个尺度，份量各是多少。"""
+        if self.config.progressive is not None:
+            weights = scale_weights(step, total_steps, self.config.progressive, len(self.weights))
+            self.active = len(weights)
+            self.weights[: self.active] = torch.tensor(weights, device=self.weights.device)
 
     def portable_options(self) -> dict[str, Any]:
         """阶段一的检查点换成它自己的选项。"""
@@ -143,16 +163,30 @@ class Model(nn.Module):
         return [name for name, _ in self.named_parameters() if name.rpartition(".")[2] in TABLES]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。"""
-        frames, hours, valid = self._pairs(batch)
-        with torch.no_grad():
+        """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。
+
+        训练时每个窗口随机取一个时效，评测时各个时效都算，一个个地来：峰值内存与训练的相同。
+        """
+        count = len(batch.history)
+        if self.training:
+            return self._loss(*self._pairs(batch, torch.randint(self.frames_out, (count,), device=batch.time.device)))
+        leads = torch.arange(self.frames_out, device=batch.time.device)
+        pairs = [self._pairs(batch, lead.expand(count)) for lead in leads]
+        parts = [self._loss(*pair) for pair in pairs]
+        shares = torch.stack([valid.sum() for _, _, valid in pairs]).float()
+        shares = shares / shares.sum().clamp(min=1)
+        return {name: (torch.stack([part[name] for part in parts]) * shares).sum() for name in parts[0]}
+
+    def _loss(self, frames: Tensor, hours: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """_pairs → 各项。阶段一不在自动的半精度里算：预报时也不在，编号才是同样的。"""
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
             month = self.config.condition == "month"
             given = month_of(hours) if month else self._given(self._kept(frames[:, :-1]))
             target = frames[:, -1] - frames[:, -2] if self.tendency else frames[:, -1]
             indices = self.first_stage.encode_tokens(target)
-        weights = self._weights()
-        indices = indices[: len(weights)]
-        lengths = self.net.lengths[: len(weights)]
+        active = self.active if self.training else len(self.weights)
+        weights = self.weights[:active] if self.training else torch.ones_like(self.weights)
+        indices, lengths = indices[:active], self.net.lengths[:active]
         dropout = self.config.condition_dropout if self.training else 0.0
         keep = torch.rand(len(frames), device=frames.device) >= dropout
         logits = self.net(self.condition(given, keep), self.first_stage.quantizer.teacher_inputs(indices))
@@ -162,8 +196,16 @@ class Model(nn.Module):
         share = valid.to(entropy.dtype)[:, None] / valid.sum().clamp(min=1)
         per_token = (entropy * share).sum(0)  # (n,) 有效样本的平均
         sums = torch.stack([part.sum() for part in per_token.split(lengths)])  # 各尺度
-        loss = (sums * torch.tensor(weights, device=sums.device)).sum() / sum(self.net.lengths)
+        loss = (sums * weights).sum() / sum(self.net.lengths)
         return {"loss": loss, **self._terms(logits.detach(), targets, per_token.detach(), share, lengths)}
+
+    def _pairs(self, batch: Batch, lead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """各窗口的时效 lead (B,) → 目标帧与它前面的 n 帧 (B, n + 1, C, H, W)、目标的时刻 (B,)、目标是否全有效 (B,)。"""
+        window = torch.cat([batch.history, batch.future], 1)
+        row = torch.arange(len(window), device=window.device)
+        target = self.frames_in + lead
+        back = torch.arange(-self.frames, 1, device=window.device)
+        return window[row[:, None], target[:, None] + back], batch.time[row, target], batch.valid[row, target].all(-1)
 
     def _kept(self, frames: Tensor) -> Tensor:
         """历史 (N, n, C, H, W) → 滚动时留着的：编码差时是场本身；编码场时是潜变量 (N, n, c, h, w)，一帧只编码一次。"""
@@ -185,31 +227,6 @@ class Model(nn.Module):
         for k, (losses, hits) in enumerate(zip(per_token.split(lengths), hit.split(lengths), strict=True), 1):
             terms[f"loss_scale_{k}"], terms[f"accuracy_scale_{k}"] = losses.mean(), hits.mean()
         return terms
-
-    def _weights(self) -> list[float]:
-        """这一次各尺度的份量，一次训练记一次数；评测时总是全部。"""
-        if not self.training:
-            return [1.0] * len(self.net.lengths)
-        self.calls += 1
-        if self.config.progressive is None:
-            return [1.0] * len(self.net.lengths)
-        return scale_weights(int(self.calls) - 1, self.config.progressive, len(self.net.lengths))
-
-    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """目标帧与它前面的 n 帧 (N, n + 1, C, H, W)、目标的时刻 (N,)、目标是否全有效 (N,)。
-
-        训练时每个窗口随机取一个时效，评测时各个时效都取。
-        """
-        window = torch.cat([batch.history, batch.future], 1)
-        row = torch.arange(len(window), device=window.device)
-        if self.training:
-            lead = torch.randint(self.frames_out, (len(window),), device=window.device)
-        else:
-            lead = torch.arange(self.frames_out, device=window.device).repeat(len(window))
-            row = row.repeat_interleave(self.frames_out)
-        target = self.frames_in + lead
-        back = torch.arange(-self.frames, 1, device=window.device)
-        return window[row[:, None], target[:, None] + back], batch.time[row, target], batch.valid[row, target].all(-1)
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
@@ -241,13 +258,15 @@ class Model(nn.Module):
         return torch.stack(made, 1).unflatten(0, (len(history), num_members))
 
 
-def scale_weights(call: int, progressive: Progressive, num_scales: int) -> list[float]:
-    """第 call 次（从 0 数）在训练的各尺度的份量，长度就是几个尺度；第 i 个新尺度在 steps·i / 新尺度数 次时加入。"""
+def scale_weights(step: int, total_steps: int, progressive: Progressive, num_scales: int) -> list[float]:
+    """第 step 步（从 0 数）各尺度的份量，长度就是几个尺度；第 i 个新尺度在 until·total_steps·i / 新尺度数 步时加入。"""
     new = num_scales - progressive.first_scales
-    added = min(new, call * new // progressive.steps)
+    last = progressive.until * total_steps
+    joins = [math.ceil(last * i / new) for i in range(1, new + 1)]
+    added = sum(step >= join for join in joins)
     weights = [1.0] * (progressive.first_scales + added)
     if added:
-        since, warmup = call - math.ceil(progressive.steps * added / new), progressive.warmup_steps
+        since, warmup = step - joins[added - 1], progressive.warmup_steps
         weights[-1] = 1.0 if since >= warmup else max(LEAST_WEIGHT, since / warmup)
     return weights
 

@@ -49,7 +49,7 @@ class Config(Strict):
     padding: Padding = "zeros"
     latent_dim: PositiveInt = 32
     vocabulary: int = Field(4096, ge=2)
-    scales: PositiveInt | list[PositiveInt | list[PositiveInt]] = 10
+    scales: PositiveInt | list[int | list[int]] = 10
     phi: int = Field(4, ge=0)
     beta: float = Field(0.25, ge=0)
     codebook: Learned = "gradient"
@@ -115,6 +115,11 @@ class Model(nn.Module):
             layer.requires_grad_(not encoder)
         for layer in (self.post_quant_conv, self.decoder):
             layer.requires_grad_(not decoder)
+
+    @property
+    def no_decay(self) -> list[str]:
+        """不衰减的参数：码本，没有用到的码会缩向原点。"""
+        return ["quantizer.codebook.weight"] if self.config.codebook == "gradient" else []
 
     @property
     def latents_known(self) -> bool:
@@ -243,9 +248,9 @@ def scales_of(config: Config, height: int, width: int) -> Scales:
     if isinstance(config.scales, int):
         return rectangular_scales(height, width, config.scales)
     pairs = [[side, side] if isinstance(side, int) else side for side in config.scales]
-    odd = [pair for pair in pairs if len(pair) != 2]
+    odd = [pair for pair in pairs if len(pair) != 2 or min(pair) < 1]
     if odd or not pairs:
-        raise ValueError(f"model.scales = {config.scales}: every scale is a side or a pair [h, w]")
+        raise ValueError(f"model.scales = {config.scales}: every scale is a side or a pair [h, w], at least 1")
     scales = tuple((h, w) for h, w in pairs)
     check_scales(scales, height, width)
     return scales

@@ -101,6 +101,7 @@ def test_dead_codes_come_back_from_the_data(learned: Any) -> None:
         data = vectors_of(quantizer, f)
         before = quantizer.codes.detach().clone()
         made = quantizer(f)
+        quantizer.codebook.revive()  # 平时在下一次前向之前
         counts = np.bincount(torch.cat([index.flatten() for index in made.indices]), minlength=V)
         alive = 0.99 * alive + 0.01 * V * counts / counts.sum()
         dead = np.flatnonzero(alive < 0.2)
@@ -124,6 +125,7 @@ def test_codes_unused_by_the_first_batch_start_from_the_data() -> None:
     f = latents()
     data = torch.from_numpy(vectors_of(quantizer, f)).float()
     used = torch.cat([index.flatten() for index in quantizer(f).indices]).unique()
+    quantizer.codebook.revive()
     rest = [code for code in range(V) if code not in used.tolist()]
     assert {2, 3, 4, 5, 6} <= set(rest)
     assert all((data - quantizer.codes[code]).abs().amax(1).min() < 1e-6 for code in rest)
@@ -137,13 +139,23 @@ def test_without_restart_codes_stay_and_no_random_number_is_drawn() -> None:
     assert torch.equal(quantizer.codes, before) and torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_batch_with_nan_changes_no_code() -> None:
-    """引擎丢掉坏的一步、还原 buffer；码是参数，自己不能动。"""
-    quantizer = make(restart=0.5)
+@pytest.mark.parametrize("learned", ["gradient", "ema"])
+def test_a_forward_pass_moves_only_buffers(learned: Any) -> None:
+    """引擎丢掉坏的一步时还原 buffer：码要等下一次前向才换，坏的向量就换不进来。"""
+    quantizer, f = make(codebook=learned, restart=0.5), latents()
     quantizer.codebook.alive.fill_(0.0)  # 人人该换
-    before = quantizer.codes.detach().clone()
-    quantizer(torch.full((4, WIDTH, 2, 3), torch.nan))
-    assert torch.equal(quantizer.codes, before)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    f[0, 0, 0, 0] = torch.nan
+    quantizer(f)
+    for name, parameter in quantizer.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    assert quantizer.codebook.dead.all()
+    quantizer.load_state_dict(before)
+    data = torch.from_numpy(vectors_of(quantizer, latents(1))).float()
+    quantizer(latents(1))
+    quantizer.codebook.revive()
+    assert all((data - code).abs().amax(1).min() < 1e-6 for code in quantizer.codes)
+    assert not quantizer.codebook.dead.any()
 
 
 @pytest.mark.parametrize("options", [{"restart": 0.1}, {"codebook": "ema", "restart": 0.1}])
@@ -167,6 +179,7 @@ def test_evaluation_leaves_it_alone_and_state_carries_it(options: dict[str, Any]
 def test_backward_works_after_the_codes_were_replaced() -> None:
     quantizer = make(restart=0.5)
     quantizer.codebook.alive.fill_(0.0)
+    quantizer(latents(1))  # 下一次前向之前全换掉
     f = latents().requires_grad_()
     made = quantizer(f)
     (made.loss + made.f_hat.square().sum()).backward()

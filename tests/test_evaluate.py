@@ -18,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 
-from engine.commands import evaluate_command
+from engine.commands import evaluate_command, inference_command
 from engine.scoring import standardize_thresholds, threshold_table
 from tests.runs import ROOT, train_here, write_run
 from tests.small import small_spec
@@ -129,6 +129,34 @@ def test_perturbed_ensemble(tree, trained, tmp_path):
     assert base["crps"] == base["mae"] and "spread" not in base
     again = run(trained, tmp_path / "again", "--members", "4", "--perturb", "0.3", "--stride", "4", "--save", "none")
     assert again["scores"]["ar_pred_video_vanilla"]["t2m"]["crps"] == found["crps"]
+
+
+def test_sampling_can_be_changed_after_training(tree, tmp_path):
+    """评测与预报都按改过的步数采样：与本来就这样训练的配置相同；改了什么记进成绩与可以照抄的命令。"""
+    model = {
+        "name": "latent_diffusion", "base_channels": 8, "multipliers": [1, 2], "depth": 1, "attention_levels": [],
+        "sampling_steps": 2,
+    }  # fmt: skip
+    config = write_run(tmp_path, tree._replace(data={**tree.data, "pressure_hpa": [50.0]}), train={"epochs": 1})
+    train_here(config, f"model={model}", "run.name=two")
+    train_here(config, f"model={ {**model, 'sampling_steps': 3} }", "run.name=three")
+    two, three = (tmp_path / f"checkpoints/{name}/best.ckpt" for name in ("two", "three"))
+    common, change = ["--members", "2", "--stride", "9", "--save", "none"], ["--set", "model.sampling_steps=3"]
+    plain = run(two, tmp_path / "plain", *common)
+    changed = run(two, tmp_path / "changed", *common, *change)
+    trained_so = run(three, tmp_path / "trained_so", *common)
+    crps = [table["scores"]["latent_diffusion"]["t2m"]["crps"] for table in (plain, changed, trained_so)]
+    assert crps[1] == crps[2] != crps[0]
+    assert changed["set"] == ["model.sampling_steps=3"] and plain["set"] == []
+    assert "--set model.sampling_steps=3" in (tmp_path / "changed/report.html").read_text(encoding="utf-8")
+    made = []
+    for checkpoint, words in ((two, []), (two, change), (three, [])):
+        out = tmp_path / f"forecast{len(made)}"
+        inference_command(["--checkpoint", str(checkpoint), "--time", "2000-02-12T00", "--out", str(out), *words])
+        made.append(np.load(out / "forecast+006h.npy"))
+    assert np.array_equal(made[1], made[2]) and not np.array_equal(made[0], made[1])
+    with pytest.raises(ValueError, match=r"--set model\.depth=2: the weights were trained with it"):
+        run(two, tmp_path / "wrong", "--set", "model.depth=2")
 
 
 def test_thresholds_fall_where_the_reader_puts_the_data():

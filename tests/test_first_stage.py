@@ -234,6 +234,16 @@ def test_a_first_stage_of_other_fields_or_another_kind_is_refused(tree, stage_on
         train_stage(tmp_path, tree, with_first_stage(best(tmp_path, "persistence")), "kind")
 
 
+def test_a_first_stage_of_another_version_is_one_line(tree, stage_one, tmp_path):
+    content = load_checkpoint(best(stage_one, "codec"))
+    for weights in (content["model"], content["ema"]):
+        for name in [name for name in weights if name.endswith("latents.known")]:
+            weights["latents.known".join(name.rsplit("latents.known", 1)) + "_before"] = weights.pop(name)
+    save_checkpoint(tmp_path / "old.ckpt", content)
+    with pytest.raises(ValueError, match=r"old.ckpt: made by another version, train it again: latents.known is absent"):
+        train_stage(tmp_path, tree, with_first_stage(tmp_path / "old.ckpt"), "old")
+
+
 def test_a_first_stage_of_changes_wants_the_same_interval(tree, stage_one, tmp_path, monkeypatch):
     source = with_first_stage(best(stage_one, "codec"))
     assert train_stage(tmp_path, tree, source, "twelve", "data.interval_hours=12") == 0

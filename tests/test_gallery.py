@@ -17,7 +17,7 @@ def test_every_panel_shows_its_field_on_the_scale_of_its_row(latitudes, longitud
     rng = np.random.default_rng(0)
     columns = {name: rng.normal(size=(2, spec.height, spec.width)) for name in ("truth", "mean", "member 1")}
     figure = gallery_figure(spec, columns, "a title")
-    assert figure._suptitle is not None and figure._suptitle.get_text() == "a title"
+    assert figure.get_suptitle() == "a title"
     panels = [axes for axes in figure.axes if axes.images]
     grid = output_grid(spec)
     assert len(panels) == 6 and [p.get_title(loc="left") for p in panels[:3]] == list(columns)

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from engine.latents import every_frame
 from engine.validation import validation_loss
 from models.layers.latents import LatentScaling
 from models.layers.losses import field_errors, frames_of
@@ -31,6 +32,23 @@ def tree(make_tree, tmp_path_factory):
     for back in (6, 20):  # 测试集里的两个场：插值得来，不计
         field_path(made.root, "t2m", made.hours[-back]).unlink()
     return made
+
+
+@pytest.mark.parametrize(("encodes", "stride"), [("state", 1), ("tendency", 1), ("tendency", 3)])
+def test_every_frame_or_every_change_once(tree, tmp_path: Path, encodes: Any, stride: int) -> None:
+    """窗口 4 帧：一段 n 帧，每帧一次；编码差时相邻的窗口共用一帧，n − 1 个差每个一次（段首凑不满的不要）。"""
+    data = open_data(load_config(write_run(tmp_path, tree)).data)
+    (hours,) = data.segments["train"]
+    window, every = data.spec.window, data.spec.interval_hours
+    starts = [start for batch in every_frame(data, "train", 3, stride, encodes) for start in batch]
+    assert window == 4 and starts == sorted(starts)
+    apart = window if encodes == "state" else window - 1
+    assert set(np.diff(starts)) == {apart * every * stride}
+    if stride == 1:
+        seen = [start + i * every for start in starts for i in range(apart)]  # 差由它的前一帧代表
+        last = hours if encodes == "state" else hours[:-1]
+        assert seen == last[len(last) % apart :].tolist()
+    assert starts[-1] + (window - 1) * every <= hours[-1]
 
 
 def parts() -> list[Tensor]:

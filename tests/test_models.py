@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.preflight import imagined_spec
 from engine.rollout import rollout
-from models import build_config, build_model, model_names
+from models import build_config, build_model, change_options, model_names
 from models.interface import ForecastModel, OnePass
 from tests.runs import ROOT
 from tests.small import small_batch, small_spec
@@ -265,3 +265,22 @@ def test_an_unknown_model_is_named_with_the_nearest() -> None:
         build_model({"name": "persistance"}, SMALL)
     with pytest.raises(ValueError, match="no such model; models: ar_pred_video_vanilla, climatology"):
         build_model({}, SMALL)
+
+
+def test_only_how_it_samples_may_change_after_training() -> None:
+    options = {"name": "var", "depth": 4, "sampling": {"cfg": 0.0, "top_k": None}}
+    found = change_options(options, ["model.sampling.cfg=1.5", "model.sampling.top_k=40"])
+    assert found == {**options, "sampling": {"cfg": 1.5, "top_k": 40}} and options["sampling"]["cfg"] == 0.0
+    assert change_options(options, []) == options
+    for name, text, message in (
+        (
+            "var",
+            "model.depth=5",
+            r"--set model\.depth=5: the weights were trained with it; .*var: model\.sampling$",
+        ),
+        ("latent_diffusion", "train.lr=1", r"for latent_diffusion: model\.sampler, model\.sampling_steps, "),
+        ("cnn", "model.depth=5", r"what may change for cnn: nothing"),
+        ("var", "sampling.cfg=1", r"--set sampling\.cfg=1: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            change_options({"name": name}, [text])

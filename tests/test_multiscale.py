@@ -112,15 +112,15 @@ def test_shrinking_is_the_area_mean(size: tuple[int, int]) -> None:
     assert size != (4, 6) or shrink(fields, size) is fields
 
 
-def test_what_is_left_and_what_is_made_add_up_at_every_scale() -> None:
+def test_each_scale_quantises_what_the_earlier_ones_left() -> None:
+    """第 k 个尺度量化的向量是 f − f̂ 的面积平均，f̂ 由前面的编号重建（另一条路）：f = f̂ + r 在每个尺度上都成立。"""
     quantizer, f = make(), latents()
-    before = torch.zeros_like(f)
-    for k, (_, vectors, f_hat) in enumerate(quantizer._walk(f)):
-        rest = f - before  # 这个尺度量化的正是 f − f̂
-        expected = shrink(rest, SCALES[k]).flatten(2).transpose(1, 2).flatten(0, 1)
-        assert torch.equal(vectors, expected)
-        torch.testing.assert_close(f_hat + (f - f_hat), f, rtol=0, atol=1e-6)  # 只差一次舍入
-        before = f_hat.detach()
+    indices = quantizer.indices(f)
+    for k, (_, vectors, _) in enumerate(quantizer._walk(f)):
+        made = values(quantizer.reconstruct(indices[:k])) if k else np.zeros_like(values(f))
+        rest = area(values(f) - made, SCALES[k])  # (N, c, h, w)
+        expected = rest.reshape(2, WIDTH, -1).transpose(0, 2, 1).reshape(-1, WIDTH)
+        np.testing.assert_allclose(values(vectors), expected, atol=1e-5)
 
 
 def test_adding_up_is_exact_where_arithmetic_is() -> None:

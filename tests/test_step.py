@@ -12,12 +12,18 @@ from lightning.fabric import Fabric
 import engine.train
 from engine.preflight import imagined_spec
 from engine.state import NonFinite, build_state, train_step
+from models.interface import Scheduled
 from tests.runs import train_here, write_run
 from tests.small import small_batch
 from util.config import load_config
 
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
 MEMORY = {"name": "pastnet", "task": "reconstruct", **SIZES}
+VQVAE = {
+    "name": "vqvae", "width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "latent_dim": 4, "vocabulary": 16,
+    "scales": 4, "restart": 0.1,
+}  # fmt: skip
+VAR = {"name": "var", "first_stage": VQVAE, "depth": 1, "width": 16, "heads": 2}
 
 
 @pytest.fixture
@@ -57,10 +63,13 @@ def test_gradient_norm_is_of_the_whole_update(config, tmp_path):
     assert rows.count("grad_norm") == rows.count("loss") > 0
 
 
-def test_a_bad_step_changes_nothing(config):
-    run = load_config(str(config), [f"model={MEMORY}"])
+@pytest.mark.parametrize("model", [MEMORY, VQVAE], ids=["pastnet", "vqvae"])
+def test_a_bad_step_changes_nothing(config, model):
+    run = load_config(str(config), [f"model={model}"])
     spec = imagined_spec(run.data)
     state = build_state(Fabric(accelerator="cpu", devices=1), run, spec, 10)
+    if model is VQVAE:
+        state.model.quantizer.codebook.alive.fill_(0.0)  # 码人人该换
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     bad = small_batch(spec)
     bad.history[0, 0, 0, 0, 0] = math.inf
@@ -68,6 +77,25 @@ def test_a_bad_step_changes_nothing(config):
         train_step(Fabric(accelerator="cpu", devices=1), state, run, [bad])
     after = state.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_scheduled_models_hear_the_step_not_the_micro_batch(config):
+    """累积的几个小批是同一步；续训从存下的步数接着说。"""
+    model = {**VAR, "progressive": {"first_scales": 1, "until": 0.6, "warmup_steps": 2}}
+    run = load_config(str(config), [f"model={model}", "train.accumulate=2"])
+    spec = imagined_spec(run.data)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    state = build_state(fabric, run, spec, 10)
+    assert isinstance(state.model, Scheduled)
+    batches = [small_batch(spec, seed=seed) for seed in (1, 2)]
+    found = []
+    for step in range(10):
+        state.progress.step = step
+        found.append(sum(name.startswith("loss_scale") for name in train_step(fabric, state, run, batches)))
+    assert found == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]  # 三个新的尺度在 10 步的 0.6 里均匀地加入
+    again = build_state(fabric, run, spec, 10)
+    again.progress.step = 4
+    assert sum(name.startswith("loss_scale") for name in train_step(fabric, again, run, batches)) == 3
 
 
 def test_extremes_are_seen_once_and_only_when_used(config, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from models.var import Progressive, scale_weights
 from tests.runs import ROOT
 from tests.small import small_batch, small_spec
 from util.batch import Batch, DataSpec
-from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import TrainConfig
 from util.optim import make_optimizer
 
@@ -83,7 +81,7 @@ def test_loss_is_the_mean_cross_entropy_over_every_lead(condition: str) -> None:
 
 def test_label_smoothing_is_torchs_and_only_in_training() -> None:
     spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)  # 只有一个时效可抽
-    model, batch = small(spec, label_smoothing=0.1, condition_dropout=0.0), small_batch(spec)
+    model, batch = small(spec, label_smoothing=0.1, condition_dropout=0.0, sampling=FREE), small_batch(spec)
     frames = torch.cat([batch.history, batch.future], 1)
     with torch.no_grad():
         logits = logits_of(model, frames, batch.time[:, -1])
@@ -116,7 +114,12 @@ def test_training_draws_leads_and_drops_conditions(monkeypatch: pytest.MonkeyPat
     model = small(condition_dropout=0.5, history={"frames": 2}).train()
     window = torch.arange(5.0)[None, :, None, None, None].expand(400, 5, 2, 8, 16)  # 第 i 帧处处是 i
     batch = Batch(window[:, :3], window[:, 3:], torch.arange(5).expand(400, 5), torch.ones(400, 5, 2, dtype=torch.bool))
-    frames, hours, valid = model._pairs(batch)
+    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+    pairs = model._pairs
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(model, "_pairs", lambda *given: drawn.append(pairs(*given)) or drawn[-1])
+        model.loss(batch)
+    ((frames, hours, valid),) = drawn
     seen = frames[..., 0, 0, 0]  # (N, 3)
     assert seen.shape == (400, 3) and valid.all()
     assert torch.equal(seen - seen[:, -1:], torch.tensor([-2.0, -1.0, 0.0]).expand(400, 3))
@@ -130,42 +133,61 @@ def test_training_draws_leads_and_drops_conditions(monkeypatch: pytest.MonkeyPat
 
 
 def test_scales_join_evenly_and_grow_from_a_hundredth() -> None:
-    plan = Progressive(first_scales=2, steps=30, warmup_steps=4)
-    assert scale_weights(0, plan, 5) == [1, 1] == scale_weights(9, plan, 5)
-    assert scale_weights(10, plan, 5) == [1, 1, 0.01]
-    assert scale_weights(11, plan, 5) == [1, 1, 0.25]
-    assert scale_weights(13, plan, 5) == [1, 1, 0.75]
-    assert scale_weights(14, plan, 5) == [1, 1, 1] == scale_weights(19, plan, 5)
-    assert scale_weights(20, plan, 5) == [1, 1, 1, 0.01]
-    assert scale_weights(30, plan, 5) == [1, 1, 1, 1, 0.01]
-    assert scale_weights(34, plan, 5) == [1] * 5 == scale_weights(10**6, plan, 5)
-    assert scale_weights(10, Progressive(first_scales=2, steps=30), 5) == [1, 1, 1]
-    uneven = Progressive(first_scales=1, steps=10, warmup_steps=2)  # 10 / 3 与 20 / 3 不是整数
-    assert [len(scale_weights(n, uneven, 4)) for n in range(11)] == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    plan = Progressive(first_scales=2, until=0.5, warmup_steps=4)  # 共 60 步，30 步时全有
+
+    def weights(step: int) -> list[float]:
+        return scale_weights(step, 60, plan, 5)
+
+    assert weights(0) == [1, 1] == weights(9)
+    assert weights(10) == [1, 1, 0.01]
+    assert weights(11) == [1, 1, 0.25]
+    assert weights(13) == [1, 1, 0.75]
+    assert weights(14) == [1, 1, 1] == weights(19)
+    assert weights(20) == [1, 1, 1, 0.01]
+    assert weights(30) == [1, 1, 1, 1, 0.01]
+    assert weights(34) == [1] * 5 == weights(59)
+    assert scale_weights(10, 60, Progressive(first_scales=2, until=0.5), 5) == [1, 1, 1]
+    uneven = Progressive(first_scales=1, until=1.0, warmup_steps=2)  # 10 / 3 与 20 / 3 不是整数
+    assert [len(scale_weights(n, 10, uneven, 4)) for n in range(11)] == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
 
 
-def test_progressive_training_cuts_the_sequence_and_counts_the_steps(tmp_path: Path) -> None:
-    """份量仍是 1 / L；次数随检查点走；评测时总是全部的尺度。"""
+def test_progressive_training_cuts_the_sequence() -> None:
+    """份量仍是 1 / L；评测时总是全部的尺度；引擎没有说走到哪里时也是全部。"""
     spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
-    plan = {"first_scales": 2, "steps": 2, "warmup_steps": 2}
-    model, batch = small(spec, progressive=plan, condition_dropout=0.0), small_batch(spec)
+    plan = {"first_scales": 2, "until": 0.4, "warmup_steps": 2}  # 10 步：第 2、4 步加入
+    model, batch = small(spec, progressive=plan, condition_dropout=0.0, sampling=FREE), small_batch(spec)
     lengths = model.net.lengths
     with torch.no_grad():
         whole = model.loss(batch)
         per_scale = [whole[f"loss_scale_{k}"].item() for k in range(1, 5)]
         model.train()
-        for weights in ([1, 1], [1, 1, 0.01], [1, 1, 1, 0.01], [1, 1, 1, 0.5]):
+        assert model.loss(batch)["loss"].item() == pytest.approx(whole["loss"].item(), rel=1e-5)
+        for step, weights in ((0, [1, 1]), (2, [1, 1, 0.01]), (4, [1, 1, 1, 0.01]), (5, [1, 1, 1, 0.5]), (9, [1] * 4)):
+            model.at_step(step, 10)
             found = model.loss(batch)
             expected = sum(w * n * e for w, n, e in zip(weights, lengths, per_scale, strict=False)) / sum(lengths)
             assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
             assert sum(name.startswith("accuracy") for name in found) == len(weights)
-        assert int(model.calls) == 4
-        save_checkpoint(tmp_path / "one.ckpt", {"model": model.state_dict()})
-        other = small(spec, seed=1, progressive=plan)
-        other.load_state_dict(load_checkpoint(tmp_path / "one.ckpt")["model"])
-        assert int(other.calls) == 4
-        model.eval()
-        assert torch.equal(model.loss(batch)["loss"], whole["loss"]) and int(model.calls) == 4
+        model.at_step(0, 10)
+        assert torch.equal(model.eval().loss(batch)["loss"], whole["loss"])
+
+
+def test_compiled_training_is_the_same_and_does_not_recompile_each_step() -> None:
+    """训练模式：随机的时效、丢掉的条件、逐步变的份量；一个尺度加入时才重新编译。"""
+    torch._dynamo.reset()
+    model, batch = small(progressive={"first_scales": 2, "until": 0.5, "warmup_steps": 3}).train(), small_batch(SPEC)
+    compiled = torch.compile(model.loss, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=False), torch.no_grad():
+        for step in (0, 1, 5, 6, 7, 20):
+            model.at_step(step, 20)
+            torch.manual_seed(step)
+            expected = model.loss(batch)["loss"]
+            torch.manual_seed(step)
+            torch.testing.assert_close(compiled(batch)["loss"], expected, rtol=1e-4, atol=1e-6)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for step in (6, 7, 8):  # 份量在变，个数不变
+                model.at_step(step, 20)
+                compiled(batch)
 
 
 def test_forecast_rolls_one_pyramid_a_frame() -> None:
@@ -305,7 +327,11 @@ WRONG: dict[str, dict[str, Any]] = {
         "first_stage": {**STAGE, "encodes": "tendency"},
     },
     r"data\.frames_in = 3: model\.history\.frames = 4 asks for more": {"history": {"frames": 4}},
-    r"first_scales is at most 3": {"progressive": {"first_scales": 4, "steps": 10}},
+    r"first_scales is at most 3": {"progressive": {"first_scales": 4, "until": 0.5}},
+    r"sampling\.cfg = 1\.5 guides away from the unconditional branch": {
+        "condition_dropout": 0.0,
+        "sampling": {"cfg": 1.5},
+    },
     "nothing of the history is seen": {"history": {"context": False, "adaln": False, "start": False, "local": False}},
     r"model\.heads = 3: does not divide model\.width = 16; heads that work: \[1, 2, 4, 8\]": {"heads": 3},
 }

@@ -282,6 +282,18 @@ def test_local_conditions_are_averaged_over_the_cells_of_each_scale() -> None:
     np.testing.assert_allclose(values(found), np.stack(cells, 1) @ weight.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["zeros", "circular_lon"])
+def test_local_conditions_wrap_where_the_first_stage_does(padding: Any) -> None:
+    torch.manual_seed(0)
+    condition = HistoryCondition(2, (3, 2, 4), ((2, 4),), DIM, False, False, False, True, padding)
+    latents, keep = torch.randn(1, 2, 3, 2, 4), torch.tensor([True])
+    with torch.no_grad():
+        made, turned = (condition(x, keep).local for x in (latents, latents.roll(1, -1)))
+    assert made is not None and turned is not None
+    back = turned.unflatten(1, (2, 4)).roll(-1, 2).flatten(1, 2)
+    assert torch.allclose(back, made, atol=1e-5) == (padding == "circular_lon")
+
+
 def test_history_tokens_keep_their_places() -> None:
     """改一个格点，只有那个位置的 token 变。"""
     condition = HistoryCondition(2, (3, 2, 4), PLACES, DIM, True, True, True, False)

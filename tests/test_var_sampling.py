@@ -13,7 +13,7 @@ from models.layers import var_sampling
 from models.layers.members import sample_generators
 from models.layers.multiscale import MultiScaleQuantizer
 from models.layers.var_blocks import ScaleTransformer
-from models.layers.var_condition import LabelCondition
+from models.layers.var_condition import HistoryCondition, LabelCondition
 from models.layers.var_sampling import (
     Sampling,
     draw,
@@ -191,6 +191,31 @@ def test_teacher_forcing_gives_the_inputs_of_the_sampler(monkeypatch: pytest.Mon
         assert torch.equal(f_hat, quantizer.reconstruct(indices))
         expected = net(label(labels, torch.ones(2, dtype=torch.bool)), forced)
     torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_takes_both_branches_of_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """四路条件都在：引导拿到的两支，各与教师强制地单独走一遍的相同。"""
+    net, quantizer, _ = parts()
+    torch.manual_seed(1)
+    condition = HistoryCondition(2, (3, 4, 6), SCALES, 16, True, True, True, True)
+    for parameter in condition.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    given = torch.randn(2, 2, 3, 4, 6)
+    indices = [torch.randint(12, (2, n)) for n in quantizer.lengths]
+    fed, branches = iter(indices), []
+
+    def noting(one: Tensor, other: Tensor, strength: float) -> Tensor:
+        branches.append((one, other))
+        return guided(one, other, strength)
+
+    monkeypatch.setattr(var_sampling, "draw", lambda _logits, _generators: next(fed))
+    monkeypatch.setattr(var_sampling, "guided", noting)
+    with torch.no_grad():
+        sample(net, quantizer, condition, given, GUIDED, sample_generators(2, None))
+        forced = quantizer.teacher_inputs(indices)
+        for found, keep in zip(zip(*branches, strict=True), (True, False), strict=True):
+            expected = net(condition(given, torch.full((2,), keep)), forced)
+            torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_generators_do_not_depend_on_how_many_are_asked_at_once() -> None:

@@ -19,6 +19,8 @@ from models.vqvae import Model
 from tests.numpy_layers import conv, group_norm, values
 from tests.small import small_batch, small_spec
 from util.batch import Batch
+from util.config import TrainConfig
+from util.optim import make_optimizer
 
 TINY: dict[str, Any] = {
     "name": "vqvae", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4,
@@ -219,6 +221,16 @@ def test_it_can_encode_the_changes_between_frames() -> None:
     assert len(changes_of([batch])) == 6 == len(changes_of([batches[2]]))
 
 
+def test_the_codebook_does_not_decay() -> None:
+    """没有用到的码没有梯度，衰减会把它缩向原点。"""
+    config = TrainConfig(epochs=1, batch_size=1, optimizer="adamw", lr=1e-3, weight_decay=0.05)
+    model = make()
+    codes = model.quantizer.codebook.weight
+    decayed, kept = make_optimizer(model, config).param_groups
+    assert any(p is codes for p in kept["params"]) and not any(p is codes for p in decayed["params"])
+    assert make(codebook="ema").no_decay == []
+
+
 def test_changes_that_cannot_be_scaled_are_said() -> None:
     model, batch = build_model({**TINY, "encodes": "tendency"}, SPEC), small_batch(SPEC)
     still = batch._replace(future=batch.history)
@@ -285,6 +297,7 @@ def test_scales_can_be_a_number_sides_or_pairs() -> None:
         ({"multipliers": [1, 1, 1, 2, 2]}, r"model\.multipliers = \[1, 1, 1, 2, 2\] halves the grid 4 times; 8 x 16 "),
         ({"scales": [1, 2, 4]}, r"model\.scales = \(1, 1\) \(2, 2\) \(4, 4\): the last one must be the latent grid"),
         ({"scales": [1, [2, 4, 1], [4, 8]]}, r"model\.scales = .*: every scale is a side or a pair"),
+        ({"scales": [0, 4]}, r"model\.scales = \[0, 4\]: every scale is a side or a pair \[h, w\], at least 1"),
         ({"scales": 9}, r"model\.scales = 9: a latent grid of 4 x 8 has room for 2 to 8 scales"),
         ({"scales": 3}, r"model\.phi = 4: 3 scales use only"),
     ],

@@ -28,7 +28,7 @@ class Codebook(nn.Module):
         lengths: 各尺度的 token 数 (K,)。
         learned: gradient：码是参数；ema：码是 buffer，训练模式下每次 record 走一步。
         restart: 用到的份额（滑动平均）降到均匀时的这么多以下，就换成这一批里随机的一个向量；0 为不换。
-            起步时人人都在这条线上：头一批没有用到的码当即换成数据里的向量，以后每 250 步左右没有用到才换一次。
+            起步时人人都在这条线上：头一批没有用到的码随即换成数据里的向量，以后每 250 步左右没有用到才换一次。
     """
 
     def __init__(self, vocabulary: int, width: int, lengths: Sequence[int], learned: Learned, restart: float) -> None:
@@ -42,6 +42,8 @@ class Codebook(nn.Module):
         self.records = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.weights = nn.Buffer(torch.tensor(lengths) / sum(lengths), persistent=False)  # 各尺度占 token 的几成
         self.alive = nn.Buffer(torch.full((vocabulary,), restart))  # 用到的份额，均匀为 1
+        self.dead = nn.Buffer(torch.zeros(vocabulary, dtype=torch.bool))  # 下一次训练的前向之前要换掉的
+        self.replacements = nn.Buffer(torch.zeros(vocabulary, width) if restart else torch.zeros(0, width))
 
     @property
     def codes(self) -> Tensor:
@@ -71,28 +73,38 @@ class Codebook(nn.Module):
         rate = torch.where(self.records == 0, 1.0, torch.where(self.records < EARLY, 0.1, 0.01))
         self.hits.lerp_(counts / counts.sum(1, keepdim=True), rate.to(self.hits))
         self.records.add_(1)
-        together = torch.cat(list(vectors))
         if self.bank is not None:
             sums = sum(tally(*pair, len(self.codes))[1] for pair in zip(vectors, indices, strict=True))
             assert isinstance(sums, Tensor)
             add_ranks(sums)
             self.bank.advance(counts.sum(0), sums)
         if self.restart:
-            self._revive(counts.sum(0) / counts.sum(), together)
+            self._mark(counts.sum(0) / counts.sum(), torch.cat(list(vectors)))
 
-    def _revive(self, shares: Tensor, vectors: Tensor) -> None:
-        """没有用的码换成 vectors (n, width) 里随机的一个；抽的个数总是 V，次数与随机数无关。"""
+    def _mark(self, shares: Tensor, vectors: Tensor) -> None:
+        """没有用的码，下一次换成 vectors (n, width) 里随机的一个；抽的个数总是 V，随机数的次数与此无关。"""
         self.alive.lerp_(shares * len(shares), 1 - DECAY)
         drawn = vectors[torch.randint(len(vectors), (len(shares),), device=vectors.device)]  # (V, width)
         if several_ranks():
             dist.broadcast(drawn, 0)
-        dead = (self.alive < self.restart) & drawn.isfinite().all()  # 坏的一批会被引擎丢掉，不能留在码本里
-        self.alive.masked_fill_(dead, 1.0)
+        self.replacements.copy_(drawn)
+        self.dead.copy_(self.alive < self.restart)
+        self.alive.masked_fill_(self.dead, 1.0)
+
+    @torch.no_grad()
+    def revive(self) -> None:
+        """训练的前向之前：换掉上一次记下的。
+
+        记下的都是 buffer：那一步若不是有限值，引擎连同它们一起退回，坏的一批就换不进码本。
+        """
+        if not self.restart:
+            return
         held = [self.codes.detach()] if self.bank is None else [self.bank.codes, self.bank.sums]
         for values in held:
-            values.copy_(torch.where(dead[:, None], drawn, values))
+            values.copy_(torch.where(self.dead[:, None], self.replacements, values))
         if self.bank is not None:
-            self.bank.counts.masked_fill_(dead, 1.0)
+            self.bank.counts.masked_fill_(self.dead, 1.0)
+        self.dead.fill_(False)
 
     def usage(self) -> Tensor:
         """用到的码占几成：各尺度的直方图按 token 数合起来，份额不小于均匀时的 USED。"""

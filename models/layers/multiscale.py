@@ -126,6 +126,7 @@ class MultiScaleQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.vocabulary, self.width, self.scales, self.beta = vocabulary, width, scales, beta
+        self.padding: Padding = padding
         self.lengths = [h * w for h, w in scales]  # 各尺度的 token 数
         self.codebook = Codebook(vocabulary, width, self.lengths, codebook, restart)
         self.phi_index = phi_of_scales(len(scales), phi)
@@ -140,6 +141,8 @@ class MultiScaleQuantizer(nn.Module):
         """(N, width, h, w) 连续的潜变量 → 量化的结果，float32。"""
         with torch.autocast(f.device.type, enabled=False):
             f = f.float()
+            if self.training:
+                self.codebook.revive()
             f_hat, indices, vectors, errors = f, [], [], []
             loss = f.new_zeros(())
             for index, z, f_hat in self._walk(f):

@@ -249,6 +249,7 @@ def initialise(modules: Sequence[nn.Module], net: Any, gain: float) -> None:
 
     * Linear、Embedding 与各张编码表：截断正态，标准差 √(1 / 3D)；偏置为零。
     * 输出层再乘 0.02；调制乘 1/2，其中残差的增益乘 gain：各层起步时近乎恒等，而每个参数从第一步起都有梯度。
+    * 共用的调制也一并缩小；公开的只缩小各层的偏移，共用的不动，起步时各层就不近乎恒等。
     * 残差支路末了的 Linear 除以 √(2·层数)：残差越加越多，总的方差不随深度涨。
     """
     dim = net.embed.out_features

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.layers.multiscale import Scales, shrink
+from models.layers.padding import PaddedConv2d, Padding
 from models.layers.var_blocks import Condition
 
 MONTHS = 12
@@ -43,8 +44,8 @@ class HistoryCondition(nn.Module):
 
     叠进通道而不是一帧一组 token：代价与帧数无关，同一位置的变化进同一个 token。
 
-    Raises:
-        ValueError: 四条路全关着，等于没有条件。
+    Args:
+        padding: 邻域的边界，与阶段一的相同。
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class HistoryCondition(nn.Module):
         adaln: bool,
         start: bool,
         local: bool,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         channels, height, width = frame_shape
@@ -66,7 +68,7 @@ class HistoryCondition(nn.Module):
         self.position = nn.Parameter(torch.empty(height * width, dim)) if context else None
         self.features = nn.Sequential(nn.Linear(frames * channels, dim), nn.GELU()) if adaln or start else None
         self.pool = nn.Linear(dim, dim, bias=False) if adaln or start else None
-        around = nn.Conv2d(frames * channels, dim, 3, padding=1)
+        around = PaddedConv2d(frames * channels, dim, 3, padding)
         self.around = nn.Sequential(around, nn.GELU()) if local else None
         self.local = nn.Linear(dim, dim, bias=False) if local else None
 
