@@ -10,10 +10,12 @@ from tests.runs import run_script, write_run
 
 FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "overrides"},
-    inference_parser: {"--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth"},
+    inference_parser: {
+        *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set")
+    },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
-        *("--thresholds", "--points", "--save"),
+        *("--thresholds", "--points", "--save", "--set"),
     },
     compare_parser: {"--runs", "--suite", "--out"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},

@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
 class Folding(nn.Module):
     """一个恰好可逆的编码：2 × 2 格叠进通道，乘一个（冻结的）数；装作阶段一。"""
 
+    encodes = "state"
     latents_known = True
 
     def __init__(self, spec: DataSpec) -> None:

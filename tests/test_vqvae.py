@@ -330,7 +330,7 @@ def test_after_a_short_training_every_scale_leaves_less() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.5, 0.9))
     batch = small_batch(SPEC, count=4)
     terms: dict[str, Tensor] = {}
-    for step in range(150):
+    for step in range(250):
         x = waves(step).unflatten(0, (4, 2))
         terms = model.loss(batch._replace(history=x[:, :1], future=x[:, 1:]))
         optimizer.zero_grad()
