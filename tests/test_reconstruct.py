@@ -95,7 +95,7 @@ def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
         for n, i in np.ndindex(data.spec.window - 1, 2):
             if valid[n, i] and valid[n + 1, i]:
                 truth = fields[n + 1, i] - fields[n, i]
-                errors[data.spec.channels[i]].append(np.average((np.round(truth) - truth) ** 2, weights=weights))
+                errors[data.spec.channels[i]].append(float(np.average((np.round(truth) - truth) ** 2, weights=weights)))
     (hours,) = data.segments["test"]
     assert len(errors["u10"]) == hours.size - 1 > len(errors["t2m"])  # 缺一个场，前后的差不计
     assert table["encodes"] == "tendency" and table["fields"] == {c: len(found) for c, found in errors.items()}
