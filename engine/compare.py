@@ -43,6 +43,7 @@ ORIGIN = (
     "members",
     "perturb",
     "smooth",
+    "set",
 )  # 两个文件里都有的来历
 
 
@@ -214,7 +215,7 @@ def describe_entry(entry: Entry, table: Table) -> dict[str, Any]:
     return {
         "name": entry.label,
         "folder": str(entry.folder),
-        **{key: own[key] for key in ORIGIN},
+        **{key: own[key] for key in ORIGIN if key in own},  # 没有改过采样的没有 set
         "initial_times": own["initial_times"],
         "lead_hours": own["lead_hours"],
         "pairs": {c: sum(own["pairs"][c]) for c in table["channels"]},

@@ -76,7 +76,8 @@ def evaluate(
         return None
     out.mkdir(parents=True, exist_ok=True)
     about = {**about, "split": options.split, "stride": options.stride, "steps": steps, "members": options.members}
-    about |= {"perturb": options.perturb, "smooth": options.smooth, "set": list(options.set)}
+    about |= {"perturb": options.perturb, "smooth": options.smooth}
+    about |= {"set": " ".join(options.set)} if options.set else {}
     table, seen = write_results(task, stream, out, about)
     table = {**about, "model": name, **table}
     memory = peak_memory(fabric.device)  # 在数运算次数之前：那里要多一份副本
@@ -161,7 +162,11 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         "kind": "evaluation",
         "title": f"{content['run']}: {options.split} split",
         "subtitle": config.model["name"],
-        "facts": [["checkpoint", path], ["step", str(content["progress"]["step"])]],
+        "facts": [
+            ["checkpoint", path],
+            ["step", str(content["progress"]["step"])],
+            *([["set", " ".join(options.set)]] if options.set else []),
+        ],
         "reproduce": [f"python evaluate.py {shlex.join(command_line(path, options, out))}"],
         "data": data_section(data, config, out / "missing.csv"),
         **curves_section(Path(config.log.dir) / content["run"] / "metrics.csv"),

@@ -40,6 +40,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         if isinstance(state.model, OnePass):
             state.model.accumulate(batches[0])
             state.model.solve()
+        state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
         if state.optimizer is not None:
             train_step(fabric, state, config, batches)
         if is_codec(state.model):

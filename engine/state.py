@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import build_model, change_options, check_weights, first_stage_file
 from models.interface import Portable, Scheduled
+from models.layers.codebook import Codebook
 from models.layers.latents import LatentScaling
 from util.batch import Batch, DataSpec
 from util.checkpoint import file_sha256, forecast_weights, load_checkpoint, random_state, set_random_state
@@ -194,7 +195,8 @@ def read_initial(path: str) -> Initial:
 def start_from(model: nn.Module, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:
     """名字相同的张量抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
 
-    不抄的：潜变量的统计量（权重接着学，它就过时了，引擎会重新看一遍）；阶段一不是同一个文件时，阶段一的权重。
+    不抄的：潜变量的统计量（权重接着学，它就过时了，引擎会重新看一遍）；码本上一步记下要换的（那里的数据）；
+    阶段一不是同一个文件时，阶段一的权重。
 
     Raises:
         ValueError: 同名的张量形状不同；没有一个同名。
@@ -202,6 +204,8 @@ def start_from(model: nn.Module, initial: Initial, spec: DataSpec, first_stage: 
     own = model.state_dict()
     scalings = (name for name, module in model.named_modules() if isinstance(module, LatentScaling))
     anew = tuple(f"{name}." for name in scalings if not name.startswith(FIRST_STAGE))
+    codebooks = (name for name, module in model.named_modules() if isinstance(module, Codebook))
+    anew += tuple(f"{name}.{part}" for name in codebooks for part in ("dead", "replacements"))
     if first_stage.get("sha256") != initial.first_stage.get("sha256"):
         anew += (FIRST_STAGE,)
     taken = {name: value for name, value in initial.weights.items() if name in own and not name.startswith(anew)}

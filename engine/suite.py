@@ -139,7 +139,7 @@ def is_evaluated(folder: Path, best: Path, suite: Suite, config: RunConfig) -> b
         return False
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     wanted = {"checkpoint": str(best), "split": suite.split, "stride": suite.stride, "members": 1, "perturb": 0}
-    same = all(found.get(key) == value for key, value in wanted.items())
+    same = all(found.get(key) == value for key, value in wanted.items()) and "set" not in found
     return same and len(found["lead_hours"]) == (suite.steps or config.data.frames_out)
 
 

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from engine.baselines import Check
 from engine.state import reduce_tensor
+from models.layers.losses import encoded_fields
+from util.batch import Batch
 from util.config import RunConfig
 from util.data.dataset import WeatherData
 from util.data.feed import feed
@@ -19,10 +21,14 @@ from util.data.windows import all_starts, split_batches
 def validation_loss(
     model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
-    """按有效的场数加权（预报数目标的，阶段一数整个窗口的），eval 模式、固定种子，不动全局随机数。"""
+    """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式、固定种子，不动全局随机数。"""
     from engine.latents import is_codec  # 那里也用这里的 eval_batch_size
 
-    counted = 0 if is_codec(model) else data.spec.frames_in  # 从哪一帧起
+    def counted(batch: Batch) -> torch.Tensor:  # 损失平均的是哪些场
+        if is_codec(model):
+            return encoded_fields(batch, model.encodes)[1]
+        return batch.valid[:, data.spec.frames_in :]
+
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
     batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
     loader = feed(data, batches, fabric.device)
@@ -34,7 +40,7 @@ def validation_loss(
         torch.manual_seed(config.run.seed)
         for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
             check()
-            weight = float(batch.valid[:, counted:].double().sum())
+            weight = float(counted(batch).double().sum())
             total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
     model.train(training)
     loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()

@@ -57,7 +57,7 @@ class OnePass(Protocol):
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """训练目标随进度变的模型（VAR 由粗到细）：走到哪里由引擎说，模型自己不记，续训与累积都不会数错。"""
+    """每一步之前有事要做的模型（VAR 由粗到细，VQVAE 换码）：走到哪里由引擎说，续训与累积都不会数错。"""
 
     def at_step(self, step: int, total_steps: int) -> None:
         """第 step 次参数更新（从 0 数，共 total_steps 次）之前。"""

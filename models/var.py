@@ -62,7 +62,7 @@ class Progressive(Strict):
     """
 
     first_scales: PositiveInt
-    until: float = Field(gt=0, le=1)
+    until: float = Field(gt=0, lt=1)
     warmup_steps: int = Field(default=0, ge=0)
 
 
@@ -147,9 +147,20 @@ class Model(nn.Module):
         return self
 
     def at_step(self, step: int, total_steps: int) -> None:
-        """这一步训练头几个尺度，份量各是多少。"""
-        if self.config.progressive is not None:
-            weights = scale_weights(step, total_steps, self.config.progressive, len(self.weights))
+        """这一步训练头几个尺度，份量各是多少。
+
+        Raises:
+            ValueError: 到训练末了，最细的尺度一步也没有足份地训练过。
+        """
+        plan = self.config.progressive
+        if plan is not None:
+            last = scale_weights(total_steps - 1, total_steps, plan, len(self.weights))
+            if len(last) < len(self.weights) or last[-1] < 1:
+                raise ValueError(
+                    f"model.progressive: until = {plan.until:g} and warmup_steps = {plan.warmup_steps} leave the "
+                    f"finest scale no step at full weight; the training has {total_steps} steps"
+                )
+            weights = scale_weights(step, total_steps, plan, len(self.weights))
             self.active = len(weights)
             self.weights[: self.active] = torch.tensor(weights, device=self.weights.device)
 
@@ -205,7 +216,10 @@ class Model(nn.Module):
         row = torch.arange(len(window), device=window.device)
         target = self.frames_in + lead
         back = torch.arange(-self.frames, 1, device=window.device)
-        return window[row[:, None], target[:, None] + back], batch.time[row, target], batch.valid[row, target].all(-1)
+        valid = batch.valid[row, target].all(-1)
+        if self.tendency:  # 与阶段一相同：两帧都有效的差才是目标
+            valid = valid & batch.valid[row, target - 1].all(-1)
+        return window[row[:, None], target[:, None] + back], batch.time[row, target], valid
 
     def _kept(self, frames: Tensor) -> Tensor:
         """历史 (N, n, C, H, W) → 滚动时留着的：编码差时是场本身；编码场时是潜变量 (N, n, c, h, w)，一帧只编码一次。"""

@@ -74,7 +74,7 @@ class Config(Strict):
 
 
 class Model(nn.Module):
-    """TokenAutoencoder、Portable；编码差时 OnePass：先看一遍训练窗口，求差的均值与标准差。
+    """TokenAutoencoder、Portable、Scheduled（换码）；编码差时 OnePass：先看一遍训练窗口，求差的均值与标准差。
 
     Raises:
         ValueError: 网格不能逐次减半；尺度不合；circular_lon 而经度不成一圈。
@@ -115,6 +115,10 @@ class Model(nn.Module):
             layer.requires_grad_(not encoder)
         for layer in (self.post_quant_conv, self.decoder):
             layer.requires_grad_(not decoder)
+
+    def at_step(self, step: int, total_steps: int) -> None:
+        """换掉上一步发现没有用的码；走到哪里无关。"""
+        self.quantizer.codebook.revive()
 
     @property
     def no_decay(self) -> list[str]:

@@ -101,7 +101,7 @@ def test_dead_codes_come_back_from_the_data(learned: Any) -> None:
         data = vectors_of(quantizer, f)
         before = quantizer.codes.detach().clone()
         made = quantizer(f)
-        quantizer.codebook.revive()  # 平时在下一次前向之前
+        quantizer.codebook.revive()  # 平时在下一步之前
         counts = np.bincount(torch.cat([index.flatten() for index in made.indices]), minlength=V)
         alive = 0.99 * alive + 0.01 * V * counts / counts.sum()
         dead = np.flatnonzero(alive < 0.2)
@@ -141,7 +141,7 @@ def test_without_restart_codes_stay_and_no_random_number_is_drawn() -> None:
 
 @pytest.mark.parametrize("learned", ["gradient", "ema"])
 def test_a_forward_pass_moves_only_buffers(learned: Any) -> None:
-    """引擎丢掉坏的一步时还原 buffer：码要等下一次前向才换，坏的向量就换不进来。"""
+    """引擎丢掉坏的一步时还原 buffer：码要等下一步才换，坏的向量就换不进来。"""
     quantizer, f = make(codebook=learned, restart=0.5), latents()
     quantizer.codebook.alive.fill_(0.0)  # 人人该换
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -179,7 +179,8 @@ def test_evaluation_leaves_it_alone_and_state_carries_it(options: dict[str, Any]
 def test_backward_works_after_the_codes_were_replaced() -> None:
     quantizer = make(restart=0.5)
     quantizer.codebook.alive.fill_(0.0)
-    quantizer(latents(1))  # 下一次前向之前全换掉
+    quantizer(latents(1))
+    quantizer.codebook.revive()  # 全换掉
     f = latents().requires_grad_()
     made = quantizer(f)
     (made.loss + made.f_hat.square().sum()).backward()
@@ -198,6 +199,7 @@ def test_one_process_never_touches_distributed(options: dict[str, Any], monkeypa
         monkeypatch.setattr(dist, name, refuse)
     quantizer = make(**options)
     for step in range(3):
+        quantizer.codebook.revive()
         quantizer(latents(step)).loss.backward()
 
 
@@ -208,6 +210,7 @@ def one_of_two(rank: int, folder: str) -> None:
         quantizer = make(**options)
         torch.manual_seed(rank)  # 各进程的随机数不同
         for step in range(3):
+            quantizer.codebook.revive()
             quantizer(latents(step)[2 * rank : 2 * rank + 2])
         if rank == 0:
             quantizer.eval()(latents())
@@ -221,6 +224,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for i, options in enumerate(OPTIONS):
         quantizer = make(**options)
         for step in range(3):
+            quantizer.codebook.revive()
             quantizer(latents(step))
         saved = [torch.load(tmp_path / f"{i}-{rank}.pt", weights_only=True) for rank in range(2)]
         for name, value in quantizer.state_dict().items():

@@ -18,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 
-from engine.commands import evaluate_command, inference_command
+from engine.commands import compare_command, evaluate_command, inference_command
 from engine.scoring import standardize_thresholds, threshold_table
 from tests.runs import ROOT, train_here, write_run
 from tests.small import small_spec
@@ -147,7 +147,10 @@ def test_sampling_can_be_changed_after_training(tree, tmp_path):
     trained_so = run(three, tmp_path / "trained_so", *common)
     crps = [table["scores"]["latent_diffusion"]["t2m"]["crps"] for table in (plain, changed, trained_so)]
     assert crps[1] == crps[2] != crps[0]
-    assert changed["set"] == ["model.sampling_steps=3"] and plain["set"] == []
+    assert changed["set"] == "model.sampling_steps=3" and "set" not in plain
+    compare_command(["--runs", str(tmp_path / "plain"), str(tmp_path / "changed"), "--out", str(tmp_path / "compared")])
+    compared = json.loads((tmp_path / "compared/comparison.json").read_text(encoding="utf-8"))
+    assert [member.get("set") for member in compared["runs"]] == [None, "model.sampling_steps=3"]
     assert "--set model.sampling_steps=3" in (tmp_path / "changed/report.html").read_text(encoding="utf-8")
     made = []
     for checkpoint, words in ((two, []), (two, change), (three, [])):

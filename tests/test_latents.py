@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from engine.latents import every_frame
 from engine.validation import validation_loss
 from models.layers.latents import LatentScaling
-from models.layers.losses import field_errors, frames_of
+from models.layers.losses import encoded_fields, field_errors, frames_of
 from tests import tiny_codec
 from tests.runs import checkpoint, run_script, train_here, write_run
 from util.batch import Batch
@@ -120,4 +120,33 @@ def test_the_validation_loss_of_a_codec_is_the_mean_over_all_valid_fields(tree, 
         total += np.abs(fields / 2).mean((2, 3))[valid].sum()
         number += int(valid.sum())
     assert number < (hours.size - 3) * 8
+    assert found == pytest.approx(total / number, rel=1e-6)
+
+
+class ShrinksChanges(Shrinks):
+    """同上，看的是相邻两帧之差。"""
+
+    encodes = "tendency"
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        changes, valid = encoded_fields(batch, "tendency")
+        return {"loss": field_errors(changes / 2, changes, valid)[0]}
+
+
+def test_the_validation_loss_of_changes_is_the_mean_over_all_valid_changes(tree, tmp_path: Path) -> None:
+    """两帧都有效的差才数：按有效的帧加权就不是全部有效的差的平均。"""
+    config = load_config(write_run(tmp_path, tree, data={"max_missing": 1.0}))
+    data = open_data(config.data)
+    model: Any = ShrinksChanges(tiny_codec.Config(), data.spec)
+    found = validation_loss(model, data, "test", config, Fabric(accelerator="cpu", devices=1), lambda: None)
+    total, number = 0.0, 0
+    (hours,) = data.segments["test"]
+    for start in hours[: hours.size - data.spec.window + 1].tolist():
+        batch = data.windows[int(start)]
+        window, valid = torch.cat([batch.history, batch.future], 1)[0].double().numpy(), batch.valid[0].numpy()
+        for n, c in np.ndindex(data.spec.window - 1, 2):
+            if valid[n, c] and valid[n + 1, c]:
+                total += np.abs(window[n + 1, c] - window[n, c]).mean() / 2
+                number += 1
+    assert number < (hours.size - 3) * 6
     assert found == pytest.approx(total / number, rel=1e-6)

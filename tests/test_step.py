@@ -73,10 +73,13 @@ def test_a_bad_step_changes_nothing(config, model):
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     bad = small_batch(spec)
     bad.history[0, 0, 0, 0, 0] = math.inf
-    with pytest.raises(NonFinite, match="loss"):
-        train_step(Fabric(accelerator="cpu", devices=1), state, run, [bad])
-    after = state.model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    for batches in ([bad], [bad, small_batch(spec)], [small_batch(spec), bad]):
+        with pytest.raises(NonFinite, match="loss"):
+            train_step(Fabric(accelerator="cpu", devices=1), state, run, batches)
+        after = state.model.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+    train_step(Fabric(accelerator="cpu", devices=1), state, run, [small_batch(spec)])
+    assert all(value.isfinite().all() for value in state.model.state_dict().values())
 
 
 def test_scheduled_models_hear_the_step_not_the_micro_batch(config):

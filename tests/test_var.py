@@ -147,8 +147,17 @@ def test_scales_join_evenly_and_grow_from_a_hundredth() -> None:
     assert weights(30) == [1, 1, 1, 1, 0.01]
     assert weights(34) == [1] * 5 == weights(59)
     assert scale_weights(10, 60, Progressive(first_scales=2, until=0.5), 5) == [1, 1, 1]
-    uneven = Progressive(first_scales=1, until=1.0, warmup_steps=2)  # 10 / 3 与 20 / 3 不是整数
-    assert [len(scale_weights(n, 10, uneven, 4)) for n in range(11)] == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    uneven = Progressive(first_scales=1, until=0.5, warmup_steps=2)  # 共 20 步；10 / 3 与 20 / 3 不是整数
+    assert [len(scale_weights(n, 20, uneven, 4)) for n in range(11)] == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize(("until", "warmup", "total"), [(0.9, 0, 3), (0.8, 50, 100), (0.5, 0, 1)])
+def test_a_finest_scale_never_fully_trained_is_said(until: float, warmup: int, total: int) -> None:
+    model = small(progressive={"first_scales": 1, "until": until, "warmup_steps": warmup})
+    with pytest.raises(ValueError, match=rf"finest scale no step at full weight; the training has {total} steps"):
+        model.at_step(0, total)
+    with pytest.raises(ValueError, match=r"model\.progressive\.until"):
+        small(progressive={"first_scales": 1, "until": 1.0})
 
 
 def test_progressive_training_cuts_the_sequence() -> None:
@@ -227,7 +236,7 @@ def test_patches_hold_the_scaled_changes_and_the_last_frame() -> None:
 
 
 def test_tokens_of_changes_are_predicted_and_added_to_the_last_frame() -> None:
-    """损失的目标是差的编号；预报是最后一帧加解码的差，滚动与引擎滚动相同，三路条件都看历史。"""
+    """损失的目标是差的编号；预报是最后一帧加解码的差，滚动与引擎滚动相同。"""
     spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
     options = {"history": {"frames": 2}, "sampling": {**FREE, "top_k": 1}}
     model, batch = changing(spec, **options), small_batch(spec)
@@ -247,6 +256,18 @@ def test_tokens_of_changes_are_predicted_and_added_to_the_last_frame() -> None:
         members = two.forecast(batch.history, None, 2, Generator().manual_seed(0))
     assert members.shape == (3, 2, 2, 2, 8, 16)
     torch.testing.assert_close(members[:, 0], rolled[:, 0], rtol=1e-4, atol=1e-4)  # top_k = 1：成员都一样
+
+
+def test_changes_from_an_invalid_frame_are_no_targets() -> None:
+    """与阶段一相同：最后一帧历史是插值来的，那个差不作目标；编码场的不管历史。"""
+    spec = small_spec(channels=2, grid=(8, 16), frames_in=3, frames_out=1)
+    batch = small_batch(spec)
+    batch.valid[0, 2, 1] = False
+    rest = Batch(*(part[1:] for part in batch))
+    with torch.no_grad():
+        for model, same in ((changing(spec), True), (small(spec), False)):
+            pair = [model.loss(part)["loss"].item() for part in (batch, rest)]
+            assert (pair[0] == pytest.approx(pair[1], rel=1e-5)) == same
 
 
 def test_only_the_last_history_frames_count() -> None:

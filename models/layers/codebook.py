@@ -42,7 +42,7 @@ class Codebook(nn.Module):
         self.records = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.weights = nn.Buffer(torch.tensor(lengths) / sum(lengths), persistent=False)  # 各尺度占 token 的几成
         self.alive = nn.Buffer(torch.full((vocabulary,), restart))  # 用到的份额，均匀为 1
-        self.dead = nn.Buffer(torch.zeros(vocabulary, dtype=torch.bool))  # 下一次训练的前向之前要换掉的
+        self.dead = nn.Buffer(torch.zeros(vocabulary, dtype=torch.bool))  # 下一次更新之前要换掉的
         self.replacements = nn.Buffer(torch.zeros(vocabulary, width) if restart else torch.zeros(0, width))
 
     @property
@@ -63,7 +63,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def record(self, vectors: Sequence[Tensor], indices: Sequence[Tensor], counts: Tensor) -> None:
-        """训练时每次前向之后：记下用了哪些码，ema 走一步，换掉没有用的码。各进程合计，码本处处一样。
+        """训练时每次前向之后：记下用了哪些码，哪些没有用、该换成什么；ema 走一步。各进程合计，码本处处一样。
 
         Args:
             vectors, indices: 各尺度的 (n_k, width) 与 (n_k,)；counts: 它们的 (K, V)，见 counts。
@@ -82,7 +82,7 @@ class Codebook(nn.Module):
             self._mark(counts.sum(0) / counts.sum(), torch.cat(list(vectors)))
 
     def _mark(self, shares: Tensor, vectors: Tensor) -> None:
-        """没有用的码，下一次换成 vectors (n, width) 里随机的一个；抽的个数总是 V，随机数的次数与此无关。"""
+        """没有用的码，下一次更新之前换成 vectors (n, width) 里随机的一个；抽的个数总是 V，随机数的次数与此无关。"""
         self.alive.lerp_(shares * len(shares), 1 - DECAY)
         drawn = vectors[torch.randint(len(vectors), (len(shares),), device=vectors.device)]  # (V, width)
         if several_ranks():
@@ -93,9 +93,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def revive(self) -> None:
-        """训练的前向之前：换掉上一次记下的。
+        """每一次更新之前（VQVAE 的 at_step）：换掉上一步记下的。
 
-        记下的都是 buffer：那一步若不是有限值，引擎连同它们一起退回，坏的一批就换不进码本。
+        前向里只记下，记下的都是 buffer：那一步若不是有限值，引擎连同它们一起退回，坏的一批就换不进码本；
+        累积的几个小批也用同一份码。
         """
         if not self.restart:
             return

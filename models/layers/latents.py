@@ -104,7 +104,7 @@ def solve_tendency(targets: LatentScaling, key: str = "model.predict") -> None:
         ValueError: 没有一个窗口的目标全部有效；某个通道从不变化。
     """
     if not targets.sums:
-        raise ValueError(f"{key} = tendency: every training window holds an interpolated target; use state")
+        raise ValueError(f"{key} = tendency: no change between frames is free of interpolated fields; use state")
     try:
         targets.solve()
     except ValueError as error:

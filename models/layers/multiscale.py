@@ -141,8 +141,6 @@ class MultiScaleQuantizer(nn.Module):
         """(N, width, h, w) 连续的潜变量 → 量化的结果，float32。"""
         with torch.autocast(f.device.type, enabled=False):
             f = f.float()
-            if self.training:
-                self.codebook.revive()
             f_hat, indices, vectors, errors = f, [], [], []
             loss = f.new_zeros(())
             for index, z, f_hat in self._walk(f):
