@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.baselines import Check
+from engine.codecs import Table, score_codecs
 from engine.evaluate import evaluate, present, run_page, training_cost
 from engine.figures import draw_samples
 from engine.latents import is_codec, know_latents
-from engine.reconstruct import Table, score_codecs, write_reconstruction
 from engine.reconstruct import table_text as reconstruction_text
+from engine.reconstruct import write_reconstruction
 from engine.results import table_text
 from engine.scoring import Options
 from engine.state import load_forecaster

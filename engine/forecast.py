@@ -22,7 +22,7 @@ from util.data.dataset import open_origin
 from util.data.index import Index, bridgeable
 from util.data.reader import FieldReader
 from util.data.windows import window_valid
-from util.gallery import gallery_figure
+from util.gallery import gallery_figures
 from util.logger import setup_logging
 from util.metrics import errors, latitude_weights
 from util.netcdf import write_forecast
@@ -226,8 +226,8 @@ def write_outputs(
             columns = {} if real is None else {"truth": real[i]}
             columns |= {f"mean of {len(physical)}": mean[i]}
             columns |= {f"member {m}": fields[i].numpy() for m, fields in enumerate(physical[:MEMBERS_SHOWN], 1)}
-            gallery = gallery_figure(spec, columns, f"{start}+{lead} h")
-            pictures += save_figures([gallery], out / f"members+{lead:03d}h")
+            gallery = gallery_figures(spec, columns, f"{start}+{lead} h")
+            pictures += save_figures(gallery, out / f"members+{lead:03d}h")
     log.info("forecast: %s; picture: %s", out / "forecast.nc", pictures[0])
     if truth is not None and valid is not None:
         write_scores(out / "scores.json", spec, result.mean(0), truth, valid, leads)

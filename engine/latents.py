@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from util.batch import Batch
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.data.dataset import WeatherData
 from util.data.feed import feed
-from util.data.windows import split_batches
+from util.data.windows import adjoining_starts, split_batches
 
 if TYPE_CHECKING:
     from engine.train import Run
@@ -42,9 +41,7 @@ def every_frame(
 
     编码差的：相邻的窗口共用一帧，每个差恰好一次。
     """
-    shared = 1 if encodes == "tendency" else 0
-    ahead = data.spec.window - shared  # 隔几帧一个窗口
-    starts = np.concatenate([s[(s.size - shared) % ahead : s.size - shared : ahead] for s in data.segments[split]])
+    starts = adjoining_starts(data.segments[split], data.spec.window, shared=int(encodes == "tendency"))
     return split_batches(starts[::stride], batch_size)
 
 

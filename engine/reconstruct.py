@@ -6,7 +6,7 @@
 一个划分里每帧（或每个差）看一次；--stride N：每 N 个窗口取一个。
 --config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
 数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
-离散的（VQVAE）另有码本的用量与逐尺度的误差（engine/tokens.py）。
+成绩怎样算在 engine/codecs.py；离散的（VQVAE）另有码本的用量与逐尺度的误差（engine/tokens.py）。
 编码差的（vqvae 的 model.encodes = tendency）比的是相邻两帧之差，只与同类的一起比；差的 SSIM、PSNR 也以场的范围计。
 """
 
@@ -16,8 +16,7 @@ import argparse
 import csv
 import json
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -27,9 +26,8 @@ from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
     import torch
-    from torch import Tensor
 
-    from models.layers.losses import Predict
+    from engine.codecs import Table
     from util.batch import DataSpec
     from util.config import RunConfig
     from util.data.dataset import WeatherData
@@ -37,7 +35,6 @@ if TYPE_CHECKING:  # --help 不必等 torch
 log = logging.getLogger("ar_pred")
 SPLITS = ("train", "val", "test")
 METRICS = ("rmse", "mae", "correlation", "ssim", "psnr")
-Table = dict[str, Any]
 
 
 class Codec(NamedTuple):
@@ -47,140 +44,6 @@ class Codec(NamedTuple):
     spec: DataSpec
     config: RunConfig
     source: str
-
-
-def frame_statistics(made: Tensor, truth: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """(N, C, H, W) 两批 → 各个可平均的统计量 (N, C) float64，标准化单位。"""
-    from util.metrics import area_mean, errors, in_pieces, structural_similarity
-
-    return {
-        **errors(made, truth, weights),
-        "ssim": in_pieces(structural_similarity, made, truth),
-        "made": area_mean(made, weights),
-        "truth": area_mean(truth, weights),
-        "made_square": area_mean(made.square(), weights),
-        "truth_square": area_mean(truth.square(), weights),
-        "product": area_mean(made * truth, weights),
-    }
-
-
-def final_scores(means: Mapping[str, Tensor], std: Tensor) -> dict[str, Tensor]:
-    """统计量的平均 (C,) → 成绩 (C,)，RMSE 与 MAE 为物理单位；均方根与相关都在这里才算。"""
-    from util.metrics import IMAGE_RANGE
-
-    covariance = means["product"] - means["made"] * means["truth"]
-    variances = [means[f"{name}_square"] - means[name].square() for name in ("made", "truth")]
-    return {
-        "rmse": means["square"].sqrt() * std,
-        "mae": means["absolute"] * std,
-        "correlation": covariance / (variances[0] * variances[1]).sqrt(),
-        "ssim": means["ssim"],
-        "psnr": 10 * (IMAGE_RANGE**2 / means["plain_square"]).log10(),
-    }
-
-
-def score_codecs(
-    codecs: Mapping[str, Any],
-    data: WeatherData,
-    split: str,
-    stride: int,
-    batch_size: int,
-    device: torch.device,
-    check: Callable[[], None] = lambda: None,
-) -> Table:
-    """各自编码器在同样的帧上的成绩；codecs: 名字 → 模型。
-
-    Raises:
-        ValueError: 重建里有非有限值。
-    """
-    import torch
-    from tqdm import tqdm
-
-    from engine.latents import every_frame
-    from engine.tokens import describe_tokens, token_sums
-    from models.interface import TokenAutoencoder
-    from models.layers.losses import encoded_fields
-    from util.data.feed import feed
-    from util.metrics import latitude_weights
-
-    spec, encodes = data.spec, what_they_encode(codecs)
-    weights = latitude_weights(spec.latitudes).to(device)
-    batches = every_frame(data, split, batch_size, stride, encodes)
-    loader = feed(data, batches, device)
-    sums, tokens = ({name: dict[str, Any]() for name in codecs} for _ in range(2))
-    counts = torch.zeros(spec.num_channels, dtype=torch.float64, device=device)
-    with torch.inference_mode():
-        for batch in tqdm(loader, f"reconstruct {split}", len(batches), leave=False):
-            check()
-            truth, valid = encoded_fields(batch, encodes)
-            counts += valid.sum(0)
-            for name, model in codecs.items():
-                made = reconstruction(model, truth, name)
-                found = frame_statistics(made, truth, weights)
-                add(sums[name], {key: values.masked_fill(~valid, 0).sum(0) for key, values in found.items()})
-                if isinstance(model, TokenAutoencoder):
-                    add(tokens[name], token_sums(model, truth, valid, weights))
-    std = torch.tensor(spec.std, dtype=torch.float64, device=device)
-    described = {}
-    for name, model in codecs.items():
-        scores = final_scores({key: total / counts for key, total in sums[name].items()}, std)
-        described[name] = {**describe(model, spec), "scores": by_channel(scores, spec)}
-        if isinstance(model, TokenAutoencoder):
-            described[name]["tokens"] = describe_tokens(model, tokens[name], counts, spec)
-    return {
-        "split": split,
-        "stride": stride,
-        "encodes": encodes,
-        "channels": list(spec.channels),
-        "units": dict(zip(spec.channels, spec.units, strict=True)),
-        "fields": dict(zip(spec.channels, map(int, counts.tolist()), strict=True)),
-        "codecs": described,
-    }
-
-
-def what_they_encode(codecs: Mapping[str, Any]) -> Predict:
-    """各自编码器编码的是场还是差。
-
-    Raises:
-        ValueError: 不是同一种。
-    """
-    kinds = {name: model.encodes for name, model in codecs.items()}
-    if len(set(kinds.values())) > 1:
-        listed = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
-        raise ValueError(f"the autoencoders do not encode the same ({listed}); compare those of one kind")
-    return next(iter(kinds.values()))
-
-
-def add(held: dict[str, Any], found: Mapping[str, Tensor]) -> None:
-    """各项累加到 held。"""
-    for key, total in found.items():
-        held[key] = held.get(key, 0) + total
-
-
-def reconstruction(model: Any, fields: Tensor, name: str) -> Tensor:
-    """编码再解码。
-
-    Raises:
-        ValueError: 有非有限值。
-    """
-    made = model.decode(model.encode(fields)).float()
-    if not made.isfinite().all():
-        raise ValueError(f"{name}: the reconstruction holds non-finite values")
-    return made
-
-
-def describe(model: Any, spec: DataSpec) -> dict[str, Any]:
-    """潜变量的大小，与它占一帧场的几分之几（数的个数）。"""
-    field = spec.num_channels * spec.height * spec.width
-    return {"latent_shape": list(model.latent_shape), "compression": math.prod(model.latent_shape) / field}
-
-
-def by_channel(scores: Mapping[str, Tensor], spec: DataSpec) -> dict[str, dict[str, float | None]]:
-    """成绩 → (C,) 换成通道 → 成绩 → 数；没有有效的场时为 None。"""
-    from util.scores import plain
-
-    columns = {metric: plain(values.cpu().numpy()) for metric, values in scores.items()}
-    return {c: {metric: values[i] for metric, values in columns.items()} for i, c in enumerate(spec.channels)}
 
 
 def table_rows(table: Table) -> list[dict[str, Any]]:
@@ -239,12 +102,13 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
     """划分正中的一帧（或一个差）：真值、重建、两者之差。"""
     import torch
 
+    from engine.codecs import reconstruction, what_they_encode
     from engine.tokens import by_scale
     from models.interface import TokenAutoencoder
     from models.layers.losses import encoded_fields
     from util.data.calendar import time_text
     from util.data.windows import all_starts
-    from util.gallery import gallery_figure
+    from util.gallery import gallery_figures
     from util.plot import forecast_figure, save_figures
 
     spec = data.spec
@@ -252,26 +116,24 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
     batch = data.windows[int(starts[len(starts) // 2])]
     encodes = what_they_encode(codecs)
     truth = encoded_fields(batch, encodes)[0][:1]  # (1, C, H, W)
-    offset = torch.tensor(spec.mean if encodes == "state" else [0.0] * spec.num_channels)[:, None, None]
-
-    def physical(fields: Tensor) -> Any:  # 差没有平均值可加
-        return (fields.cpu()[0] * torch.tensor(spec.std)[:, None, None] + offset).numpy()
-
-    real = physical(truth)
+    shown = spec if encodes == "state" else replace(spec, mean=(0.0,) * spec.num_channels)  # 差没有平均值可加
+    real = shown.to_physical(truth)[0].numpy()
     paths: list[Path] = []
     for name, model in codecs.items():
         with torch.inference_mode():
-            made = physical(reconstruction(model, truth.to(device), name))
+            made = shown.to_physical(reconstruction(model, truth.to(device), name).cpu())[0].numpy()
         first = time_text(int(batch.time[0, 0]))
         when = f"{first} UTC" if encodes == "state" else f"{first} to {time_text(int(batch.time[0, 1]))} UTC"
         title = f"{name}: {split}, {when}"
         paths += save_figures(forecast_figure(spec, real, made, title, "reconstruction"), folder / name)
         if isinstance(model, TokenAutoencoder):
             with torch.inference_mode():
-                coarse = by_scale(model, truth.to(device))
-            columns = {"truth": real, **{f"up to {scale}": physical(fields) for scale, fields in coarse.items()}}
+                parts = list(by_scale(model, model.encode_tokens(truth.to(device))))
+            fields = [shown.to_physical(part.cpu())[0].numpy() for part in parts]
+            labels = [f"up to {h}x{w}" for h, w in model.quantizer.scales]
+            columns = {"truth": real, **dict(zip(labels, fields, strict=True))}
             kind = None if encodes == "state" else "difference"
-            paths += save_figures([gallery_figure(spec, columns, title, kind)], folder / f"{name}_scales")
+            paths += save_figures(gallery_figures(spec, columns, title, kind), folder / f"{name}_scales")
     return paths
 
 
@@ -347,6 +209,7 @@ def compare_codecs(
     """
     import torch
 
+    from engine.codecs import score_codecs
     from engine.evaluate import check_same_data
     from engine.validation import eval_batch_size
     from util.data.dataset import open_data

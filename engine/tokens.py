@@ -1,41 +1,35 @@
-"""离散的阶段一（VQVAE）另看两件事：码本用到了多少；只用头几个尺度重建时，还差多少。engine.reconstruct 的一部分。"""
+"""离散的阶段一（VQVAE）另看两件事：码本用到了多少；只用头几个尺度重建时，还差多少。engine/codecs.py 的一部分。"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-if TYPE_CHECKING:  # --help 不必等 torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-    from models.interface import TokenAutoencoder
-    from util.batch import DataSpec
+from models.interface import TokenAutoencoder
+from models.layers.memory_bank import perplexity
+from util.batch import DataSpec
+from util.metrics import area_mean
+from util.scores import plain
 
 
-def by_scale(model: TokenAutoencoder, fields: Tensor) -> dict[str, Tensor]:
-    """(N, C, H, W) → 尺度 "hxw" → 只用到那个尺度为止的编号的重建 (N, C, H, W)；末一个是整个的。"""
-    tokens = model.encode_tokens(fields)
-    names = [f"{h}x{w}" for h, w in model.quantizer.scales]
-    return {name: model.decode_tokens(tokens[:count]) for count, name in enumerate(names, 1)}
+def by_scale(model: TokenAutoencoder, tokens: Sequence[Tensor]) -> Iterator[Tensor]:
+    """各尺度的编号 → 只用头 1 … K 个尺度的重建 (N, C, H, W)；末一个是整个的。"""
+    return (model.decode_tokens(list(tokens[:count])) for count in range(1, len(tokens) + 1))
 
 
 def token_sums(model: TokenAutoencoder, truth: Tensor, valid: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """一批 truth (N, C, H, W)、valid (N, C)、纬度权重 (H,) → 这一批的和。
 
-    codes (V,) 各码用了几次；squares (K, C) 只用头 1 … K 个尺度重建的误差平方。
+    codes (V,) 各码用了几次；squares (K, C) 只用头 k 个尺度重建的误差平方。
     """
-    import torch
-
-    from util.metrics import area_mean
-
     tokens = model.encode_tokens(truth)
     codes = torch.bincount(torch.cat(tokens, 1).flatten(), minlength=model.quantizer.vocabulary)
-    squares = []
-    for count in range(1, len(tokens) + 1):
-        error = model.decode_tokens(tokens[:count]) - truth
-        squares.append(area_mean(error.square(), weights).masked_fill(~valid, 0).sum(0))  # (C,)
-    return {"codes": codes.double(), "squares": torch.stack(squares)}
+    errors = (area_mean((made - truth).square(), weights) for made in by_scale(model, tokens))  # 各 (N, C)
+    return {"codes": codes.double(), "squares": torch.stack([e.masked_fill(~valid, 0).sum(0) for e in errors])}
 
 
 def describe_tokens(
@@ -45,11 +39,6 @@ def describe_tokens(
 
     used：用到的码占几成，至少一次就算；perplexity 均匀地用时是 vocabulary；rmse_by_scale 为物理单位。
     """
-    import torch
-
-    from models.layers.memory_bank import perplexity
-    from util.scores import plain
-
     quantizer, std = model.quantizer, torch.tensor(spec.std, dtype=torch.float64, device=counts.device)
     rmse = (sums["squares"] / counts).sqrt() * std  # (K, C)
     by_channel = {channel: plain(rmse[:, i].cpu().numpy()) for i, channel in enumerate(spec.channels)}

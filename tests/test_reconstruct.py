@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
+from engine.codecs import score_codecs
 from engine.latents import every_frame
-from engine.reconstruct import main, score_codecs, table_text, unique_names
+from engine.reconstruct import main, table_text, unique_names
 from models import build_model
 from tests.runs import ROOT, train_here, write_run
 from tests.test_imports import HELP

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,6 @@ from util.coast import coastlines
 from util.data.variables import describe
 from util.netcdf import output_grid
 from util.plot import (
-    CHANNELS_PER_FIGURE,
     COAST,
     COLORS,
     INK,
@@ -19,6 +18,7 @@ from util.plot import (
     TITLE_SIZE,
     color_limits,
     grid_extent,
+    pages_of,
     power_of_ten,
     pretty_unit,
 )
@@ -31,26 +31,32 @@ if TYPE_CHECKING:
 PANEL_WIDTH, MARGIN = 2.1, 1.0  # 英寸
 
 
-def gallery_figure(spec: DataSpec, columns: Mapping[str, np.ndarray], title: str, kind: str | None = None) -> Figure:
-    """各列的图。
+def gallery_figures(
+    spec: DataSpec, columns: Mapping[str, np.ndarray], title: str, kind: str | None = None
+) -> list[Figure]:
+    """各列的图，一页至多 9 个通道。
 
     Args:
-        columns: 列的名字 → (C, H, W)，物理单位，按 spec 的通道与网格顺序；只画头 9 个通道。
-            一行的色标由这一行全部的列定。
+        columns: 列的名字 → (C, H, W)，物理单位，按 spec 的通道与网格顺序；一行的色标由这一行全部的列定。
         kind: 配色（COLORS 的键）；None：按变量。差用 "difference"。
     """
+    return [_page(spec, columns, channels, heading, kind) for channels, heading in pages_of(spec, title)]
+
+
+def _page(
+    spec: DataSpec, columns: Mapping[str, np.ndarray], channels: Sequence[int], title: str, kind: str | None
+) -> Figure:
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
     grid = output_grid(spec)
     (west, east, south, north), aspect = grid_extent(grid)
-    rows = min(spec.num_channels, CHANNELS_PER_FIGURE)
     height = PANEL_WIDTH * (min(north, 90) - max(south, -90)) * aspect / (east - west)
-    size = (PANEL_WIDTH * len(columns) + MARGIN, (height + 0.45) * rows + 0.5)
+    size = (PANEL_WIDTH * len(columns) + MARGIN, (height + 0.45) * len(channels) + 0.5)
     figure = Figure(figsize=size, dpi=130, facecolor="white", layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", size=TITLE_SIZE, weight="bold", color=INK)
     coast = coastlines(west, east, south, north)
-    for i, panels in enumerate(figure.subplots(rows, len(columns), squeeze=False)):
+    for i, panels in zip(channels, figure.subplots(len(channels), len(columns), squeeze=False), strict=True):
         name = spec.channels[i]
         colors = kind or describe(name).kind
         shown = {label: fields[i][grid.rows][:, grid.columns] for label, fields in columns.items()}  # 北在上

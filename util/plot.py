@@ -75,13 +75,15 @@ def forecast_figure(
     size = (spec.num_channels, spec.height, spec.width)
     assert forecast.shape == size and (truth is None or truth.shape == size), f"fields are not (C, H, W) = {size}"
     grid = output_grid(spec)
-    pages = range(0, spec.num_channels, CHANNELS_PER_FIGURE)
-    figures = []
-    for number, start in enumerate(pages, 1):
-        heading = f"{title} ({number} of {len(pages)})" if len(pages) > 1 else title
-        channels = range(start, min(start + CHANNELS_PER_FIGURE, spec.num_channels))
-        figures.append(_page(spec, grid, truth, forecast, channels, heading, made))
-    return figures
+    return [_page(spec, grid, truth, forecast, channels, heading, made) for channels, heading in pages_of(spec, title)]
+
+
+def pages_of(spec: DataSpec, title: str) -> list[tuple[range, str]]:
+    """各页的通道与标题，一页至多 9 个通道；不止一页时标题写明是第几页。"""
+    starts = range(0, spec.num_channels, CHANNELS_PER_FIGURE)
+    parts = [range(start, min(start + CHANNELS_PER_FIGURE, spec.num_channels)) for start in starts]
+    numbered = len(parts) > 1
+    return [(part, f"{title} ({n} of {len(parts)})" if numbered else title) for n, part in enumerate(parts, 1)]
 
 
 def _page(

@@ -34,7 +34,13 @@ def epoch_starts(segments: Segments, window: int, shuffle: bool, seed: int, epoc
     count = sum(s.size // window for s in segments)
     if shuffle:
         return np.random.default_rng([seed, epoch]).permutation(all_starts(segments, window))[:count]
-    return np.concatenate([s[s.size % window :: window] for s in segments])
+    return adjoining_starts(segments, window)
+
+
+def adjoining_starts(segments: Segments, window: int, shared: int = 0) -> np.ndarray:
+    """首尾相接的窗口的起点，相邻的共用 shared 帧；段长不合时丢掉段首最早的几个样本。"""
+    ahead = window - shared
+    return np.concatenate([s[(s.size - shared) % ahead : max(0, s.size - shared) : ahead] for s in segments])
 
 
 class WindowDataset(Dataset[Batch]):
