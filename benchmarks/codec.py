@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from engine.cost import device_name, peak_memory, reset_peak_memory
-from engine.preflight import imagined_spec
+from engine.evaluation.cost import device_name, peak_memory, reset_peak_memory
+from engine.training.preflight import imagined_spec
 from models import build_model
 from models.interface import Autoencoder
 from util.batch import DataSpec

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from util.calendar import parse_time, time_text
 from util.cli import run_command
 from util.config import load_config
-from util.data.calendar import parse_time, time_text
 
 CONFIG = "config/quickstart.yaml"
 FIRST_DAY = "1979-01-01"

@@ -11,11 +11,11 @@ import os
 import tempfile
 import time
 
+from util.calendar import hours_in_year, year_start
 from util.cli import run_command
 from util.config import Axis, DataConfig, Splits
-from util.data.calendar import hours_in_year, year_start
 from util.data.index import scan
-from util.data.tree import field_path
+from util.data.tree_files import field_path
 
 FIRST_YEAR = 1979
 

@@ -33,10 +33,10 @@ from benchmarks.training import compare_steps
 from util.batch import Batch
 from util.cli import run_command
 from util.config import DataConfig, load_config
+from util.data.batches import all_starts, split_batches
 from util.data.dataset import WeatherData, open_data
-from util.data.store import Store
-from util.data.tree import field_path
-from util.data.windows import all_starts, split_batches
+from util.data.store_origin import Store
+from util.data.tree_files import field_path
 
 Read = Callable[[list[int]], object]
 

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.cost import flops_per_sample, parameter_count
-from engine.preflight import imagined_spec
+from engine.evaluation.cost import flops_per_sample, parameter_count
+from engine.training.preflight import imagined_spec
 from models import build_model
 from util.cli import run_command
 from util.config import load_config

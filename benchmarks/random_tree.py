@@ -12,10 +12,10 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from util.calendar import year_start
 from util.cli import run_command
-from util.data.calendar import year_start
 from util.data.index import sampled_hours
-from util.data.tree import field_path, write_field, write_statistics
+from util.data.tree_files import field_path, write_field, write_statistics
 
 HEIGHT, WIDTH = 128, 256
 VARIABLES = dict.fromkeys(("t2m", "tp", "u10", "v10"), "single") | {name: ["level_00"] for name in "rtuvz"}

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from engine.state import State, build_state, train_step
-from engine.train import epoch_batches, make_fabric
+from engine.training.run import epoch_batches, make_fabric
+from engine.training.state import State, build_state, train_step
 from util.batch import Batch
 from util.cli import run_command
 from util.config import RunConfig, load_config

@@ -30,14 +30,14 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
     args = train_parser(default_config).parse_intermixed_args(argv)
     config = load_config(args.config, args.overrides, smoke=args.smoke)
     if args.smoke:
-        from engine.preflight import smoke
+        from engine.training.preflight import smoke
         from models import build_config
         from util.logger import setup_logging
 
         setup_logging(None)
         build_config(config.model, args.config)
         return smoke(config)
-    from engine.train import train
+    from engine.training.loop import train
 
     return train(config, args.config, args.resume)
 
@@ -63,7 +63,7 @@ def inference_command(argv: Arguments = None) -> int:
     args = inference_parser().parse_args(argv)
     if args.time is None and not args.inputs:
         raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
-    from engine.forecast import forecast
+    from engine.forecasting.forecast import forecast
 
     return forecast(
         args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth, args.set
@@ -105,8 +105,8 @@ def evaluate_command(argv: Arguments = None) -> int:
     args = evaluate_parser().parse_args(argv)
     if "none" in args.save and len(args.save) > 1:
         raise ValueError(f"--save {' '.join(args.save)}: none stands alone")
-    from engine.evaluate import evaluate_checkpoint
-    from engine.scoring import Options
+    from engine.evaluation.evaluate import evaluate_checkpoint
+    from engine.evaluation.task import Options
 
     options = Options(
         split=args.split,
@@ -153,10 +153,10 @@ def compare_command(argv: Arguments = None) -> int:
     """compare.py。"""
     args = compare_parser().parse_args(argv)
     if args.suite:
-        from engine.suite import run_suite
+        from engine.comparison.suite import run_suite
 
         return run_suite(args.suite, args.out)
-    from engine.compare import compare_runs
+    from engine.comparison.compare import compare_runs
 
     compare_runs(args.runs, args.out or Path("log/comparison"))
     return 0

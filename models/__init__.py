@@ -10,7 +10,8 @@ from typing import Any
 from models.interface import Autoencoder
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
-from util.config import apply_overrides, load_config, nearest, validate
+from util.config import apply_overrides, load_config
+from util.strict import nearest, validate
 
 NOT_MODELS = {"__init__", "interface"}
 

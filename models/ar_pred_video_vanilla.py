@@ -31,10 +31,11 @@ from models.layers.attention import (
     check_heads,
     token_mask,
 )
-from models.layers.losses import Predict, refuse_members
+from models.layers.frames import Predict
+from models.layers.losses import refuse_members
 from models.layers.position import spatial_codes, token_places
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Share, Strict
+from util.strict import PositiveInt, Share, Strict
 
 log = logging.getLogger("ar_pred")
 QUERY_STD = 0.02  # query 自己的随机部分要小，位置编码才不被淹没

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from models.layers.losses import refuse_members, target_mse
 from util.batch import Batch, DataSpec
-from util.config import Strict
+from util.strict import Strict
 
 YEAR_HOURS = 365.2425 * 24
 NUM_TERMS = 5  # 1，cos，sin，cos 2，sin 2

@@ -27,7 +27,8 @@ from pydantic import field_validator, model_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
-from models.layers.flow import between, draw_times, euler, sampling_times, time_shift
+from models.layers.dit_flow import between, draw_times, euler, sampling_times, time_shift
+from models.layers.frames import Predict
 from models.layers.latents import (
     LatentScaling,
     decode_frames,
@@ -36,11 +37,10 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
-from models.layers.losses import Predict
 from models.layers.members import sample_generators
 from models.layers.position import sincos_codes
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 log = logging.getLogger("ar_pred")
 

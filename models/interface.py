@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from util.batch import Batch
 
 if TYPE_CHECKING:
-    from models.layers.losses import Predict
+    from models.layers.frames import Predict
     from models.layers.multiscale import MultiScaleQuantizer
 
 
@@ -134,3 +134,8 @@ class Portable(Protocol):
     def portable_options(self) -> dict[str, Any]:
         """与 YAML 的 model 段同样写法，build_model 由它造出同样大小、冻结同样参数的模型，权重另从检查点来。"""
         ...
+
+
+def is_codec(model: Any) -> bool:
+    """是不是阶段一；能预报的（RAE 直接预报）虽有编码解码，潜变量没有人用。"""
+    return not model.can_forecast and isinstance(model, Autoencoder)

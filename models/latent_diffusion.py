@@ -22,7 +22,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import check_heads
-from models.layers.diffusion import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
+from models.layers.diffusion_schedule import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
+from models.layers.diffusion_unet import TimeUNet
+from models.layers.frames import Predict
 from models.layers.latents import (
     LatentScaling,
     decode_frames,
@@ -31,13 +33,11 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
-from models.layers.losses import Predict
 from models.layers.members import sample_generators
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import Width
-from models.layers.unet_time import TimeUNet
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 MOST_SIGNAL = 0.1  # 加完噪声还留着的信号 √ᾱ_T 至多这么多
 

@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 
 from models.layers.losses import refuse_members, target_mse
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 log = logging.getLogger("ar_pred")
 CONSTANT = 1e-12  # 方差比这还小的格点当作不变的，不缩放（数据已是标准化的）

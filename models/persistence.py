@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 
 from models.layers.losses import refuse_members, target_mse
 from util.batch import Batch, DataSpec
-from util.config import Strict
+from util.strict import Strict
 
 
 class Config(Strict):

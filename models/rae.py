@@ -23,13 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
+from models.layers.frames import Predict, frames_of
 from models.layers.images import Channels, FieldImages
 from models.layers.latents import LatentScaling, in_chunks
-from models.layers.losses import Predict, field_errors, frames_of
-from models.layers.rae import RAEOptions, RAEWrapper
+from models.layers.losses import field_errors
+from models.layers.rae_autoencoder import RAEOptions, RAEWrapper
 from models.layers.scaling import ChannelScaling, Scaling
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt
+from util.strict import PositiveInt
 
 HEAD = "head."  # 解码器的输出层
 

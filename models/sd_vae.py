@@ -23,13 +23,14 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from pydantic import Field, field_validator, model_validator
 from torch import Generator, Tensor, nn
 
+from models.layers.frames import Predict, frames_of
 from models.layers.images import RGB, Adapter, Channels
 from models.layers.latents import LatentScaling, in_chunks, resize
-from models.layers.losses import Predict, frames_of, zonal_amplitudes
+from models.layers.losses import zonal_amplitudes
 from models.layers.pretrained import RANDOM, load_pretrained
 from models.layers.scaling import ChannelScaling, Scaling
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict, validate
+from util.strict import PositiveInt, Strict, validate
 
 
 class Architecture(Strict):

@@ -25,11 +25,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import check_heads
-from models.layers.losses import Predict, refuse_members, target_mse, to_state
+from models.layers.frames import Predict, to_state
+from models.layers.losses import refuse_members, target_mse
 from models.layers.position import sincos_codes
 from models.layers.transformer import DecoderLayer, EncoderLayer, sinusoid
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 log = logging.getLogger("ar_pred")
 MLP_RATIO = 4

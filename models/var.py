@@ -34,7 +34,7 @@ from models.layers.var_blocks import ScaleTransformer, initialise
 from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of, patches_of
 from models.layers.var_sampling import Sampling, sample
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 LEAST_WEIGHT = 0.01  # 新加的尺度起步时的份量
 

@@ -21,13 +21,14 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, cat, nn, no_grad
 
 from models.layers.codebook import Learned
+from models.layers.frames import Predict, encoded_fields
 from models.layers.latents import LatentScaling, in_chunks, solve_tendency
-from models.layers.losses import Predict, encoded_fields, field_errors, zonal_amplitudes
+from models.layers.losses import field_errors, zonal_amplitudes
 from models.layers.multiscale import MultiScaleQuantizer, Scales, check_scales, rectangular_scales
 from models.layers.padding import PaddedConv2d, Padding, check_padding
-from models.layers.vqgan import Shape, make_decoder, make_encoder
+from models.layers.vqvae_gan import Shape, make_decoder, make_encoder
 from util.batch import Batch, DataSpec
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 
 class Config(Strict):

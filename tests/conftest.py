@@ -76,9 +76,9 @@ def _make_tree(
     interval: int = 6,
     seed: int = 0,
 ) -> Tree:
-    from util.data.calendar import parse_time
-    from util.data.tree import field_path, write_field, write_statistics
-    from util.data.variables import split_channel
+    from util.calendar import parse_time
+    from util.data.tree_files import field_path, write_field, write_statistics
+    from util.variables import split_channel
 
     hours = list(range(parse_time(first_day), parse_time(last_day) + 24, interval))  # 首日 00 时到末日的最后一刻
     anomaly = _smooth_evolution(len(hours), len(channels), shape, interval, np.random.default_rng(seed))
@@ -109,7 +109,7 @@ def _smooth_evolution(
 
 def _data_section(root: Path, channels: Sequence[str], shape: tuple[int, int], interval: int) -> dict[str, Any]:
     """与这棵树相配的 data 段；缓存也放在树旁，测试之间互不相干。"""
-    from util.data.variables import split_channel
+    from util.variables import split_channel
 
     variables: dict[str, Any] = {}
     for name, level in map(split_channel, channels):

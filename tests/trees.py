@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from util.config import DataConfig
-from util.data.tree import field_path
+from util.data.tree_files import field_path
 
 SHAPE = (4, 8)
 SPLITS = {

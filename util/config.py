@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-
-class Strict(BaseModel):
-    """所有配置段的基类：不许多余的键，不做类型转换，读入后不可改。"""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+from util.strict import PositiveInt, Share, Strict, _short, nearest, validate
 
 
 def _yes_no(value: object) -> object:
@@ -50,8 +45,6 @@ def _levels(value: object) -> object:
 
 Day = Annotated[str, BeforeValidator(_day_text)]
 Levels = Annotated[Literal["single", "all"] | list[str], BeforeValidator(_levels)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Axis(Strict):
@@ -87,8 +80,8 @@ class DataConfig(Strict):
     store: str | None = None
     residency: Literal["disk", "memory", "device"] = "disk"
     variables: dict[str, Levels]
-    units: dict[str, str] = {}
-    pressure_hpa: list[float] = []
+    units: dict[str, str] = Field(default_factory=dict)
+    pressure_hpa: list[float] = Field(default_factory=list)
     latitude: Axis
     longitude: Axis
     utc_offset_hours: int = Field(default=0, ge=-12, le=14)
@@ -182,7 +175,7 @@ class RunConfig(Strict):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    smoke: list[str] = []
+    smoke: list[str] = Field(default_factory=list)
 
 
 class _Loader(yaml.SafeLoader):
@@ -239,19 +232,6 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def nearest(word: str, options: Iterable[str], what: str = "valid names") -> str:
-    """报错的后半句：最近的名字，没有相近的就列出全部。"""
-    options = list(options)
-    if not options:
-        return f"{what}: none"
-    close = _closest(word, options)
-    return f"nearest: {close}" if close else f"{what}: {', '.join(options)}"
-
-
-def _closest(word: str, options: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.6)), None)
-
-
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """把 `a.b=值` 写进嵌套映射的副本；键是否存在由随后的严格检查决定。
 
@@ -301,84 +281,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
     return validate(RunConfig, values, where)
 
 
-def validate(schema: type[BaseModel], values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
-    """按 schema 检查一段配置；第一个错误变成一行 ValueError。prefix 是这一段在整份配置里的位置。"""
-    try:
-        return schema.model_validate(dict(values))
-    except ValidationError as error:
-        raise ValueError(f"{where}: {_explain(schema, values, error, prefix)}") from None
-
-
-def _explain(schema: type[BaseModel], values: Mapping[str, Any], error: ValidationError, prefix: str) -> str:
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # 拼错的键常连带「缺键」，先说拼错
-    key, parent = _locate(schema, values, errors[0]["loc"], prefix)
-    kind, value = errors[0]["type"], errors[0].get("input")
-    if kind == "extra_forbidden":
-        return f"unknown key {key} = {_short(value)}; {_suggest(schema, parent, key, prefix)}"
-    if kind == "missing":
-        return f"missing key {key}"
-    if kind in ("model_type", "dict_type"):
-        return f"{key} = {_short(value)}: must be a mapping, {{key: value, ...}}"
-    same = [e["msg"] for e in errors if _locate(schema, values, e["loc"], prefix)[0] == key]  # 联合类型每支一条
-    messages = [text[:1].lower() + text[1:] for text in (m.removeprefix("Value error, ") for m in same)]
-    message = " or ".join(dict.fromkeys(messages))
-    if isinstance(value, Mapping | BaseModel):  # 整段的规矩：打印整段没有用处
-        return f"{key}: {message}"
-    close = _closest(value, re.findall(r"'(.+?)'", message)) if isinstance(value, str) and "literal" in kind else None
-    return f"{key} = {_short(value)}: {message}" + (f"; nearest: {close}" if close else "")
-
-
-def _locate(
-    schema: type[BaseModel], values: Mapping[str, Any], loc: tuple[int | str, ...], prefix: str
-) -> tuple[str, type[BaseModel] | None]:
-    """pydantic 的 loc → 带点的键名，与键所在那一段的 schema；loc 里夹着联合类型的分支名，值里没有的就不是键。"""
-    key, here, parent = prefix, values, None
-    below: type[BaseModel] | None = schema
-    for part in loc:
-        if isinstance(here, Mapping) and isinstance(part, str):
-            fields = below.model_fields if below else {}
-            if part not in here and part not in fields and part != loc[-1]:
-                continue
-            key, parent = f"{key}.{part}" if key else str(part), below
-            below = _section(fields[part].annotation) if part in fields else None
-            here = here.get(part)
-        elif isinstance(here, list) and isinstance(part, int):
-            key, here = f"{key}[{part}]", here[part]
-    return key or "top level", parent
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """类型注解里的配置段：Schedule、Schedule | None、list[Schedule] 都是 Schedule。"""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
-
-
-def _suggest(schema: type[BaseModel], parent: type[BaseModel] | None, key: str, prefix: str) -> str:
-    """不认识的键应当是哪一个：写对了名字放错了段的、同段里相近的、别段里相近的；都没有就列出同段的键。"""
-    section, _, word = key.rpartition(".")
-    everywhere = list(_all_keys(schema, prefix))
-    siblings = [f"{section}.{name}" if section else name for name in (parent.model_fields if parent else {})]
-    for options in ([k for k in everywhere if k.rpartition(".")[2] == word], siblings, everywhere):
-        names = {k.rpartition(".")[2]: k for k in reversed(options)}  # 同名的取先出现的
-        if close := _closest(word, names):
-            return f"nearest: {names[close]}"
-    return f"valid keys: {', '.join(siblings) or 'none'}"
-
-
-def _all_keys(schema: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        key = f"{prefix}.{name}" if prefix else name
-        yield key
-        if below := _section(field.annotation):
-            yield from _all_keys(below, key)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _copy(values: Any) -> Any:
     return {key: _copy(v) for key, v in values.items()} if isinstance(values, dict) else values
 
@@ -390,3 +292,8 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "variables"
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def eval_batch_size(config: RunConfig) -> int:
+    """评测时一批的窗口数：与训练的小批相同，显存已知够用；与这一次起了几个进程无关，结果才与进程数无关。"""
+    return max(1, config.train.batch_size // (config.train.accumulate * config.run.devices * config.run.num_nodes))

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from models.layers.var_blocks import Decoder, ScaleTransformer
-from util.config import PositiveInt, Strict
+from util.strict import PositiveInt, Strict
 
 SMOOTH_START, SMOOTH_FALL, SMOOTH_LEAST = 0.27, 0.95, 0.005  # Gumbel-softmax 的温度随尺度降
 

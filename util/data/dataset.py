@@ -11,13 +11,16 @@ import torch
 
 from util.batch import DataSpec
 from util.config import DataConfig
+from util.data.batches import Segments
 from util.data.index import SPLITS, describe_gaps, find_segments, split_years
-from util.data.reader import LINES_SHOWN, FieldReader, Origin, Tree
-from util.data.residency import keep_in_memory
+from util.data.origin import Origin
+from util.data.page_cache import keep_in_memory
+from util.data.reader import LINES_SHOWN, FieldReader
 from util.data.resident import Resident, keep_on_device
-from util.data.store import Store
-from util.data.variables import describe, split_channel
-from util.data.windows import Segments, WindowDataset
+from util.data.store_origin import Store
+from util.data.tree_origin import Tree
+from util.data.windows import WindowDataset
+from util.variables import describe, split_channel
 
 log = logging.getLogger("ar_pred")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from util.batch import Batch, DataSpec, Wire
 from util.data.dataset import WeatherData
-from util.data.windows import WireDataset, make_loader
+from util.data.origin import DataError
+from util.data.windows import WindowDataset
+
+GRACE = 30  # 秒
 
 
 def feed(
@@ -62,3 +67,48 @@ def _take(sent: Sent, device: torch.device) -> Batch:
     for part in sent.batch:
         part.record_stream(current)  # 这块显存是另一条流要来的：用完之前不能还
     return sent.batch
+
+
+class WireDataset(Dataset[Wire]):
+    """读取进程只管搬字节，标准化与精度留给设备。"""
+
+    def __init__(self, windows: WindowDataset) -> None:
+        self.windows = windows
+
+    def __getitems__(self, starts: Sequence[int]) -> Wire:
+        return self.windows.wire(starts)
+
+
+def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[Any]:
+    """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。
+
+    Args:
+        dataset: WindowDataset 或 WireDataset；一批就是它的 __getitems__ 给出的。
+
+    Raises:
+        DataError: 读到的坏文件太多，见 FieldReader.frame。
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  列表就是合法的 Sampler
+        collate_fn=_same,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator().manual_seed(0),  # 不动全局随机数：续训要逐位相同
+    )
+    try:
+        yield from loader
+    except DataError as error:
+        # 读取进程的异常由 DataLoader 转述，与它的 traceback 互相引用，读取进程要等垃圾回收才收场；断开，当场就收
+        raise error.with_traceback(None) from None
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """信号会发给整个进程组；读取进程若先死，主进程就来不及存检查点。SIGTERM 之后留 GRACE 秒，不会永远不退。"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from util.atomic import replacing
+from util.calendar import hour_of, hours_in_year, moment_of, time_text, year_start
 from util.config import DataConfig
-from util.data.calendar import hour_of, hours_in_year, moment_of, time_text, year_start
-from util.data.variables import channel_folder
+from util.variables import channel_folder
 
 SPLITS = ("train", "val", "test")
 

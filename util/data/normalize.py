@@ -11,7 +11,7 @@ import numpy as np
 
 from util.config import DataConfig
 from util.data.index import Index
-from util.data.tree import Field, FieldError, field_path, read_field
+from util.data.tree_files import Field, FieldError, field_path, read_field
 
 FILES_PER_CHANNEL = 16
 State = Literal["raw", "standard", "both", "neither"]

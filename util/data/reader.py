@@ -6,31 +6,22 @@ import copy
 import csv
 import io
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from util.arrays import as_array, as_tensor, empty_fields
 from util.batch import DataSpec
-from util.config import DataConfig
-from util.data.calendar import moment_of, time_text, year_start
-from util.data.index import Index, neighbours, scan
-from util.data.normalize import decide_standardized
-from util.data.tree import (
+from util.buffers import as_array, as_tensor, empty_fields
+from util.calendar import time_text
+from util.data.index import Index, neighbours
+from util.data.origin import DataError, Origin
+from util.data.tree_files import (
     FieldError,
     field_path,
-    plain_header,
-    read_field,
-    read_into,
-    read_statistics,
-    select_channels,
-    usual_header,
 )
-from util.data.variables import channel_folder
 
 LINES_SHOWN = 20
 MISSING = "missing"
@@ -43,104 +34,6 @@ class Frame(NamedTuple):
     fields: np.ndarray  # (C, H, W) float32，已标准化；wire() 的读取器给出的是存着的样子
     valid: np.ndarray  # (C,) bool
     sources: list[tuple[int, int]]
-
-
-class DataError(ValueError):
-    """读取途中发现的坏数据。DataLoader 转述读取进程的异常时会裹上整段 traceback，这里只留原来那一句。"""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition("DataError: ")[2].strip())
-
-
-class Origin(Protocol):
-    """数据从哪里来：目录树（Tree）或存档（util.data.store.Store）。通道一律以 channels 里的序号指称。
-
-    standardized：load 给的场已经标准化；dtype：它们存着的精度，插值得来的场也舍入到它。
-    """
-
-    config: DataConfig
-    root: str
-    channels: list[str]
-    standardized: bool
-    dtype: torch.dtype
-
-    def years(self, wanted: Sequence[int]) -> list[int]: ...  # wanted 之中有数据的年份
-
-    def index(self, years: list[int]) -> Index: ...
-
-    def statistics(self) -> list[tuple[float, float]]: ...  # 各通道的均值、标准差，物理单位
-
-    def decide(self, index: Index, training: np.ndarray) -> bool: ...  # 树里的文件是否已经标准化
-
-    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]: ...
-
-    def raw(self, c: int, hour: int) -> np.ndarray: ...  # 插值用的邻居 (H, W)，文件里的数；坏了是 FieldError
-
-    def stamp(self, c: int, hour: int) -> str: ...  # 这个场换过没有，内容变了它就变
-
-
-class Tree:
-    """目录树。"""
-
-    standardized = False
-    dtype = torch.float32
-
-    def __init__(self, config: DataConfig) -> None:
-        self.config, self.root, self.channels = config, config.root, select_channels(config)
-        self.shape = (config.latitude.count, config.longitude.count)
-        self.header = usual_header(self.shape)
-        self.stems: dict[int, list[str]] = {}  # 年 → 各通道的路径，缺末尾的 NNNN.npy
-
-    def years(self, wanted: Sequence[int]) -> list[int]:
-        folders = [Path(self.root) / channel_folder(channel) for channel in self.channels]
-        return sorted(year for year in wanted if all((folder / str(year)).is_dir() for folder in folders))
-
-    def index(self, years: list[int]) -> Index:
-        return scan(self.config, self.channels, years)
-
-    def statistics(self) -> list[tuple[float, float]]:
-        return [read_statistics(self.root, channel) for channel in self.channels]
-
-    def decide(self, index: Index, training: np.ndarray) -> bool:
-        mean, std = zip(*self.statistics(), strict=True)
-        return decide_standardized(self.config, index, training, self.shape, mean, std, log)
-
-    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:
-        """here (n, C) 为真的场读进 out (n, C, H, W)；返回坏文件 (第几个小时, 通道, 毛病)，它们在 out 里的内容不定。"""
-        bad = []
-        for i, hour in enumerate(hours):
-            paths = self._paths(hour)
-            for c in np.flatnonzero(here[i]).tolist():
-                if not read_into(paths[c], self.header, out[i, c]):
-                    try:
-                        self._read_unusual(c, hour, out[i, c])
-                    except FieldError as error:
-                        bad.append((i, c, error))
-        return bad
-
-    def raw(self, c: int, hour: int) -> np.ndarray:
-        return read_field(field_path(self.root, self.channels[c], hour), self.shape)
-
-    def stamp(self, c: int, hour: int) -> str:
-        try:
-            found = os.stat(self._paths(hour)[c])
-        except FileNotFoundError:
-            return ""
-        return f"{found.st_size} {found.st_mtime_ns}"
-
-    def _paths(self, hour: int) -> list[str]:
-        """这一小时各通道的文件；同 field_path，但一年只排一次，读一个文件才十几微秒。"""
-        year = moment_of(hour).year
-        if year not in self.stems:
-            paths = [str(field_path(self.root, channel, year_start(year))) for channel in self.channels]
-            self.stems[year] = [path.removesuffix("0000.npy") for path in paths]
-        name = f"{hour - year_start(year):04d}.npy"
-        return [stem + name for stem in self.stems[year]]
-
-    def _read_unusual(self, c: int, hour: int, out: np.ndarray) -> None:
-        """read_into 不认的文件：坏的在这里说清；好的就记住它的文件头，同样写成的下一个便认得。"""
-        out[...] = self.raw(c, hour)
-        self.header = plain_header(field_path(self.root, self.channels[c], hour), self.shape) or self.header
 
 
 class FieldReader:

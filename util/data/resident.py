@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from util.arrays import as_array, empty_fields
 from util.batch import Batch, DataSpec, Wire
+from util.buffers import as_array, empty_fields
+from util.data.page_cache import available_memory
 from util.data.reader import FieldReader
-from util.data.residency import available_memory
 from util.data.windows import WindowDataset
 
 BLOCK_BYTES = 128 * 2**20  # 搬上设备时一次的大小

@@ -1,46 +1,16 @@
-"""时间窗口：取哪些起点、按什么次序；一批窗口怎样从帧拼成 Batch。窗口以起始小时为名，次序只由种子和轮次决定。"""
+"""一批窗口怎样从帧拼成 Batch：批内重复的时刻只读一次，历史里没有未来，插值得来的场不作目标。"""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from util.arrays import as_array
 from util.batch import Batch, Wire
-from util.data.reader import DataError, FieldReader, Frame
-
-GRACE = 30  # 秒
-Segments = list[np.ndarray]  # 每段是连续的抽样小时
-
-
-def all_starts(segments: Segments, window: int, stride: int = 1) -> np.ndarray:
-    """每个可能的起点（步长 stride），不跨段。"""
-    return np.concatenate([s[: s.size - window + 1] for s in segments if s.size >= window] or [np.empty(0, np.int64)])[
-        ::stride
-    ]
-
-
-def epoch_starts(segments: Segments, window: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
-    """一轮训练的起点。
-
-    shuffle：从所有起点里不放回地随机取，个数与不打乱时相同（一段时即 N // t）；
-    不打乱：互不重叠，段长不能整除时丢掉段首最早的几个样本。
-    """
-    count = sum(s.size // window for s in segments)
-    if shuffle:
-        return np.random.default_rng([seed, epoch]).permutation(all_starts(segments, window))[:count]
-    return adjoining_starts(segments, window)
-
-
-def adjoining_starts(segments: Segments, window: int, shared: int = 0) -> np.ndarray:
-    """首尾相接的窗口的起点，相邻的共用 shared 帧；段长不合时丢掉段首最早的几个样本。"""
-    ahead = window - shared
-    return np.concatenate([s[(s.size - shared) % ahead : max(0, s.size - shared) : ahead] for s in segments])
+from util.buffers import as_array
+from util.data.reader import FieldReader, Frame
 
 
 class WindowDataset(Dataset[Batch]):
@@ -121,63 +91,3 @@ def window_valid(hours: np.ndarray, frames: list[Frame], frames_in: int) -> np.n
             if i < frames_in and source > hours[frames_in - 1]:
                 valid[frames_in:, channel] = False
     return valid
-
-
-class WireDataset(Dataset[Wire]):
-    """读取进程只管搬字节，标准化与精度留给设备。"""
-
-    def __init__(self, windows: WindowDataset) -> None:
-        self.windows = windows
-
-    def __getitems__(self, starts: Sequence[int]) -> Wire:
-        return self.windows.wire(starts)
-
-
-def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[Any]:
-    """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。
-
-    Args:
-        dataset: WindowDataset 或 WireDataset；一批就是它的 __getitems__ 给出的。
-
-    Raises:
-        DataError: 读到的坏文件太多，见 FieldReader.frame。
-    """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  列表就是合法的 Sampler
-        collate_fn=_same,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_parent,
-        generator=torch.Generator().manual_seed(0),  # 不动全局随机数：续训要逐位相同
-    )
-    try:
-        yield from loader
-    except DataError as error:
-        # 读取进程的异常由 DataLoader 转述，与它的 traceback 互相引用，读取进程要等垃圾回收才收场；断开，当场就收
-        raise error.with_traceback(None) from None
-
-
-def split_batches(starts: np.ndarray, batch_size: int) -> list[list[int]]:
-    """起点依次切成批，最后一批可以小。"""
-    return [starts[i : i + batch_size].tolist() for i in range(0, len(starts), batch_size)]
-
-
-def share_batches(batches: list[list[int]], rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
-    """每个全局批 → 本进程的 parts 个小批；不能整除的零头去掉（只可能在最后一批）。"""
-    for batch in batches:
-        size = len(batch) // (world * parts)
-        if size:
-            for part in range(parts):
-                first = (part * world + rank) * size
-                yield batch[first : first + size]
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_to_parent(_: int) -> None:
-    """信号会发给整个进程组；读取进程若先死，主进程就来不及存检查点。SIGTERM 之后留 GRACE 秒，不会永远不退。"""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

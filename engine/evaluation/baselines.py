@@ -1,0 +1,76 @@
+"""基线：持续性预报、气候态，以及训练过的线性回归；和别的模型一样造、一样用、在同样的窗口上计分。"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.fabric import Fabric
+
+from engine.loading import load_forecaster, load_weights
+from engine.one_pass import Check, fit_one_pass
+from models import build_model
+from models.interface import OnePass
+from util.batch import DataSpec
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.config import RunConfig, read_mapping
+from util.data.batches import all_starts
+from util.data.dataset import WeatherData
+
+log = logging.getLogger("ar_pred")
+BASELINES = ("persistence", "climatology")
+FITTED, VARIANT = "linear_regression", "ridge"  # 训练过就算一个基线；只认一种，表上的名字才只有一个意思
+FILES_CHECKED = 200  # 每个通道
+
+
+def fit_baselines(
+    data: WeatherData, config: RunConfig, batch_size: int, fabric: Fabric, check: Check = lambda: None
+) -> dict[str, Any]:
+    """持续性预报与气候态，有训练好的线性回归时加上它。拟合由零号进程做，别的进程读它存下的。"""
+    models: dict[str, Any] = {}
+    for name in BASELINES:
+        models[name] = build_model({"name": name}, data.spec)
+        if isinstance(models[name], OnePass):
+            cache = Path(data.config.cache_dir) / f"{name}-{training_fingerprint(data)}.ckpt"
+            if fabric.is_global_zero and not cache.is_file():
+                fit_one_pass(models[name], data, batch_size, check)
+                save_checkpoint(cache, {"model": models[name].state_dict()})
+            fabric.barrier()
+            load_weights(models[name], load_checkpoint(cache)["model"])
+        models[name].to(fabric.device).eval()
+    fitted = find_fitted(config, data.spec)
+    if fitted is not None and config.model["name"] != FITTED:
+        models[FITTED] = load_forecaster(load_checkpoint(fitted), fabric.device)[0]
+        log.info("baseline %s: %s", FITTED, fitted)
+    return models
+
+
+def training_fingerprint(data: WeatherData) -> str:
+    """训练数据的指纹：说明、训练窗口，和各通道抽查的文件的大小与修改时间；树重写过，就要重新拟合。"""
+    starts = all_starts(data.segments["train"], data.spec.window)
+    digest = hashlib.sha256(json.dumps([data.config.root, data.spec.to_dict()]).encode())
+    digest.update(starts.tobytes())
+    hours = np.concatenate(data.segments["train"])
+    chosen = hours[np.linspace(0, hours.size - 1, min(hours.size, FILES_CHECKED)).astype(int)]
+    for c in range(data.spec.num_channels):
+        for hour in chosen.tolist():
+            digest.update(data.windows.reader.origin.stamp(c, hour).encode())
+    return digest.hexdigest()[:16]
+
+
+def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:
+    """最近一个在同样的数据上训练好的线性回归的 best.ckpt；先看 log/<run>/config.yaml，不必打开每个检查点。"""
+    found = []
+    for path in Path(config.checkpoint.dir).glob("*/best.ckpt"):
+        written = Path(config.log.dir) / path.parent.name / "config.yaml"
+        model = read_mapping(written).get("model", {}) if written.is_file() else {}
+        if model.get("name") == FITTED and model.get("variant", VARIANT) == VARIANT:
+            found.append(path)
+    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
+        if DataSpec.from_dict(load_checkpoint(path)["spec"]) == spec:
+            return path
+    return None

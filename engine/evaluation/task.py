@@ -1,0 +1,112 @@
+"""一次评测是什么：命令行的选项、要走的窗口、在评的模型与基线、一批窗口的结果。"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.evaluation.glimpse import View
+from util.batch import DataSpec
+from util.data.batches import all_starts
+from util.data.dataset import WeatherData
+from util.strict import nearest
+
+
+@dataclass(frozen=True)
+class Options:
+    """一次评测的选项，与命令行同名。thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项。"""
+
+    split: str = "test"
+    stride: int = 1
+    steps: int | None = None
+    members: int = 1
+    perturb: float = 0.0
+    smooth: float = 0.0
+    thresholds: Mapping[str, tuple[float, ...]] | None = None
+    save: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """评测一个划分要用的全部：judged 是被评的模型的名字，其余是基线。"""
+
+    models: Mapping[str, Any]
+    judged: str
+    data: WeatherData
+    options: Options
+    steps: int
+    starts: np.ndarray
+    batch_size: int
+    seed: int
+    view: View
+    thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.data.spec
+
+    @property
+    def init_hours(self) -> np.ndarray:
+        """各窗口的起报时间（最后一帧历史），UTC。"""
+        back = (self.spec.frames_in - 1) * self.spec.interval_hours
+        return self.starts + back - self.data.config.utc_offset_hours
+
+
+class Scored(NamedTuple):
+    """一批窗口的结果，都在内存里；row 是第一个窗口的序号。"""
+
+    row: int
+    statistics: dict[str, dict[str, np.ndarray]]  # 模型 → 统计量 → (B, L, C)，无效的场为 NaN
+    spectra: dict[str, np.ndarray]  # 模型与 truth → (L, C, K) 有效场之和
+    ranks: np.ndarray | None  # (L, C, M + 1) 有效场之和
+    series: dict[str, np.ndarray]  # truth、forecast → (B, L', C', P)
+    pictures: dict[int, dict[str, np.ndarray]]  # 起报时间的序号 → truth、forecast → (L', C', h, w)
+    fields: dict[str, np.ndarray]  # 要存盘的场，物理单位
+    seconds: dict[str, float]  # 模型 → 预报所用的时间
+
+
+def find_starts(data: WeatherData, split: str, steps: int, stride: int) -> np.ndarray:
+    """一个划分的窗口起点。
+
+    Raises:
+        ValueError: 没有一段够长。
+    """
+    spec = data.spec
+    starts = all_starts(data.segments[split], spec.frames_in + steps, stride)
+    if not starts.size:
+        longest = max(s.size for s in data.segments[split])
+        raise ValueError(
+            f"split {split}: the longest run without a gap has {longest} samples, a window needs frames_in + steps = "
+            f"{spec.frames_in} + {steps}; --steps {longest - spec.frames_in} is the most"
+        )
+    return starts
+
+
+def threshold_table(thresholds: Mapping[str, tuple[float, ...]] | None, spec: DataSpec) -> Tensor:
+    """通道 → 阈值，排成 (C, K) float64，物理单位，不足 K 个的补 NaN。
+
+    Raises:
+        ValueError: 没有这个通道。
+    """
+    thresholds = thresholds or {}
+    for channel in thresholds:
+        if channel not in spec.channels:
+            raise ValueError(f"--thresholds: no channel {channel!r}; {nearest(channel, spec.channels, 'channels')}")
+    count = max(map(len, thresholds.values()), default=0)
+    table = torch.full((spec.num_channels, count), float("nan"), dtype=torch.float64)
+    for channel, values in thresholds.items():
+        table[spec.channels.index(channel), : len(values)] = torch.tensor(values, dtype=torch.float64)
+    return table
+
+
+def standardize_thresholds(table: Tensor, spec: DataSpec) -> Tensor:
+    """(C, K) 物理单位 → 标准化 float32，与读取器逐位同样的算法：恰好落在阈值上的数不能因舍入成了超过。"""
+    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None] for v in (spec.mean, spec.std))
+    return (table.float() - mean) / std

@@ -1,0 +1,68 @@
+"""检查点 → 能用的模型：造模型、装权重、核对数据；训练、预报、评测都从这里打开。"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from models import build_model, change_options, check_weights
+from util.batch import DataSpec
+from util.checkpoint import forecast_weights
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
+Content = dict[str, Any]
+
+
+def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:
+    """检查点与数据必须是同一组通道、网格、间隔和统计量。
+
+    Raises:
+        ValueError: 第一处不同，两边的值都给出。
+    """
+    for key, value in saved.to_dict().items():
+        other = found.to_dict()[key]
+        if value != other:
+            raise ValueError(f"{path} was trained with {key} = {_brief(value)}, the data set has {_brief(other)}")
+
+
+def _brief(value: Any) -> str:
+    return (
+        str(value)
+        if not isinstance(value, list) or len(value) <= 12
+        else f"{len(value)} values from {value[0]} to {value[-1]}"
+    )
+
+
+def model_options(content: Content) -> dict[str, Any]:
+    """检查点 → 造模型的选项，不必再读别的文件；从前的检查点只有配置。"""
+    return content.get("model_options") or content["config"]["model"]
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """把检查点的权重装进模型。
+
+    Raises:
+        ValueError: 名字或形状不符（检查点属于另一个网格、通道组或另一种大小的模型）。
+    """
+    check_weights(model, weights, "checkpoint does not fit this model")
+    set_model_state_dict(model, weights, options=FULL)
+
+
+def load_forecaster(content: Content, device: torch.device, changes: Sequence[str] = ()) -> tuple[Any, DataSpec]:
+    """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec；changes 见 change_options。"""
+    spec = DataSpec.from_dict(content["spec"])
+    model = build_model(change_options(model_options(content), changes), spec)
+    load_weights(model, forecast_weights(content))
+    return model.to(device).eval(), spec
+
+
+def versions() -> dict[str, str]:
+    """复现要用的版本。"""
+    packages = ("torch", "lightning", "numpy", "xarray", "pydantic", "einops", "wandb")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,128 @@
+"""训练的收尾：最优权重在测试集上的成绩，旁边是各基线（阶段一则是重建的成绩）；各划分的图，和整个运行的报告。"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from engine.codecs.results import table_text as reconstruction_text
+from engine.codecs.results import write_reconstruction
+from engine.codecs.scores import Table, score_codecs
+from engine.evaluation.cost import training_cost
+from engine.evaluation.evaluate import evaluate, present
+from engine.evaluation.page import run_page
+from engine.evaluation.results import table_text
+from engine.evaluation.task import Options
+from engine.loading import load_forecaster
+from engine.one_pass import Check
+from engine.training.know_latents import know_latents
+from engine.training.validation import validation_loss
+from models.interface import is_codec
+from util.atomic import replacing
+from util.batch import DataSpec
+from util.calendar import time_text
+from util.checkpoint import load_checkpoint
+from util.config import eval_batch_size
+from util.data.batches import all_starts
+from util.data.dataset import WeatherData
+from util.data.index import SPLITS
+from util.plot.curves import curves_figure
+from util.plot.maps import forecast_figure
+from util.plot.style import save_figures
+from util.report import write_report
+
+if TYPE_CHECKING:
+    from engine.training.run import Run
+
+log = logging.getLogger("ar_pred")
+Facts = list[list[str]]
+
+
+def finish(run: Run) -> None:
+    """metrics.json 最后写：有它就是走完了。"""
+    fabric, config = run.fabric, run.config
+    check = run.stop.check if fabric.world_size == 1 else lambda: None
+    fabric.barrier()
+    codec = is_codec(run.state.model)
+    if codec:
+        know_latents(run, check)
+    content = load_checkpoint(run.best)
+    model, _ = load_forecaster(content, fabric.device)
+    test_loss = validation_loss(model, run.data, "test", config, fabric, check)
+    about = {"run": run.name, "checkpoint": str(run.best), "step": content["progress"]["step"]}
+    result = None
+    if model.can_forecast:
+        options = Options(split="test", stride=config.data.eval_stride)
+        result = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, about, check)
+    elif not codec:
+        log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
+    if not fabric.is_global_zero:
+        return
+    log.info("test loss of the best checkpoint: %.5f", test_loss)
+    summary = {**about, "test_loss": test_loss, "best_validation_loss": run.state.progress.best}
+    run.record("test", {"test_loss": test_loss})
+    assert run.metrics is not None
+    pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
+    page = run_page(config, run.name, run.log_dir, run.data, test_loss)
+    if codec:
+        table, drawn = reconstruct(run, model, check)
+        page["facts"] += reconstruction_facts(table)
+        summary["reconstruction"] = table["codecs"][run.name]
+        pictures += drawn
+    if result is None:
+        write_report(run.log_dir / "report.html", page)
+    else:
+        result.table["cost"] |= training_cost(run.state.progress)
+        log.info("test split, best checkpoint\n%s", table_text(result.table))
+        summary |= {key: result.table[key] for key in ("cost", "mean_rmse_ratio")}
+        pictures += present(result, config, run.log_dir / "test", run.log_dir / "report.html", page)
+        pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
+    with replacing(run.log_dir / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
+        run.wandb.images(run.state.progress.step, f"figures/{path.stem}", [path])
+    log.info("done: %s, %s, report %s", run.log_dir, run.best, run.log_dir / "report.html")
+
+
+def reconstruct(run: Run, model: Any, check: Check) -> tuple[Table, list[Path]]:
+    """阶段一的成绩：测试集的每一帧编码再解码；写进 reconstruction/，与 python -m engine.reconstruct 相同。"""
+    codecs, device = {run.name: model}, run.fabric.device
+    table = score_codecs(codecs, run.data, "test", 1, eval_batch_size(run.config), device, check)
+    table["codecs"][run.name]["source"] = str(run.best)
+    pictures = write_reconstruction(run.log_dir / "reconstruction", table, codecs, run.data, device)
+    log.info("%s", reconstruction_text(table))
+    return table, pictures
+
+
+def reconstruction_facts(table: Table) -> Facts:
+    """报告开头的几行：每个通道重建的 RMSE。"""
+    (found,) = table["codecs"].values()
+    scores = ((channel, found["scores"][channel]["rmse"]) for channel in table["channels"])
+    return [
+        ["latent", f"{' x '.join(map(str, found['latent_shape']))}, {found['compression']:.3g} of the field's values"],
+        *([f"reconstruction RMSE, {c}", f"{v:.4g} {table['units'][c]}"] for c, v in scores if v is not None),
+    ]
+
+
+@torch.inference_mode()
+def draw_samples(model: Any, data: WeatherData, fabric: Fabric, count: int, folder: Path) -> list[Path]:
+    """每个划分均匀取 count 个窗口，物理单位画出来；返回 PNG 的路径。"""
+    paths: list[Path] = []
+    spec: DataSpec = data.spec
+    for split in SPLITS:
+        starts = all_starts(data.segments[split], spec.window)
+        chosen = starts[np.linspace(0, starts.size - 1, count + 2).round().astype(int)[1:-1]]
+        for number, start in enumerate(chosen.tolist(), 1):
+            batch = fabric.to_device(data.windows[start])
+            forecast = spec.to_physical(model.forecast(batch.history, batch.time)[0, 0, 0]).cpu().numpy()
+            truth = spec.to_physical(batch.future[0, 0]).cpu().numpy()
+            valid_time = time_text(int(batch.time[0, spec.frames_in]))
+            title = f"{split}: {valid_time} UTC, +{spec.interval_hours} h"
+            paths += save_figures(forecast_figure(spec, truth, forecast, title), folder / f"{split}-{number}")
+    return paths

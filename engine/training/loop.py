@@ -1,0 +1,220 @@
+"""训练：打开数据 → 预检 → 循环（走一步、存、验证、选优、停） → 用最优权重在测试集上对照基线计分、画图。"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+from engine.evaluation.cost import device_name, peak_memory, reset_peak_memory
+from engine.one_pass import fit_one_pass
+from engine.training.finish import finish
+from engine.training.preflight import preflight
+from engine.training.resume import find_resume
+from engine.training.run import (
+    Run,
+    epoch_batches,
+    errors_in_log,
+    make_fabric,
+    open_run,
+    save,
+    save_for_later,
+    time_to_save,
+)
+from engine.training.shapes import record_shapes, shape_table
+from engine.training.state import NonFinite, train_step
+from engine.training.validation import validation_loss
+from models import build_config, check_first_stage
+from models.interface import OnePass
+from util.calendar import time_text
+from util.checkpoint import copy_checkpoint
+from util.config import RunConfig, eval_batch_size
+from util.data.batches import share_batches
+from util.data.feed import feed
+from util.data.origin import DataError
+from util.signals import Interrupted, catch_signals
+
+log = logging.getLogger("ar_pred")
+
+
+def train(config: RunConfig, config_path: str, resume: str | None) -> int:
+    """一次完整的训练；返回退出码（被信号停下时 130 / 143）。
+
+    Raises:
+        ValueError: 配置、数据、检查点的任何一处不对，或损失不再有限。
+    """
+    build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
+    fabric = make_fabric(config)
+    content, name = find_resume(fabric, config, config_path, resume)
+    if content is None:
+        check_first_stage(config.model)  # 续训不再需要它
+    with catch_signals() as stop, errors_in_log():
+        run = open_run(config, config_path, name, fabric, content, stop)
+        try:
+            if content is None:
+                start_fresh(run)
+            elif not content["progress"]["batches"]:  # 上一次可能恰好死在存与复制之间
+                save(run)
+                copy_from_last(run)
+            fit(run)
+            finish(run)
+            return 0
+        except Interrupted as signal:
+            log.warning("stopped by %s; %s", signal, save_for_later(run))
+            return 128 + signal.signum
+        except (DataError, NonFinite):
+            if fabric.world_size == 1:  # 别的进程未必停在同一处，不能一起存
+                log.warning("%s", save_for_later(run))
+            raise
+        finally:
+            run.wandb.finish()
+            if run.metrics:
+                run.metrics.close()
+
+
+def start_fresh(run: Run) -> None:
+    """新的运行：参数个数、预检、每一层的形状；不动运行的随机状态，也不动模型（BatchNorm、码本）。"""
+    model, spec = run.state.model, run.data.spec
+    count = sum(p.numel() for p in model.parameters())
+    log.info("model %s: %d parameters", run.config.model["name"], count)
+    for split in run.data.segments:
+        log.info("split %s: %d samples, windows of %d", split, run.data.samples(split), spec.window)
+    if run.config.train.preflight:
+        preflight(run.fabric, run.config, spec, run.checkpoint_dir)
+    if run.state.optimizer is None:
+        return
+    batches = epoch_batches(run.config, run.data, run.fabric, 0)
+    first = next(share_batches(batches, run.fabric.global_rank, run.fabric.world_size, run.config.train.accumulate))
+    batch = run.fabric.to_device(run.data.windows.__getitems__(first))
+    devices = [run.fabric.device] if run.fabric.device.type == "cuda" else []
+    model.eval()
+    with torch.random.fork_rng(devices), torch.no_grad(), record_shapes(model) as rows, run.fabric.autocast():
+        model.loss(batch)
+    log.info("input and output shapes of every layer (first batch):\n%s", shape_table(rows))
+
+
+def fit(run: Run) -> None:
+    """循环本身：每轮训练，验证，存 last，更好就复制成 best，隔几轮留一份，太久不进步就停。"""
+    config, progress = run.config, run.state.progress
+    model, ema = run.state.model, run.state.ema
+    if not progress.step and isinstance(model, OnePass) and model.needs_pass:
+        fit_one_pass(model, run.data, eval_batch_size(config), run.stop.check)
+        if ema is not None:  # 一步不走的时候，副本不会自己跟上
+            ema.module.load_state_dict(run.state.model.state_dict())
+    if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
+        progress.best_step = progress.step
+        save(run)
+        copy_from_last(run)
+        return
+    patience = config.train.early_stop_epochs
+    reset_peak_memory(run.fabric.device)
+    while progress.epoch < config.train.epochs and not (patience and progress.stale >= patience):
+        train_epoch(run)
+        number = progress.epoch + 1
+        if number % config.train.validate_every_epochs == 0 or number == config.train.epochs:
+            validate_epoch(run)
+        progress.epoch, progress.batches = number, 0
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.peak_memory = max(progress.peak_memory, peak_memory(run.fabric.device))
+        progress.device = device_name(run.fabric.device)
+        save(run)
+        copy_from_last(run)
+
+
+def copy_from_last(run: Run) -> None:
+    """一轮之末刚存的 last 若正是最优的、或该留一份的那一轮，就复制出来；重复做也无妨。"""
+    progress = run.state.progress
+    if not run.fabric.is_global_zero:
+        return
+    if progress.best_step == progress.step:
+        copy_checkpoint(run.last, run.best)
+    if progress.epoch and progress.epoch % run.config.checkpoint.every_epochs == 0:
+        copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{progress.epoch:04d}.ckpt")
+
+
+def train_epoch(run: Run) -> None:
+    """从 progress.batches 处接着走完这一轮。"""
+    config, progress, fabric = run.config, run.state.progress, run.fabric
+    batches = epoch_batches(config, run.data, fabric, progress.epoch)
+    parts = config.train.accumulate
+    mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
+    loader = feed(run.data, mine, fabric.device)
+    bar = tqdm(
+        total=len(batches), initial=progress.batches, desc=f"epoch {progress.epoch + 1}/{config.train.epochs}",
+        disable=not fabric.is_global_zero, leave=False,
+    )  # fmt: skip
+    begin, waited, samples = time.perf_counter(), 0.0, 0
+    for batch_number in range(progress.batches, len(batches)):
+        if time_to_save(run):
+            save(run)
+        asked = time.perf_counter()
+        micro = [next(loader) for _ in range(parts)]
+        waited += time.perf_counter() - asked
+        try:
+            terms = train_step(fabric, run.state, config, micro)
+        except NonFinite as error:
+            first = ", ".join(time_text(h) for h in batches[batch_number][:4])
+            place = f"epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from {first} ..."
+            raise NonFinite(
+                f"{error} is not finite at step {progress.step + 1} ({place}); no weights were changed; "
+                "lower train.lr or set train.clip_norm, and check the data"
+            ) from None
+        progress.step += 1
+        progress.batches = batch_number + 1
+        progress.loss_sum += terms["loss"]
+        progress.loss_count += 1
+        samples += len(batches[batch_number])
+        progress.samples += len(batches[batch_number])
+        progress.seconds += time.perf_counter() - asked
+        elapsed = time.perf_counter() - begin
+        assert run.state.scheduler is not None
+        now = {
+            **terms,
+            "lr": float(run.state.scheduler.get_last_lr()[0]),
+            "samples_per_second": samples / elapsed,
+            "data_wait_share": waited / elapsed,
+        }
+        bar.set_postfix(
+            step=progress.step,
+            loss=f"{terms['loss']:.4f}",
+            lr=f"{now['lr']:.1e}",
+            rate=f"{now['samples_per_second']:.1f}/s",
+            wait=f"{now['data_wait_share']:.0%}",
+            refresh=False,
+        )
+        bar.update()
+        if progress.step % config.log.every_steps == 0:
+            run.record("train", now)
+    bar.close()
+    if samples:
+        elapsed = time.perf_counter() - begin
+        log.info(
+            "epoch %d: %.1f windows/s, %.2f %% of the time waiting for data",
+            progress.epoch + 1, samples / elapsed, 100 * waited / elapsed,
+        )  # fmt: skip
+
+
+def validate_epoch(run: Run) -> None:
+    """验证一次，记下是否更好。"""
+    progress = run.state.progress
+    check = run.stop.check if run.fabric.world_size == 1 else lambda: None  # 多进程时各进程要一起停
+    value = validation_loss(run.state.best_model, run.data, "val", run.config, run.fabric, check)
+    if not math.isfinite(value):
+        raise ValueError(
+            f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}"
+        )
+    improved = progress.best is None or value < progress.best
+    if improved:
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
+    else:
+        progress.stale += run.config.train.validate_every_epochs
+    mean = progress.loss_sum / max(1, progress.loss_count)
+    run.record("train", {"epoch_loss": mean})
+    run.record("val", {"loss": value})
+    star = " (best)" if improved else ""
+    log.info(
+        "epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star
+    )

@@ -1,0 +1,117 @@
+"""预检：随机数据走一步、存、读回、再走一步，与没中断的那一步比；夜里的训练才不会死在第一个检查点上。"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+
+from engine.forecasting.rollout import window_time
+from engine.training.know_latents import observe
+from engine.training.snapshot import restore, snapshot
+from engine.training.start import read_initial
+from engine.training.state import State, build_state, train_step
+from models.interface import OnePass, is_codec
+from util.batch import Batch, DataSpec
+from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from util.config import DataConfig, RunConfig
+from util.data.dataset import make_spec
+from util.variables import channel_name
+
+log = logging.getLogger("ar_pred")
+
+
+def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -> None:
+    """用真实大小的随机批次检查训练、存取、续训、预报；前后的全局随机状态不变。
+
+    Args:
+        folder: 写临时检查点的地方（就是正式检查点要写的地方，磁盘满在这里就会发现）。
+
+    Raises:
+        ValueError: 损失不是有限值、预报形状不对、读回之后的一步与没中断的一步不同。
+    """
+    before = random_state()
+    path = folder / ".preflight.ckpt"
+    try:
+        torch.manual_seed(config.run.seed)
+        size = max(1, config.train.batch_size // (fabric.world_size * config.train.accumulate))
+        batches = [fabric.to_device(random_batch(spec, size)) for _ in range(config.train.accumulate)]
+        state = build_state(fabric, config, spec, total_steps=1_000_000)
+        if isinstance(state.model, OnePass):
+            state.model.accumulate(batches[0])
+            state.model.solve()
+        state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
+        if state.optimizer is not None:
+            train_step(fabric, state, config, batches)
+        if is_codec(state.model):
+            observe(state.model, batches)
+        content = snapshot(fabric, state, config, spec, "preflight")  # 完整的权重只在零号进程
+        if fabric.is_global_zero:
+            save_checkpoint(path, content)
+        fabric.barrier()
+        expected = next_result(fabric, state, config, spec, batches)
+        del state
+        content = load_checkpoint(path)
+        again = build_state(fabric, config, spec, total_steps=1_000_000, saved=content)
+        restore(fabric, again, content)
+        fabric.barrier()
+        found = next_result(fabric, again, config, spec, batches)
+        tolerance = 0.0 if fabric.device.type == "cpu" else 1e-3 * abs(expected)  # 显卡上的归约次序不定
+        if abs(found - expected) > tolerance:
+            raise ValueError(
+                f"preflight: the step after restoring gives {found:.9g}, without interruption {expected:.9g}"
+            )
+        log.info("preflight passed: one step, save, restore, equal next step (%.6g), batch of %d windows", found, size)
+    finally:
+        if fabric.is_global_zero:
+            path.unlink(missing_ok=True)
+        set_random_state(before)
+
+
+def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, batches: list[Batch]) -> float:
+    """接下来的一步的损失（没有梯度步的模型：预报的平均，或全冻结的阶段一的损失），并检查预报的形状。"""
+    loss = train_step(fabric, state, config, batches)["loss"] if state.optimizer is not None else None
+    state.model.eval()
+    with torch.inference_mode(), fabric.autocast():
+        if not state.model.can_forecast:
+            return float(state.model.loss(batches[0])["loss"]) if loss is None else loss
+        one = batches[0].history[:1]
+        forecast = state.model.forecast(one, window_time(batches[0].time[:1, : spec.frames_in], spec))
+    shape = (1, 1, spec.frames_out, spec.num_channels, spec.height, spec.width)
+    if tuple(forecast.shape) != shape:
+        raise ValueError(f"preflight: forecast has shape {tuple(forecast.shape)}, expected {shape}")
+    return float(forecast.mean()) if loss is None else loss
+
+
+def random_batch(spec: DataSpec, size: int) -> Batch:
+    """真实大小的一批高斯噪声。"""
+    fields = torch.randn(size, spec.window, spec.num_channels, spec.height, spec.width)
+    hours = torch.arange(spec.window)[None] + torch.arange(size)[:, None]
+    return Batch(
+        history=fields[:, : spec.frames_in],
+        future=fields[:, spec.frames_in :],
+        time=hours * spec.interval_hours,
+        valid=torch.ones(size, spec.window, spec.num_channels, dtype=torch.bool),
+    )
+
+
+def imagined_spec(config: DataConfig) -> DataSpec:
+    """不碰目录树的 DataSpec（--smoke 用）：均值 0、标准差 1；写 `all` 的变量按 pressure_hpa 的层数展开。"""
+    channels = []
+    for variable, levels in config.variables.items():
+        if levels == "all":
+            levels = [f"level_{i:02d}" for i in range(len(config.pressure_hpa))]
+        channels += [channel_name(variable, level) for level in ([None] if levels == "single" else levels)]
+    zeros, ones = (0.0,) * len(channels), (1.0,) * len(channels)
+    return make_spec(config, channels, zeros, ones, standardized=True)
+
+
+def smoke(config: RunConfig) -> int:
+    """--smoke：只做预检，不需要数据，一分钟以内。"""
+    fabric = Fabric(accelerator=config.run.device, devices=1, precision=config.train.precision)
+    preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
+    if config.train.init:
+        read_initial(config.train.init)  # 大小与缩小了的模型不同，只看它在不在、读不读得出
+    return 0

@@ -1,0 +1,178 @@
+"""一次运行手里的东西，怎样打开；一轮的批次表，什么时候存、存什么。"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+
+from engine.loading import check_same_data, versions
+from engine.parallel import reduce_tensor
+from engine.training.resume import windows_fingerprint
+from engine.training.snapshot import restore, snapshot
+from engine.training.start import check_start, read_initial
+from engine.training.state import State, build_state
+from util.batch import DataSpec
+from util.checkpoint import save_checkpoint
+from util.config import RunConfig
+from util.data.batches import epoch_starts, split_batches
+from util.data.dataset import WeatherData, open_data
+from util.logger import MetricsLog, open_wandb, setup_logging
+from util.signals import StopFlag
+
+log = logging.getLogger("ar_pred")
+
+
+@dataclass
+class Run:
+    """一次运行手里的东西。"""
+
+    config: RunConfig
+    name: str
+    fabric: Fabric
+    data: WeatherData
+    state: State
+    metrics: MetricsLog | None  # 只有零号进程记
+    wandb: Any
+    stop: StopFlag
+    saved_at: float
+
+    @property
+    def log_dir(self) -> Path:
+        return Path(self.config.log.dir) / self.name
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return Path(self.config.checkpoint.dir) / self.name
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoint_dir / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoint_dir / "best.ckpt"
+
+    def record(self, split: str, values: dict[str, float]) -> None:
+        """同样的标量进 metrics.csv 和 W&B。"""
+        if self.metrics is not None:
+            progress = self.state.progress
+            self.metrics.log(progress.step, progress.epoch, split, values)
+            self.wandb.log(progress.step, {f"{split}/{name}": value for name, value in values.items()})
+
+
+@contextmanager
+def errors_in_log() -> Iterator[None]:
+    """屏幕上的那一行错误由命令行打印；日志文件里也留一行，第二天早上才知道为什么停了。"""
+    try:
+        yield
+    except ValueError as error:
+        log.debug("stopped: %s", error)
+        raise
+
+
+def save_for_later(run: Run) -> str:
+    """中途停下时存一次；返回怎样接着跑。没有梯度步的模型没有可接的，重跑就是。"""
+    if run.state.optimizer is None:
+        return "nothing to resume, run it again"
+    save(run)
+    return f"resume with: python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
+
+
+def make_fabric(config: RunConfig) -> Fabric:
+    """设备、精度与多进程由 Fabric 管；循环是我们自己的。"""
+    run = config.run
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
+    fabric = Fabric(
+        accelerator=run.device,
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        strategy=run.strategy,
+        precision=config.train.precision,
+    )
+    fabric.launch()
+    parts = fabric.world_size * config.train.accumulate
+    if config.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
+        )
+    return fabric
+
+
+def open_run(
+    config: RunConfig, config_path: str, name: str, fabric: Fabric, content: dict[str, Any] | None, stop: StopFlag
+) -> Run:
+    """建好日志、数据、模型；续训时读回状态。"""
+    log_dir = Path(config.log.dir) / name
+    main = fabric.is_global_zero
+    setup_logging(log_dir / "train.log" if main else None, quiet=not main)
+    resolved = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
+    log.info("run %s, config %s, log in %s", name, config_path, log_dir)
+    log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
+    initial = read_initial(config.train.init) if config.train.init and content is None else None  # 写错了不必等数据
+    data = open_data(config.data, log_dir / "missing.csv", main, fabric.device)
+    if content is not None:
+        check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
+    fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
+    total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
+    state = build_state(fabric, config, data.spec, total_steps, initial, content)
+    if content is None:
+        check_start(state, config.model, initial)
+    else:
+        restore(fabric, state, content)
+        log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
+        if state.progress.batches and content["windows"] != windows_fingerprint(data):
+            log.warning("files were added or removed, the windows are not the same: this epoch starts again")
+            state.progress.batches, state.progress.loss_sum, state.progress.loss_count = 0, 0.0, 0
+    if main:
+        (log_dir / "config.yaml").write_text(resolved, encoding="utf-8")
+        for leftover in (Path(config.checkpoint.dir) / name).glob(".*"):
+            leftover.unlink()  # 上一次在写的时候被杀掉
+    fabric.barrier()
+    metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None
+    wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})
+    wandb = open_wandb(wandb_config, name, config.model_dump(), log)
+    return Run(config, name, fabric, data, state, metrics, wandb, stop, time.monotonic())
+
+
+def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: int) -> list[list[int]]:
+    """这一轮的全局批次表；不够每个进程每个小批一个窗口的零头不要。
+
+    Raises:
+        ValueError: 一批也凑不出来。
+    """
+    starts = epoch_starts(data.segments["train"], data.spec.window, config.data.shuffle, config.run.seed, epoch)
+    least = fabric.world_size * config.train.accumulate
+    batches = [b for b in split_batches(starts, config.train.batch_size) if len(b) >= least]
+    if not batches:
+        raise ValueError(
+            f"data.splits.train gives {len(starts)} windows an epoch, fewer than devices x train.accumulate = {least}"
+        )
+    return batches
+
+
+def time_to_save(run: Run) -> bool:
+    """到了定时存档的时候没有；收到过信号就抛 Interrupted。多进程时一起决定：存档要大家都来。"""
+    due = time.monotonic() - run.saved_at > 60 * run.config.checkpoint.every_minutes
+    if run.fabric.world_size > 1:
+        signum, late = reduce_tensor(run.fabric, torch.tensor([run.stop.signum, int(due)]), "max").tolist()
+        run.stop.signum, due = signum, bool(late)
+    run.stop.check()
+    return due
+
+
+def save(run: Run) -> None:
+    content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name)
+    content["windows"] = windows_fingerprint(run.data)
+    if run.fabric.is_global_zero:
+        save_checkpoint(run.last, content)
+    run.saved_at = time.monotonic()

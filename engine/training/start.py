@@ -1,0 +1,109 @@
+"""新的运行从哪里起步：train.init 的检查点抄来什么；学不动的参数不能是随机的。"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from engine.training.state import State
+from models import first_stage_file
+from models.layers.codebook import Codebook
+from models.layers.latents import LatentScaling
+from util.batch import DataSpec
+from util.checkpoint import file_sha256, forecast_weights, load_checkpoint
+
+log = logging.getLogger("ar_pred")
+
+FIRST_STAGE = "first_stage."  # 阶段一在阶段二里的名字
+
+
+class Initial(NamedTuple):
+    """train.init 的检查点：路径、文件的 sha256、拿去预报的那份权重、它的数据、它的阶段一从哪里来。"""
+
+    path: str
+    sha256: str
+    weights: dict[str, torch.Tensor]
+    spec: DataSpec
+    first_stage: dict[str, str]
+
+
+def first_stage_origin(options: Mapping[str, Any]) -> dict[str, str]:
+    """阶段一从哪个检查点来；不是检查点时为空。"""
+    path = first_stage_file(options)
+    return {"path": path, "sha256": file_sha256(path)} if path else {}
+
+
+def check_start(state: State, options: Mapping[str, Any], initial: Initial | None) -> None:
+    """新的运行里，学不动的参数不能是随机的。
+
+    Raises:
+        ValueError: 阶段一不是检查点；冻结的参数没有来处。
+    """
+    source = options.get("first_stage")
+    if source is not None and not state.first_stage:
+        written = source if isinstance(source, str) else "{...}"
+        raise ValueError(
+            f"model.first_stage = {written}: random weights, for --smoke and tests only; train the first stage and "
+            "give its checkpoints/RUN/best.ckpt"
+        )
+    frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad)
+    from_files = state.first_stage or getattr(state.model, "frozen_are_trained", False)
+    if frozen and initial is None and not from_files:
+        raise ValueError(
+            f"{frozen} parameters of {options['name']} are frozen at their random start; "
+            "give train.init=checkpoints/RUN/best.ckpt that holds them, or do not freeze them"
+        )
+
+
+def read_initial(path: str) -> Initial:
+    """读 train.init 的检查点；有 EMA 就用 EMA，与预报时相同。
+
+    Raises:
+        ValueError: 文件不在、坏了、不是本程序的检查点。
+    """
+    content = load_checkpoint(path)
+    if "progress" not in content:  # 如 tmp/ 里缓存的气候态
+        raise ValueError(f"train.init = {path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
+    spec = DataSpec.from_dict(content["spec"])
+    return Initial(path, file_sha256(path), forecast_weights(content), spec, content.get("first_stage", {}))
+
+
+def start_from(model: nn.Module, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:
+    """名字相同的张量抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
+
+    不抄的：潜变量的统计量（权重接着学，它就过时了，引擎会重新看一遍）；码本上一步记下要换的（那里的数据）；
+    阶段一不是同一个文件时，阶段一的权重。
+
+    Raises:
+        ValueError: 同名的张量形状不同；没有一个同名。
+    """
+    own = model.state_dict()
+    scalings = (name for name, module in model.named_modules() if isinstance(module, LatentScaling))
+    anew = tuple(f"{name}." for name in scalings if not name.startswith(FIRST_STAGE))
+    codebooks = (name for name, module in model.named_modules() if isinstance(module, Codebook))
+    anew += tuple(f"{name}.{part}" for name in codebooks for part in ("dead", "replacements"))
+    if first_stage.get("sha256") != initial.first_stage.get("sha256"):
+        anew += (FIRST_STAGE,)
+    taken = {name: value for name, value in initial.weights.items() if name in own and not name.startswith(anew)}
+    for name, value in taken.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"train.init = {initial.path}: {name} is {tuple(value.shape)} there, {tuple(own[name].shape)} here"
+            )
+    if not taken:
+        raise ValueError(f"train.init = {initial.path}: none of its {len(initial.weights)} tensors is in this model")
+    model.load_state_dict(taken, strict=False)
+    theirs, ours = initial.spec.to_dict(), spec.to_dict()
+    for key in ("channels", "latitudes", "longitudes", "interval_hours", "mean", "std"):
+        if theirs[key] != ours[key]:
+            log.warning(
+                "train.init %s was trained with other %s: %s, here %s", initial.path, key, theirs[key], ours[key]
+            )
+    log.info(
+        "train.init %s (sha256 %s): %d tensors taken, %d of the model start anew",
+        initial.path, initial.sha256, len(taken), len(own) - len(taken),
+    )  # fmt: skip

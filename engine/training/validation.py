@@ -1,0 +1,47 @@
+"""验证损失：模型自己的 loss 在一个划分上的平均；选优、早停与测试损失都用它。"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from tqdm import tqdm
+
+from engine.one_pass import Check
+from engine.parallel import reduce_tensor
+from models.layers.frames import encoded_fields
+from util.batch import Batch
+from util.config import RunConfig, eval_batch_size
+from util.data.batches import all_starts, split_batches
+from util.data.dataset import WeatherData
+from util.data.feed import feed
+
+
+def validation_loss(
+    model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
+) -> float:
+    """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式、固定种子，不动全局随机数。"""
+    from models.interface import is_codec  # 那里也用这里的 eval_batch_size
+
+    def counted(batch: Batch) -> torch.Tensor:  # 损失平均的是哪些场
+        if is_codec(model):
+            return encoded_fields(batch, model.encodes)[1]
+        return batch.valid[:, data.spec.frames_in :]
+
+    starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
+    batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
+    loader = feed(data, batches, fabric.device)
+    total = torch.zeros(2, dtype=torch.float64)
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.random.fork_rng(devices), fabric.autocast():
+        torch.manual_seed(config.run.seed)
+        for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
+            check()
+            weight = float(counted(batch).double().sum())
+            total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
+    model.train(training)
+    loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()
+    return loss_sum / count if count else float("nan")

@@ -1,0 +1,355 @@
+"""evaluate.py：表里的数与从原始场、从存下的预报写开算的相同；多进程等于一个进程；坏输入一行说清。"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from engine.commands import compare_command, evaluate_command, inference_command
+from engine.evaluation.task import standardize_thresholds, threshold_table
+from tests.engine.runs import ROOT, train_here, write_run
+from tests.models.small import small_spec
+from util.calendar import parse_time
+from util.data.tree_files import field_path
+
+CHANNELS = ("t2m", "u10", "z_level_00")
+FIRST = parse_time("2000-02-11")  # 测试的第一个时刻
+
+
+@pytest.fixture(scope="module")
+def tree(make_tree, tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("tree") / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
+
+
+@pytest.fixture(scope="module")
+def trained(tree, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    config = write_run(folder, tree._replace(data={**tree.data, "pressure_hpa": [50.0]}), train={"epochs": 1})
+    train_here(config, "run.name=small")
+    return folder / "checkpoints/small/best.ckpt"
+
+
+def run(checkpoint: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    assert evaluate_command(["--checkpoint", str(checkpoint), "--out", str(out), *arguments]) == 0
+    return json.loads((out / "metrics.json").read_text())
+
+
+def weights() -> np.ndarray:
+    edges = np.deg2rad(np.linspace(90, -90, 9))
+    area = np.sin(edges[:-1]) - np.sin(edges[1:])
+    return (area / area.mean())[:, None]
+
+
+def test_persistence_from_the_raw_fields(tree, trained, tmp_path):
+    table = run(trained, tmp_path, "--steps", "3", "--save", "none")
+    test = tree.fields[[i for i, h in enumerate(tree.hours) if h >= FIRST]].astype(float)  # (40, C, H, W)
+    assert table["initial_times"] == 40 - 3 - 3 + 1
+    for lead in range(3):
+        error = test[2 : 37 - 0][: table["initial_times"]] - test[3 + lead :][: table["initial_times"]]
+        for c, channel in enumerate(CHANNELS):
+            found = table["scores"]["persistence"][channel]
+            assert found["rmse"][lead] == pytest.approx(np.sqrt((error[:, c] ** 2 * weights()).mean()), rel=1e-4)
+            assert found["mae"][lead] == pytest.approx((np.abs(error[:, c]) * weights()).mean(), rel=1e-4)
+            assert found["bias"][lead] == pytest.approx((error[:, c] * weights()).mean(), rel=1e-3, abs=1e-4)
+            assert found["mse_unweighted"][lead] == pytest.approx((error[:, c] ** 2).mean(), rel=1e-4)
+            assert found["crps"] == found["mae"]
+    assert not (tmp_path / "forecast.nc").exists()
+
+
+def test_outside_tools_get_the_same_scores_from_the_saved_fields(tree, trained, tmp_path):
+    """forecast.nc 与 truth.nc 按 WeatherBench-X 的写法取出来，自己算 RMSE。"""
+    table = run(trained, tmp_path, "--steps", "2", "--stride", "3")
+    forecast = xr.open_dataset(tmp_path / "forecast.nc", decode_timedelta=True)
+    truth = xr.open_dataset(tmp_path / "truth.nc")
+    area = xr.DataArray(weights()[:, 0], dims="latitude", coords={"latitude": forecast.latitude})
+    for lead in range(2):
+        one = forecast.isel(prediction_timedelta=lead)
+        real = truth.sel(time=one.time + one.prediction_timedelta)
+        for name, channel in (("t2m", "t2m"), ("u10", "u10"), ("z", "z_level_00")):
+            error = (one[name].values - real[name].values).reshape(len(one.time), 8, 16)
+            rmse = np.sqrt((error.astype(float) ** 2 * area.values[:, None]).mean())
+            assert table["scores"]["ar_pred_video_vanilla"][channel]["rmse"][lead] == pytest.approx(rmse, rel=1e-3)
+    for name in ("report.html", "metrics.csv", "statistics.nc", "figures/rmse.png", "figures/rmse.pdf", "evaluate.log"):
+        assert (tmp_path / name).is_file(), name
+
+
+def test_arrays_for_openstl(tree, trained, tmp_path):
+    table = run(trained, tmp_path, "--stride", "2", "--save", "npy", "--split", "val")
+    inputs, trues, preds = (np.load(tmp_path / f"{n}.npy") for n in ("inputs", "trues", "preds"))
+    first = tree.hours.index(parse_time("2000-02-01"))
+    count = table["initial_times"]
+    assert inputs.shape == (count, 3, 3, 8, 16) and trues.shape == preds.shape == (count, 1, 3, 8, 16)
+    for n in (0, count - 1):
+        np.testing.assert_allclose(inputs[n], tree.fields[first + 2 * n : first + 2 * n + 3], rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(trues[n, 0], tree.fields[first + 2 * n + 3], rtol=1e-5, atol=1e-3)
+    for c, channel in enumerate(CHANNELS):
+        error = (preds[:, 0, c] - trues[:, 0, c]).astype(float)
+        found = table["scores"]["ar_pred_video_vanilla"][channel]
+        assert found["mse_unweighted"][0] == pytest.approx((error**2).mean(), rel=1e-3)
+        assert found["mae_unweighted"][0] == pytest.approx(np.abs(error).mean(), rel=1e-3)
+
+
+def test_perturbed_ensemble(tree, trained, tmp_path):
+    table = run(
+        trained, tmp_path, "--members", "4", "--perturb", "0.3", "--stride", "4", "--thresholds", "t2m=280,285"
+    )  # fmt: skip
+    members = xr.open_dataset(tmp_path / "forecast.nc", decode_timedelta=True)["t2m"]
+    truth = xr.open_dataset(tmp_path / "truth.nc")["t2m"]
+    crps, brier, variance, square = [], [], [], []
+    for i in range(len(members.time)):
+        x = members.isel(time=i, prediction_timedelta=0).values.astype(float)  # (4, H, W)
+        y = truth.sel(time=members.valid_time.values[i, 0]).values.astype(float)
+        pairs = sum(np.abs(x[a] - x[b]) for a in range(4) for b in range(4))
+        crps.append((np.abs(x - y).mean(0) - pairs / (2 * 4 * 3)) * weights())
+        brier.append((((x > 280).mean(0) - (y > 280)) ** 2) * weights())
+        variance.append(x.var(0, ddof=1) * weights())
+        square.append((x.mean(0) - y) ** 2 * weights())
+    found = table["scores"]["ar_pred_video_vanilla"]["t2m"]
+    assert found["crps"][0] == pytest.approx(np.mean(crps), rel=1e-3)
+    assert found["brier>280"][0] == pytest.approx(np.mean(brier), abs=2e-3)
+    assert found["spread"][0] == pytest.approx(np.sqrt(np.mean(variance)), rel=1e-3)
+    assert found["spread_skill"][0] == pytest.approx(np.sqrt(5 / 4 * np.mean(variance) / np.mean(square)), rel=1e-3)
+    assert found["rmse"][0] == pytest.approx(np.sqrt(np.mean(square)), rel=1e-3)
+    ranks = np.array(table["rank_histogram"]["t2m"][0])
+    assert ranks.shape == (5,) and ranks.sum() == pytest.approx(1)
+    base = table["scores"]["persistence"]["t2m"]
+    assert base["crps"] == base["mae"] and "spread" not in base
+    again = run(trained, tmp_path / "again", "--members", "4", "--perturb", "0.3", "--stride", "4", "--save", "none")
+    assert again["scores"]["ar_pred_video_vanilla"]["t2m"]["crps"] == found["crps"]
+
+
+def test_sampling_can_be_changed_after_training(tree, tmp_path):
+    """评测与预报都按改过的步数采样：与本来就这样训练的配置相同；改了什么记进成绩与可以照抄的命令。"""
+    model = {
+        "name": "latent_diffusion", "base_channels": 8, "multipliers": [1, 2], "depth": 1, "attention_levels": [],
+        "sampling_steps": 2,
+    }  # fmt: skip
+    config = write_run(tmp_path, tree._replace(data={**tree.data, "pressure_hpa": [50.0]}), train={"epochs": 1})
+    train_here(config, f"model={model}", "run.name=two")
+    train_here(config, f"model={ {**model, 'sampling_steps': 3} }", "run.name=three")
+    two, three = (tmp_path / f"checkpoints/{name}/best.ckpt" for name in ("two", "three"))
+    common, change = ["--members", "2", "--stride", "9", "--save", "none"], ["--set", "model.sampling_steps=3"]
+    plain = run(two, tmp_path / "plain", *common)
+    changed = run(two, tmp_path / "changed", *common, *change)
+    trained_so = run(three, tmp_path / "trained_so", *common)
+    crps = [table["scores"]["latent_diffusion"]["t2m"]["crps"] for table in (plain, changed, trained_so)]
+    assert crps[1] == crps[2] != crps[0]
+    assert changed["set"] == "model.sampling_steps=3" and "set" not in plain
+    compare_command(["--runs", str(tmp_path / "plain"), str(tmp_path / "changed"), "--out", str(tmp_path / "compared")])
+    compared = json.loads((tmp_path / "compared/comparison.json").read_text(encoding="utf-8"))
+    assert [member.get("set") for member in compared["runs"]] == [None, "model.sampling_steps=3"]
+    assert "--set model.sampling_steps=3" in (tmp_path / "changed/report.html").read_text(encoding="utf-8")
+    made = []
+    for checkpoint, words in ((two, []), (two, change), (three, [])):
+        out = tmp_path / f"forecast{len(made)}"
+        inference_command(["--checkpoint", str(checkpoint), "--time", "2000-02-12T00", "--out", str(out), *words])
+        made.append(np.load(out / "forecast+006h.npy"))
+    assert np.array_equal(made[1], made[2]) and not np.array_equal(made[0], made[1])
+    with pytest.raises(ValueError, match=r"--set model\.depth=2: the weights were trained with it"):
+        run(two, tmp_path / "wrong", "--set", "model.depth=2")
+
+
+def test_thresholds_fall_where_the_reader_puts_the_data():
+    """值恰好等于阈值时不算超过：两边以同样的 float32 标准化，几百组统计量都如此。"""
+    rng = np.random.default_rng(0)
+    for mean, std, value in zip(rng.normal(0, 1e-3, 300), rng.random(300) + 1e-3, rng.normal(0, 300, 300), strict=True):
+        spec = replace(small_spec(channels=1), mean=(float(mean),), std=(float(std),))
+        field = np.full((1, 1, 1), value, np.float32)
+        field -= np.float32(mean)
+        field /= np.float32(std)
+        table = threshold_table({"c0": (float(np.float32(value)),)}, spec)
+        assert standardize_thresholds(table, spec).item() == field.item()
+
+
+def test_thresholds_keep_their_names_and_add_up(trained, tmp_path):
+    table = run(
+        trained, tmp_path, "--thresholds", "t2m=280.1", "t2m=0", "t2m=101325.25", "--stride", "20", "--save", "none"
+    )
+    found = table["scores"]["persistence"]["t2m"]
+    assert [n for n in found if n.startswith("brier")] == ["brier>0", "brier>280.1", "brier>101325.25"]
+    assert found["brier>101325.25"] == [0.0]
+
+
+def test_files_of_an_earlier_evaluation_do_not_stay(trained, tmp_path):
+    run(trained, tmp_path, "--stride", "10")
+    run(trained, tmp_path, "--stride", "20", "--save", "npy")
+    assert not (tmp_path / "forecast.nc").exists() and (tmp_path / "preds.npy").exists()
+
+
+def test_a_run_trained_on_a_gpu_is_scored_without_one(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["config"]["run"]["device"] = "cuda"
+    torch.save(content, tmp_path / "gpu.ckpt")
+    run(tmp_path / "gpu.ckpt", tmp_path / "out", "--stride", "20", "--save", "none")
+
+
+def test_interpolated_truth_is_left_out_and_counted(make_tree, trained, tmp_path):
+    """另一棵同样的树，测试段少一个文件：那一刻不作真值，用到它作来源的也不算。"""
+    tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
+    field_path(tree.root, "u10", FIRST + 10 * 6).unlink()
+    content = torch.load(trained, weights_only=True)
+    content["config"]["data"] |= {"root": str(tree.root), "cache_dir": str(tmp_path / "cache"), "max_missing": 0.1}
+    torch.save(content, tmp_path / "moved.ckpt")
+    table = run(tmp_path / "moved.ckpt", tmp_path / "out", "--save", "npy", "netcdf")
+    trues, hole = np.load(tmp_path / "out/trues.npy"), 10 - 3  # 第几个窗口的目标
+    assert np.isnan(trues[hole, 0, 1]).all() and np.isfinite(trues[hole, 0, 0]).all()
+    saved = xr.open_dataset(tmp_path / "out/truth.nc")["u10"].isel(time=hole)
+    assert np.isnan(saved.values).all()
+    assert table["left_out"]["t2m"] == [0] and table["left_out"]["u10"][0] >= 1
+    assert table["left_out"]["u10"][0] + table["pairs"]["u10"][0] == table["initial_times"]
+    assert "u10" in (tmp_path / "out/missing.csv").read_text()
+
+
+def test_two_processes_equal_one(trained, tmp_path):
+    arguments = ["--checkpoint", str(trained), "--steps", "2", "--members", "2", "--perturb", "0.2"]
+    one = run(trained, tmp_path / "one", *arguments[2:])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
+    done = subprocess.run(
+        [*command, *arguments, "--out", str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert one["scores"] == two["scores"] and one["rank_histogram"] == two["rank_histogram"]
+    for name in ("forecast.nc", "truth.nc", "statistics.nc"):
+        left, right = (xr.open_dataset(tmp_path / f / name, decode_timedelta=True) for f in ("one", "two"))
+        xr.testing.assert_equal(left, right)
+
+
+def test_batch_size_changes_nothing_but_rounding(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["config"]["train"]["batch_size"] = 7
+    torch.save(content, tmp_path / "other.ckpt")
+    options = ("--steps", "2", "--members", "3", "--perturb", "0.2", "--save", "none", "--stride", "2")
+    one, two = run(trained, tmp_path / "one", *options), run(tmp_path / "other.ckpt", tmp_path / "two", *options)
+    for model, channels in one["scores"].items():
+        for channel, metrics in channels.items():
+            for name, values in metrics.items():
+                other = two["scores"][model][channel][name]
+                pairs = (np.array(v, dtype=float) for v in (values, other))  # None → NaN
+                np.testing.assert_allclose(*pairs, rtol=1e-4, atol=1e-5, err_msg=f"{model} {channel} {name}")
+
+
+def test_one_window_is_enough(trained, tmp_path):
+    table = run(trained, tmp_path, "--stride", "1000", "--save", "none")
+    assert table["initial_times"] == 1
+    assert table["cost"]["inference_samples_per_second"] is None  # 只有一批，量不出速度
+    assert set(table["skill"]["ar_pred_video_vanilla"]["persistence"]["t2m"]["rmse"]) == {"value", "difference"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--members", "3"], "is deterministic: --members 3 needs --perturb"),
+        (["--perturb", "0.1"], "--perturb 0.1 with one member changes nothing"),
+        (["--smooth", "10"], "--smooth 10 shapes the noise of --perturb"),
+        (["--thresholds", "t2n=280"], "no channel 't2n'; nearest: t2m"),
+        (["--steps", "38"], "needs frames_in + steps = 3 + 38; --steps 37 is the most"),
+        (["--points", "40"], "--points 40: write latitude,longitude like 39.9N,116.4E or 33.9S,151.2E"),
+        (["--points", "95N,10E"], "--points 95N,10E: outside the grid"),
+        (["--save", "none", "npy"], "none stands alone"),
+    ],
+)
+def test_mistakes_are_one_line(trained, tmp_path, arguments, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011  内容在下面查
+        run(trained, tmp_path, *arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_noticed_before_the_work(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match="--save netcdf needs up to 0.0 GiB in .*; use --save none"):
+        run(trained, tmp_path)
+    assert not (tmp_path / "statistics.nc").exists()
+
+
+def test_another_data_set_is_refused_with_both_sides_named(make_tree, trained, tmp_path):
+    tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20", seed=1)
+    content = torch.load(trained, weights_only=True)
+    for change, message in (
+        ({"root": str(tree.root)}, r"changed\.ckpt was trained with mean = \[.*\], the data set has \["),
+        ({"latitude": {"first": 70.0, "step": -10.0, "count": 8}}, "trained with latitudes = "),
+        ({"variables": {"t2m": "single", "u10": "single"}}, r"trained with channels = \['t2m', 'u10', 'z_level_00'\]"),
+        ({"interval_hours": 12}, "trained with interval_hours = 6, the data set has 12"),
+    ):
+        data = {**content["config"]["data"], "cache_dir": str(tmp_path / "cache"), **change}
+        torch.save({**content, "config": {**content["config"], "data": data}}, tmp_path / "changed.ckpt")
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "changed.ckpt", tmp_path / "out")
+
+
+def test_a_forecast_that_is_not_finite_names_its_window(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    weight = next(k for k in content["model"] if k.endswith("weight"))
+    content["model"][weight][:] = float("nan")
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(ValueError, match=r"the forecast from 2000-02-11T12 UTC holds non-finite values at \+6 h"):
+        run(tmp_path / "bad.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out/statistics.nc").exists()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_metrics_csv_holds_every_score(trained, tmp_path):
+    table = run(trained, tmp_path, "--save", "none", "--stride", "5")
+    with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(r["model"], r["channel"], r["metric"]): r["value"] for r in rows}
+    for model in ("ar_pred_video_vanilla", "persistence", "climatology"):
+        for name in ("rmse", "mae", "bias", "acc", "ssim", "psnr", "activity_ratio", "log_spectral_distance", "crps"):
+            value = table["scores"][model]["t2m"][name][0]
+            assert found[model, "t2m", name] == ("" if value is None else str(value))
+    assert table["scores"]["climatology"]["t2m"]["acc"] == [None]  # 距平为零，相关没有定义
+    assert table["scores"]["climatology"]["t2m"]["activity_ratio"] == [0.0]
+
+
+def test_a_fitted_model_joins_the_baselines(tree, trained, tmp_path, monkeypatch):
+    """训练过的线性回归自动成为基线；这里借 AR_pred 的检查点当作它。"""
+    folder = trained.parents[2]
+    config = write_run(
+        tmp_path, tree._replace(data={**tree.data, "pressure_hpa": [50.0]}), model={"name": "persistence"},
+        checkpoint={"dir": str(folder / "checkpoints")}, log={"dir": str(folder / "log")}, train={"epochs": 0},
+    )  # fmt: skip
+    config.write_text(re.sub(r"(?s)model:.*?(?=\nrun:)", "model: {name: persistence}", config.read_text()))
+    monkeypatch.setattr("engine.evaluation.baselines.FITTED", "ar_pred_video_vanilla")
+    train_here(config, "run.name=judged")
+    table = json.loads((folder / "log/judged/test/metrics.json").read_text())
+    assert set(table["scores"]) == {"persistence", "climatology", "ar_pred_video_vanilla"}
+    assert set(table["skill"]["persistence"]) == {"climatology", "ar_pred_video_vanilla"}
+
+
+def test_the_page_shows_the_saved_fields(trained, tmp_path):
+    """地图解码出来是 forecast.nc 里的场（差不过一级），序列是最近的格点。"""
+    run(trained, tmp_path, "--steps", "2", "--points", "33.9S,151.2E")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = re.search(r'(?s)<script[^>]*type="application/json"[^>]*>(.*?)</script>', page)
+    assert text is not None
+    content = json.loads(text[1])
+    forecast = xr.open_dataset(tmp_path / "forecast.nc", decode_timedelta=True)
+    maps, series = content["maps"], content["series"]
+    for lead in range(2):
+        for t, moment in enumerate(maps["times"]):
+            found = maps["fields"]["t2m"][lead][t]["forecast"]
+            step = (found["high"] - found["low"]) / 255
+            data = np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(8, 16)
+            saved = forecast["t2m"].sel(time=moment).isel(prediction_timedelta=lead).values
+            np.testing.assert_allclose(found["low"] + step * data, saved, atol=0.51 * step + 1e-4)
+        line = forecast["t2m"].isel(prediction_timedelta=lead).sel(latitude=-33.75, longitude=157.5)
+        model = series["models"]["ar_pred_video_vanilla"]["t2m"][lead]
+        np.testing.assert_allclose(model[1], line.values, rtol=1e-3)
+        assert len(series["valid_times"][lead]) == len(model[0]) == forecast.sizes["time"]
+        assert series["valid_times"][lead][0] == str(line.valid_time.values[0])[:16]
+    assert content["curves"]["train"] and content["data"]["missing"] == []
+    assert content["costs"][0]["parameters"] > 0 and "evaluate.py" in content["reproduce"][0]

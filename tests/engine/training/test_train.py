@@ -1,0 +1,444 @@
+"""训练循环：续训与没中断时逐位相同，随时被杀都有好检查点，坏事一行说清。"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.training import loop
+from engine.training.state import train_step
+from tests.engine.runs import checkpoint, losses, run_script, start_script, train_here, write_run
+from util.checkpoint import load_checkpoint
+
+RANDOM = {"dropout": 0.1}  # 让每一步都用到随机数
+FIXED = {"random_patchify": False, "mask_ratio": 1.0}  # 损失不含随机数，才好比较不同的切法
+EVERYTHING = {
+    "epochs": 3,
+    "accumulate": 2,
+    "ema_decay": 0.9,
+    "clip_norm": 1.0,
+    "schedule": {"name": "onecycle"},
+    "precision": "bf16-mixed",
+}
+
+
+@pytest.fixture(scope="module")
+def tree(make_tree, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree") / "tree"
+    return make_tree(root, ("t2m", "z_level_00"), (8, 16), "2000-01-01", "2000-02-20")
+
+
+@pytest.fixture
+def tree_run(tree, tmp_path):
+    """写一份运行 YAML 的函数。"""
+    data = {**tree.data, "pressure_hpa": [50.0]}
+    return lambda **changes: write_run(tmp_path, tree._replace(data=data), **changes)
+
+
+def same_weights(a: dict, b: dict) -> bool:
+    return a["model"].keys() == b["model"].keys() and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+def interrupt_at(monkeypatch, step: int, signum: int = signal.SIGINT) -> None:
+    """第 step 步之后给自己发一个信号。"""
+
+    def stepping(fabric, state, config, batches):
+        value = train_step(fabric, state, config, batches)
+        if state.progress.step + 1 == step:
+            os.kill(os.getpid(), signum)
+        return value
+
+    monkeypatch.setattr(loop, "train_step", stepping)
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_saving_changes_nothing(tree_run, tmp_path, options):
+    """每一步之前都存（包括一步没走的时候）与从不存，损失逐位相同。"""
+    config = tree_run(model=RANDOM, train={**options, "epochs": 1})
+    train_here(config, "run.name=never")
+    train_here(config, "run.name=always", "checkpoint.every_minutes=1e-9")
+    assert losses(tmp_path, "always") == losses(tmp_path, "never")
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options):
+    config = tree_run(model={**RANDOM}, train=options)
+    assert train_here(config, "run.name=whole") == 0
+    whole = losses(tmp_path, "whole")
+    middle = len(whole) // 2 + 1  # 在一轮的中间
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, middle)
+        assert train_here(config, "run.name=cut") == 130
+    assert len(losses(tmp_path, "cut")) == middle
+    torch.manual_seed(7)  # 换了进程，全局随机状态自然不同
+    assert train_here(config, "run.name=cut", resume="auto") == 0
+    assert losses(tmp_path, "cut") == whole
+    assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
+    assert same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "cut"))
+    measured = ("seconds", "peak_memory")  # 量出来的，其余逐个相同
+    one, two = ({**checkpoint(tmp_path, run)["progress"], **dict.fromkeys(measured)} for run in ("whole", "cut"))
+    assert one == two
+
+
+def test_interrupted_during_validation_resumes_there(tree_run, tmp_path, monkeypatch):
+    config = tree_run(model=RANDOM)
+    assert train_here(config, "run.name=whole") == 0
+    steps = len(losses(tmp_path, "whole")) // 2
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, steps, signal.SIGTERM)  # 最后一步之后：验证里停下
+        assert train_here(config, "run.name=cut") == 143
+    assert train_here(config, "run.name=cut", resume=str(tmp_path / "checkpoints/cut/last.ckpt")) == 0
+    assert losses(tmp_path, "cut") == losses(tmp_path, "whole")
+    assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
+
+
+def test_preflight_leaves_the_run_untouched(tree_run, tmp_path):
+    config = tree_run(model=RANDOM, train={"epochs": 1})
+    train_here(config, "run.name=without")
+    train_here(config, "run.name=with", "train.preflight=true")
+    assert losses(tmp_path, "with") == losses(tmp_path, "without")
+    assert "preflight passed" in (tmp_path / "log/with/train.log").read_text(encoding="utf-8")
+
+
+def test_workers_do_not_change_the_losses(tree_run, tmp_path):
+    config = tree_run(model=RANDOM, train={"epochs": 1})
+    train_here(config, "run.name=none")
+    train_here(config, "run.name=two", "data.workers=2")
+    assert losses(tmp_path, "two") == losses(tmp_path, "none")
+
+
+def test_accumulated_batches_equal_one_big_batch(tree_run, tmp_path):
+    config = tree_run(model=FIXED, train={"epochs": 1})
+    train_here(config, "run.name=big")
+    train_here(config, "run.name=small", "train.accumulate=4")
+    big, small = losses(tmp_path, "big"), losses(tmp_path, "small")
+    assert (len(big), len(small)) == (8, 7)  # 31 个窗口：最后一批三个，分不成四份，不要
+    assert [v for _, v in small] == pytest.approx([v for _, v in big][:7], rel=1e-5)
+
+
+def test_outputs_of_a_run(tree_run, tmp_path):
+    train_here(
+        tree_run(checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1}), "run.name=one", "log.figures=1"
+    )
+    folder = tmp_path / "log/one"
+    text = (folder / "train.log").read_text(encoding="utf-8")
+    for part in ("token_size", "versions", "parameters", "split train: 124 samples", "decoder.head", "test split"):
+        assert part in text, part
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "missing.csv",
+        "figures/curves.png",
+        "figures/curves.pdf",
+        "test/metrics.json",
+        "test/statistics.nc",
+        "test/figures/rmse.png",
+        "report.html",
+        "figures/test-1.png",
+    ):
+        assert (folder / name).is_file(), name
+    cost = json.loads((folder / "metrics.json").read_text())["cost"]
+    content = checkpoint(tmp_path, "one")
+    assert cost["parameters"] == sum(v.numel() for k, v in content["model"].items() if "codes" not in k)
+    assert cost["training_seconds"] == content["progress"]["seconds"] > 0 and cost["flops_per_sample"] > 0
+    assert content["progress"]["samples"] == 2 * 31  # 两轮，各 124 // 4 个窗口
+    names = {p.name for p in (tmp_path / "checkpoints/one").iterdir()}
+    assert names == {"last.ckpt", "best.ckpt", "epoch-0001.ckpt", "epoch-0002.ckpt"}
+
+
+def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path):
+    """每一步都在存的训练，反复在写临时文件的当口 kill -9；每次留下的检查点都能读，最后能续完。"""
+    config = tree_run(train={"epochs": 40}, checkpoint={"dir": str(tmp_path / "checkpoints"), "every_minutes": 1e-6})
+    folder = tmp_path / "checkpoints/kill"
+    arguments = ["train.py", "--config", str(config), "--resume", "auto", "run.name=kill"]
+    for _ in range(3):
+        process = start_script(*arguments)
+        deadline = time.monotonic() + 60
+        while not (list(folder.glob(".last*")) and (folder / "best.ckpt").exists()) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+        process.kill()
+        process.communicate()
+        for path in folder.glob("*.ckpt"):
+            assert load_checkpoint(path)["progress"]["step"] > 0
+    done = (
+        run_script(*arguments, "train.epochs=5")
+        if load_checkpoint(folder / "last.ckpt")["progress"]["epoch"] < 5
+        else None
+    )
+    assert done is None or done.returncode == 0, done.stderr
+    assert not list(folder.glob(".*")) or done is None
+
+
+def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
+    config = tree_run(train={"epochs": 1000}, data={"workers": 1})
+    process = start_script("train.py", "--config", str(config), "run.name=term", "model.dim=24")  # 自成一个进程组
+    metrics = tmp_path / "log/term/metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[0]
+    for _ in range(2):  # 发给整个组、而且发两遍，作业系统就是这样
+        os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert checkpoint(tmp_path, "term")["progress"]["step"] > 0
+    printed = output[output.index("resume with: python") :].split()[3:]  # 照它说的做，改过的键也还在
+    assert printed[0] == "train.py"
+    done = run_script(*printed[:5], "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint(tmp_path, "term", "best")["config"]["model"]["dim"] == 24
+
+
+def test_non_finite_loss_stops_before_the_weights(tree_run, tmp_path):
+    config = tree_run(train={"lr": 1e30, "epochs": 3})
+    with pytest.raises(ValueError, match=r"not finite at step 2 \(epoch 1, batch 2; windows from 2000-01-"):
+        train_here(config, "run.name=nan")
+
+
+def test_two_processes_equal_one(tree_run, tmp_path):
+    config = tree_run(model=FIXED, train={"epochs": 1})
+    train_here(config, "run.name=one")
+    two_processes = ["train.py", "--config", str(config), "run.name=two", "run.devices=2", "run.strategy=ddp"]
+    done = run_script(*two_processes, "checkpoint.every_minutes=1e-4", "train.preflight=true")  # 每几步存一次：要一起存
+    assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path, "one"), losses(tmp_path, "two")
+    assert len(two) == len(one) == 8
+    assert [v for _, v in two][:7] == pytest.approx([v for _, v in one][:7], rel=1e-4)  # 最后一批三个，两个进程只用两个
+    done = run_script(*two_processes, "--resume", "auto", "train.epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path, "two")) == 16
+    train_here(config, "run.name=two", "train.epochs=3", resume="auto")  # 两个进程存的，一个进程接着跑
+    assert len(losses(tmp_path, "two")) == 24
+
+
+def test_early_stop_and_ema(tree_run, tmp_path):
+    config = tree_run(train={"epochs": 30, "lr": 1e-9, "early_stop_epochs": 2, "ema_decay": 0.5})
+    assert train_here(config, "run.name=early") == 0
+    saved = checkpoint(tmp_path, "early")
+    assert saved["progress"]["epoch"] < 30
+    assert saved["ema"] is not None
+
+
+@pytest.mark.parametrize("name", ["persistence", "climatology"])
+def test_baselines_run_like_any_model(tree_run, tmp_path, name):
+    config = tree_run()
+    text = config.read_text(encoding="utf-8")
+    start = text.index("model:")
+    end = text.index("run:")
+    config.write_text(text[:start] + f"model: {{name: {name}}}\n" + text[end:], encoding="utf-8")
+    assert train_here(config, f"run.name={name}", "train.epochs=0", "train.preflight=true") == 0
+    table = json.loads((tmp_path / "log" / name / "test/metrics.json").read_text())
+    assert set(table["scores"]) == {"persistence", "climatology"}
+    if name == "climatology":  # 检查点里就是解好的系数
+        assert checkpoint(tmp_path, name)["model"]["coefficients"].abs().sum() > 0
+
+
+def test_resume_refuses_another_model_or_data(tree_run, tmp_path):
+    config = tree_run(train={"epochs": 1})
+    train_here(config, "run.name=first")
+    for override, message in (
+        ("model.depth=2", "model.depth = 1 in the checkpoint, 2 now"),
+        ("train.lr=1e-5", "train.lr = 0.001 in the checkpoint, 1e-05 now"),
+        ("train.ema_decay=0.9", "train.ema_decay = None in the checkpoint"),
+        ("run.seed=1", "run.seed = 42 in the checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_here(config, "run.name=first", override, resume="auto")
+    written_out = "model.mask_radio=0.8"  # 把默认值写出来不算改
+    assert (
+        train_here(config, "run.name=first", written_out, "train.epochs=2", "data.max_missing=0.5", resume="auto") == 0
+    )
+    with pytest.raises(ValueError, match="has checkpoints already"):
+        train_here(config, "run.name=first")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train_here(config, resume=str(tmp_path / "none.ckpt"))
+
+
+def test_bad_checkpoints_are_refused(tree_run, tmp_path):
+    import pickle
+
+    train_here(tree_run(train={"epochs": 1}), "run.name=good")
+    good = tmp_path / "checkpoints/good/best.ckpt"
+    content = good.read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    for length in (0, 10, len(content) // 2, len(content) - 50):
+        cut.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"cut.ckpt: truncated, damaged"):
+            load_checkpoint(cut)
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    for write in (lambda f: torch.save({"format": 1, "model": Evil()}, f), lambda f: pickle.dump(Evil(), f)):
+        with (tmp_path / "evil.ckpt").open("wb") as file:
+            write(file)
+        with pytest.raises(ValueError, match="nothing .*was executed"):
+            load_checkpoint(tmp_path / "evil.ckpt")
+    assert not marker.exists()
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not an ar_pred checkpoint"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_test_scores_equal_numpy(tree_run, tree, tmp_path):
+    """metrics.json 的持续性预报 RMSE 等于直接从原始场算出来的（纬度权重按余弦积分）。"""
+    train_here(tree_run(train={"epochs": 1}), "run.name=scores")
+    table = json.loads((tmp_path / "log/scores/test/metrics.json").read_text())
+    fields = tree.fields[-40:].astype(np.float64)  # 二月 11–20 日
+    edges = np.deg2rad(np.linspace(90, -90, 9))
+    weights = np.sin(edges[:-1]) - np.sin(edges[1:])
+    weights /= weights.mean()
+    error = (fields[3:] - fields[2:-1]) ** 2 * weights[:, None]
+    expected = np.sqrt(error.mean((0, 2, 3)))
+    found = [table["scores"]["persistence"][c]["rmse"][0] for c in tree.channels]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert table["pairs"] == {"t2m": [37], "z_level_00": [37]}
+
+
+def test_resume_refuses_changed_statistics(make_tree, tmp_path):
+    """mean_std.json 换了，同样的权重就是另一个意思。"""
+    tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, train={"epochs": 1}, data={"standardize": "yes"})
+    train_here(config, "run.name=first")
+    path = tree.root / "t2m_npy/mean_std.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "mean": [values["mean"][0] + 1]}))
+    with pytest.raises(ValueError, match="trained with mean"):
+        train_here(config, "run.name=first", "train.epochs=2", resume="auto")
+
+
+def test_real_input(real_data, tmp_path):
+    """真实的 NCEP 气温：导入、训练、计分一条路走完；持续性预报的成绩等于用 xarray 与 NumPy 直接算的。"""
+    import xarray as xr
+
+    from util.exchange import import_fields
+
+    source = next((real_data / "ncep_air_namerica_6h").glob("*.zarr"))
+    splits = {
+        "train": ("2013-01-01", "2014-04-30"),
+        "val": ("2014-05-01", "2014-06-30"),
+        "test": ("2014-07-01", "2014-12-31"),
+    }
+    arguments = ["--source", str(source), "--root", str(tmp_path / "tree"), "--variable", "air=air"]
+    arguments += ["--rows", "0:24", "--cols", "0:48", "--yaml", str(tmp_path / "set.yaml")]
+    import_fields.main([*arguments, *(a for name, span in splits.items() for a in (f"--{name}", *span))])
+    overrides = ["model.dim=16", "model.depth=1", "model.decoder_depth=1", "model.decoder_width=16", "run.name=real"]
+    overrides += [
+        f"checkpoint.dir={tmp_path}",
+        f"log.dir={tmp_path / 'log'}",
+        f"data.cache_dir={tmp_path}",
+        "log.figures=0",
+    ]
+    overrides += ["train.epochs=2", "train.schedule={name: constant}", f"data.set={tmp_path / 'set.yaml'}"]
+    overrides += [
+        f"data.root={tmp_path / 'tree'}",
+        "data.workers=0",
+        "log.wandb.mode=disabled",
+        "train.preflight=false",
+    ]
+    assert train_here(Path("config/real_ncep_air.yaml"), *overrides) == 0
+    table = json.loads((tmp_path / "log/real/test/metrics.json").read_text())
+    air = xr.open_zarr(source, consolidated=False)["air"].sel(time=slice("2014-07-01", "2014-12-31"))[:, :24, :48]
+    edges = np.deg2rad(np.append(air["lat"].values + 1.25, air["lat"].values[-1] - 1.25))
+    weights = np.sin(edges[:-1]) - np.sin(edges[1:])
+    error = np.diff(air.values.astype(np.float64), axis=0)[6:] ** 2 * (weights / weights.mean())[:, None]
+    assert table["scores"]["persistence"]["air"]["rmse"][0] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
+    assert table["pairs"]["air"] == [736 - 7]
+    assert np.isfinite(table["scores"]["ar_pred_video_vanilla"]["air"]["rmse"][0])
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_killed_between_saving_and_copying_best(tree_run, tmp_path, stale):
+    """last 已存、best 还没有复制（或还是旧的）时被杀：续训补上。"""
+    import shutil
+
+    config = tree_run(
+        model=FIXED,
+        train={"epochs": 2, "lr": 1e-2},  # 第二轮确比第一轮好
+        checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1},
+    )
+    train_here(config, "run.name=cut")
+    folder = tmp_path / "checkpoints/cut"
+    assert checkpoint(tmp_path, "cut", "best")["progress"]["step"] == 16
+    (folder / "best.ckpt").unlink()
+    if stale:
+        shutil.copy(folder / "epoch-0001.ckpt", folder / "best.ckpt")
+    (folder / "epoch-0002.ckpt").unlink()
+    assert train_here(config, "run.name=cut", resume="auto") == 0
+    assert checkpoint(tmp_path, "cut", "best")["progress"]["step"] == 16
+    assert (folder / "epoch-0002.ckpt").exists()
+    assert len(losses(tmp_path, "cut", "test", "test_loss")) == 1
+
+
+def test_too_many_bad_files_save_first_and_can_be_allowed(make_tree, tmp_path):
+    """读坏的文件超过上限：先存档再停；放宽上限可以接着跑。"""
+    from util.data.tree_files import field_path
+
+    tree = make_tree(tmp_path / "tree", ("t2m", "u10"), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, data={"standardize": "yes"})
+    for i in range(10, 120, 12):
+        field_path(tree.root, "t2m", tree.hours[i]).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="above data.max_missing = 0.01"):
+        train_here(config, "run.name=bad")
+    assert checkpoint(tmp_path, "bad")["progress"]["step"] >= 0
+    assert train_here(config, "run.name=bad", "data.max_missing=0.2", resume="auto") == 0
+
+
+def test_changed_files_restart_the_epoch(make_tree, tmp_path, monkeypatch):
+    """停在一轮中间之后删了一天的文件，窗口变了：这一轮从头走，并在日志里说。"""
+    from util.data.tree_files import field_path
+
+    tree = make_tree(tmp_path / "tree", ("t2m", "u10"), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, data={"max_missing": 0.2, "max_gap_hours": 12})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train_here(config, "run.name=cut") == 130
+    for hour in tree.hours[40:48]:
+        field_path(tree.root, "t2m", hour).unlink()
+    assert train_here(config, "run.name=cut", resume="auto") == 0
+    assert "this epoch starts again" in (tmp_path / "log/cut/train.log").read_text(encoding="utf-8")
+
+
+def test_non_finite_gradient_without_clipping_keeps_the_weights(tree_run, tmp_path, monkeypatch):
+    """损失有限而梯度不是：不裁剪也要发现，参数一个也没动。"""
+    from engine.training.state import NonFinite
+
+    def poisoned(fabric, state, config, batches):
+        state.model.embed.weight.register_hook(lambda g: g * float("nan"))
+        before = {k: v.clone() for k, v in state.model.state_dict().items()}
+        with pytest.raises(NonFinite):
+            train_step(fabric, state, config, batches)
+        assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
+        raise NonFinite("gradient norm")
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(ValueError, match="gradient norm is not finite at step 1"):
+        train_here(tree_run(), "run.name=nan")
+
+
+def test_interrupted_one_pass_model_says_run_again(tree_run, tmp_path, monkeypatch, caplog):
+    config = tree_run(train={"epochs": 0})
+    text = config.read_text(encoding="utf-8")
+    config.write_text(
+        text[: text.index("model:")] + "model: {name: climatology}\n" + text[text.index("run:") :], encoding="utf-8"
+    )
+    fit = loop.fit_one_pass
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        fit(*arguments)
+
+    monkeypatch.setattr(loop, "fit_one_pass", interrupted)
+    assert train_here(config, "run.name=clim") == 130
+    assert "nothing to resume, run it again" in caplog.text
+    assert not list(tmp_path.glob("checkpoints/clim/*"))

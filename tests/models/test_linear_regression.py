@@ -1,0 +1,178 @@
+"""岭回归：原问题与对偶都与 scikit-learn 的 Ridge 逐数相比；内存与帧数的上限。"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from engine.loading import load_weights
+from models import build_model
+from models.linear_regression import Dual, Primal
+from tests.models.small import small_spec
+from util.batch import Batch, DataSpec
+
+SPEC = small_spec(channels=2, grid=(4, 8), frames_in=3, frames_out=2)  # F = 64，D = 192，P = 128
+SMALL, LARGE = 60, 300  # max_frames：对偶小、原问题小
+
+
+def series(count: int, seed: int = 0, spec: DataSpec = SPEC) -> np.ndarray:
+    """(count, C, H, W) float32：有记忆，各格点的平均与幅度不同，其中一个格点不变。"""
+    rng = np.random.default_rng(seed)
+    fields = rng.standard_normal((count, spec.num_channels, spec.height, spec.width))
+    for i in range(1, count):
+        fields[i] += 0.8 * np.roll(fields[i - 1], 1, axis=-1)
+    scale = np.random.default_rng(7).uniform(0.05, 3, (2, *fields.shape[1:]))
+    fields = fields * scale[0] + scale[1]
+    fields[:, 1, 0, 0] = 0.3
+    return fields.astype(np.float32)
+
+
+def windows(fields: np.ndarray, spec: DataSpec = SPEC) -> Batch:
+    """步长 1 的全部窗口。"""
+    index = np.arange(len(fields) - spec.window + 1)[:, None] + np.arange(spec.window)
+    window = torch.from_numpy(fields[index])
+    valid = torch.ones(*index.shape, spec.num_channels, dtype=torch.bool)
+    return Batch(window[:, : spec.frames_in], window[:, spec.frames_in :], torch.from_numpy(6 * index), valid)
+
+
+def take(batch: Batch, rows: Any) -> Batch:
+    return Batch(*(part[rows] for part in batch))
+
+
+def fitted(batch: Batch, max_frames: int, spec: DataSpec = SPEC, **options: Any) -> Any:
+    """分几批、打乱次序看一遍。"""
+    model = build_model({"name": "linear_regression", "alpha": 1.0, "max_frames": max_frames, **options}, spec)
+    for part in torch.randperm(len(batch.time), generator=torch.Generator().manual_seed(1)).split(7):
+        model.accumulate(take(batch, part))
+    model.solve()
+    return model.eval()
+
+
+def flat(fields: torch.Tensor) -> np.ndarray:
+    return fields.flatten(1).double().numpy()
+
+
+def assert_forecasts(model: Any, batch: Batch, expected: np.ndarray) -> None:
+    made = model.forecast(batch.history, batch.time)
+    assert made.shape == (len(expected), 1, *batch.future.shape[1:])
+    np.testing.assert_allclose(made.flatten(1).numpy(), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("count", [50, 250])  # 窗口比输入（192）少、多
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 30.0])
+def test_ridge_is_scikit_learn(count: int, max_frames: int, alpha: float) -> None:
+    if count > max_frames:
+        return
+    train, test = windows(series(count)), windows(series(20, seed=1))
+    model = fitted(train, max_frames, alpha=alpha)
+    assert isinstance(model.system, Dual if max_frames == SMALL else Primal)
+    expected = Ridge(alpha=alpha).fit(flat(train.history), flat(train.future)).predict(flat(test.history))
+    assert_forecasts(model, test, expected)
+
+
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+def test_multi_output_is_one_scikit_learn_ridge_per_variable(max_frames: int) -> None:
+    """每个变量一个：输入与输出都标准化；输入的标准差按格点取，各历史帧合计。"""
+    train, test = windows(series(50)), windows(series(20, seed=1))
+    scaler = StandardScaler().fit(train.history.flatten(2).flatten(0, 1).double().numpy())
+
+    def scaled(batch: Batch) -> np.ndarray:
+        return np.concatenate(
+            [scaler.transform(frame.flatten(1).double().numpy()) for frame in batch.history.unbind(1)], 1
+        )
+
+    expected = np.empty(test.future.shape)
+    for variable in range(SPEC.num_channels):
+        regressor = TransformedTargetRegressor(Ridge(alpha=10.0), transformer=StandardScaler())
+        regressor.fit(scaled(train), flat(train.future[:, :, variable]))
+        expected[:, :, variable] = regressor.predict(scaled(test)).reshape(len(expected), SPEC.frames_out, 4, 8)
+    model = fitted(train, max_frames, variant="multi_output", alpha=10.0)
+    assert_forecasts(model, test, expected.reshape(len(expected), -1))
+
+
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+def test_windows_with_an_invalid_target_are_left_out(max_frames: int) -> None:
+    train, test = windows(series(50)), windows(series(20, seed=1))
+    train.valid[:, : SPEC.frames_in] = False  # 历史无效不要紧
+    train.valid[5, 3, 0] = train.valid[9, 4, 1] = False
+    train.future[5, 0, 0] = train.future[9, 1, 1] = 1e3
+    model = fitted(train, max_frames)
+    used = [i for i in range(len(train.time)) if i not in (5, 9)]
+    good = take(train, used)
+    expected = Ridge(alpha=1.0).fit(flat(good.history), flat(good.future)).predict(flat(test.history))
+    assert_forecasts(model, test, expected)
+    with pytest.raises(ValueError, match="none of its 2 windows has all targets valid"):
+        fitted(take(train, [5, 9]), max_frames)
+
+
+def test_one_hour_may_look_different_in_different_windows() -> None:
+    """插值的历史帧「只看过去」：同一时刻在不同窗口里不是同一个样子。"""
+    train, test = windows(series(50)), windows(series(20, seed=1))
+    train.history[10, 2] += 0.5
+    train.history[30, 0, 1] -= 0.5
+    expected = Ridge(alpha=1.0).fit(flat(train.history), flat(train.future)).predict(flat(test.history))
+    model = fitted(train, SMALL)
+    assert isinstance(model.system, Dual)
+    assert_forecasts(model, test, expected)
+
+
+def test_loss_is_the_valid_mean_square() -> None:
+    train, test = windows(series(50)), windows(series(20, seed=1))
+    model = fitted(train, SMALL)
+    test.valid[:, -1, 0] = False
+    made = model.forecast(test.history, test.time)[:, 0]
+    error = (made - test.future).square().mean((-2, -1))[test.valid[:, SPEC.frames_in :]]
+    assert model.loss(test)["loss"].item() == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+def test_weights_are_restored_from_a_checkpoint(max_frames: int) -> None:
+    """buffer 的形状只由配置定，与看过多少窗口无关。"""
+    options = {"name": "linear_regression", "variant": "multi_output", "alpha": 1.0, "max_frames": max_frames}
+    batch = windows(series(20, seed=1))
+    model, again = fitted(windows(series(50)), max_frames, variant="multi_output"), build_model(options, SPEC)
+    load_weights(again, model.state_dict())
+    assert torch.equal(again.forecast(batch.history, None), model.forecast(batch.history, None))
+    if isinstance(model.system, Dual):
+        with pytest.raises(ValueError, match=r"system.frames is \(60, 64\) in the checkpoint, \(61, 64\) here"):
+            load_weights(build_model({**options, "max_frames": 61}, SPEC), model.state_dict())
+
+
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+def test_autocast_and_compile(max_frames: int) -> None:
+    model, batch = fitted(windows(series(50)), max_frames), windows(series(20, seed=1))
+    expected = model(batch.history)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(batch.history), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = model(batch.history).float()
+    torch.testing.assert_close(made, expected, atol=1e-6 if max_frames == SMALL else 0.1, rtol=0.05)
+
+
+def test_too_large_a_system_is_refused_before_any_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small_spec(channels=9, grid=(32, 64), frames_in=12, frames_out=4)
+    gram, moment = 221_184**2 * 8 / 1e9, 221_184 * 73_728 * 8 / 1e9  # 391 GB、130 GB
+    frames, square = 60_000 * 18_432 * 4 / 1e9, 60_000**2 * 8 / 1e9
+    needed = f"need {2 * gram + 1.5 * moment:.3g} GB as primal, {5 * frames + 4 * square:.3g} GB as dual"
+    options = {"name": "linear_regression", "alpha": 1.0, "max_frames": 60_000}
+    monkeypatch.setattr(torch, "zeros", None)
+    with pytest.raises(ValueError, match="^model.memory_gb = 8: .* " + needed):
+        build_model(options, spec)
+
+
+def test_more_frames_than_declared_are_refused() -> None:
+    with pytest.raises(ValueError, match="^model.max_frames = 49: the training windows hold more frames"):
+        fitted(windows(series(50)), 49)
+
+
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+def test_too_small_an_alpha_is_named(max_frames: int) -> None:
+    batch = windows(series(12))
+    with pytest.raises(ValueError, match="model.alpha = 1e-300 is too small"):
+        fitted(take(batch, [*range(8)] * 5), max_frames, alpha=1e-300)

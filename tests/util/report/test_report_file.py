@@ -1,0 +1,97 @@
+"""report.html 这个文件：自足、大小、转义、数值；不用浏览器。"""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.util.report.report_example import content_of, example, make_world
+from util.report import MAX_BYTES, write_report
+
+EVIL = '</script><!-- <b> & "quotes"'
+
+
+class Page(HTMLParser):
+    """页面里各元素的名字与属性，和 id 为 content 的那段文字、title 的文字。"""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = [("", {})]
+        self.texts: dict[str, str] = {}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self.elements[-1]
+        name = attributes.get("id") or tag
+        self.texts[name] = self.texts.get(name, "") + data
+
+
+def write(path: Path, **content: Any) -> Page:
+    write_report(path, content)
+    return Page(path)
+
+
+def test_one_file_that_needs_nothing_else(tmp_path):
+    content = example("evaluation", (18, 36), 3, 3)
+    page = write(tmp_path / "new" / "report.html", **content)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]  # 没有留下临时文件
+    assert (tmp_path / "new" / "report.html").stat().st_size < MAX_BYTES
+    links = [a.get(key) or "#" for _, a in page.elements for key in ("src", "href")]
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert any("default-src 'none'" in (a.get("content") or "") for _, a in page.elements)
+    found = json.loads(page.texts["content"])
+    assert found.keys() == content.keys()
+    sent, kept = (one["maps"]["fields"]["t2m"][1][2]["truth"] for one in (content, found))
+    assert kept == {"data": sent["data"], "low": pytest.approx(sent["low"]), "high": pytest.approx(sent["high"])}
+
+
+def test_values_are_plain(tmp_path):
+    page = write(
+        tmp_path / "r.html",
+        title="x",
+        lead_hours=(np.int64(6), 12),
+        curves={"train": np.array([[1, np.nan], [2, 1 / 3]]), "val": [[1, float("inf")]]},
+        numbers=[np.float32(0.1), 54321.21875, 3, True, None],
+    )
+    found = json.loads(page.texts["content"])
+    assert found["lead_hours"] == [6, 12]
+    assert found["curves"] == {"train": [[1, None], [2, 0.3333333]], "val": [[1, None]]}
+    assert found["numbers"] == [0.1, 54321.22, 3, True, None]
+
+
+def test_text_cannot_break_out(tmp_path):
+    page = write(tmp_path / "r.html", title=EVIL, config=EVIL)
+    assert [tag for tag, _ in page.elements].count("script") == 3  # 数据、plotly、我们的
+    assert page.texts["title"].strip() == EVIL
+    assert json.loads(page.texts["content"]) == {"title": EVIL, "config": EVIL}
+
+
+def test_too_large(tmp_path):
+    with pytest.raises(ValueError, match=r"would have 1\d\.\d MB, more than 10 MB; .* is config with 6\.0 MB"):
+        write_report(tmp_path / "r.html", {"title": "x", "config": "a" * 6_000_000})
+    assert not list(tmp_path.iterdir())
+
+
+def test_scripts_are_listed():
+    from util import report
+
+    assert set(report.SCRIPTS) == {path.name for path in report.ASSETS.glob("*.js")}
+
+
+def test_every_sentence_has_words(tmp_path):
+    with pytest.raises(AssertionError, match=r"no words for \['factTypo'\]"):
+        write_report(tmp_path / "r.html", {"title": "x", "facts": [["windows", {"key": "factTypo", "values": []}]]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_example_is_deterministic():
+    one, two = (content_of(make_world((6, 12), 3, 2, {"m": 0.2}, seed=1)) for _ in range(2))
+    np.testing.assert_array_equal(one["scores"]["m"]["t2m"]["rmse"], two["scores"]["m"]["t2m"]["rmse"])

@@ -1,0 +1,63 @@
+"""取哪些起点、按什么次序、怎样切成批：窗口以起始小时为名，次序只由种子和轮次决定。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from models.layers.frames import Predict
+from util.data.dataset import WeatherData
+
+Segments = list[np.ndarray]  # 每段是连续的抽样小时
+
+
+def every_frame(
+    data: WeatherData, split: str, batch_size: int, stride: int = 1, encodes: Predict = "state"
+) -> list[list[int]]:
+    """首尾相接的窗口，一个划分里每帧恰好一次（段首不足一个窗口的不要）；stride：每几个窗口取一个。
+
+    编码差的：相邻的窗口共用一帧，每个差恰好一次。
+    """
+    starts = adjoining_starts(data.segments[split], data.spec.window, shared=int(encodes == "tendency"))
+    return split_batches(starts[::stride], batch_size)
+
+
+def all_starts(segments: Segments, window: int, stride: int = 1) -> np.ndarray:
+    """每个可能的起点（步长 stride），不跨段。"""
+    return np.concatenate([s[: s.size - window + 1] for s in segments if s.size >= window] or [np.empty(0, np.int64)])[
+        ::stride
+    ]
+
+
+def epoch_starts(segments: Segments, window: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+    """一轮训练的起点。
+
+    shuffle：从所有起点里不放回地随机取，个数与不打乱时相同（一段时即 N // t）；
+    不打乱：互不重叠，段长不能整除时丢掉段首最早的几个样本。
+    """
+    count = sum(s.size // window for s in segments)
+    if shuffle:
+        return np.random.default_rng([seed, epoch]).permutation(all_starts(segments, window))[:count]
+    return adjoining_starts(segments, window)
+
+
+def adjoining_starts(segments: Segments, window: int, shared: int = 0) -> np.ndarray:
+    """首尾相接的窗口的起点，相邻的共用 shared 帧；段长不合时丢掉段首最早的几个样本。"""
+    ahead = window - shared
+    return np.concatenate([s[(s.size - shared) % ahead : max(0, s.size - shared) : ahead] for s in segments])
+
+
+def split_batches(starts: np.ndarray, batch_size: int) -> list[list[int]]:
+    """起点依次切成批，最后一批可以小。"""
+    return [starts[i : i + batch_size].tolist() for i in range(0, len(starts), batch_size)]
+
+
+def share_batches(batches: list[list[int]], rank: int, world: int, parts: int = 1) -> Iterator[list[int]]:
+    """每个全局批 → 本进程的 parts 个小批；不能整除的零头去掉（只可能在最后一批）。"""
+    for batch in batches:
+        size = len(batch) // (world * parts)
+        if size:
+            for part in range(parts):
+                first = (part * world + rank) * size
+                yield batch[first : first + size]

@@ -1,0 +1,165 @@
+"""存档在盘上的样子：plan.json、store.json、各文件的校验和；读取（store_origin）与打包共用。"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from util.calendar import years_text
+from util.files.zarr_metadata import FILE_TYPES, chunk_name, write_json
+
+FORMAT = 2
+MARK = "store.json"
+PLAN = "pack/plan.json"
+LIST_DAMAGE = "python -m util.data.pack --verify --out"
+MAY_GROW = ("years", "root", "commands", "standardize", "extremes")  # 再次打包时可以与从前不同的
+TIMES, PRESENT = "time/0", "present.npy"
+DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
+
+
+@dataclass(frozen=True)
+class Plan:
+    """存档是什么：MAY_GROW 之外的，打包开始之后就不能再变。
+
+    气压 hPa，单层变量为 None；extremes 是各通道 min_max.json 里的最小、最大，没有就是 None；其余见 DataSpec。
+    """
+
+    channels: list[str]
+    units: list[str]
+    pressures: list[float | None]
+    latitudes: list[float]
+    longitudes: list[float]
+    mean: list[float]
+    std: list[float]
+    standardized: bool
+    standardize: str
+    utc_offset_hours: int
+    interval_hours: int
+    max_gap_hours: int
+    dtype: str
+    chunk_rows: int
+    years: list[int]
+    root: str
+    commands: list[str]
+    extremes: list[list[float] | None]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """一块的形状 (n, C, H, W)。"""
+        return self.chunk_rows, len(self.channels), len(self.latitudes), len(self.longitudes)
+
+    @property
+    def chunk_bytes(self) -> int:
+        return int(np.prod(self.shape)) * FILE_TYPES[self.dtype].itemsize
+
+    @property
+    def years_text(self) -> str:
+        return years_text(self.years)
+
+
+def torch_type(plan: Plan) -> torch.dtype:
+    return getattr(torch, plan.dtype)
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    """store.json 的内容：plan、files（相对路径 → 校验和）、faults、neighbours、gaps。
+
+    Raises:
+        ValueError: 不是存档、没有打包完、坏了。
+    """
+    command = "python -m util.data.pack --config CONFIG --out"
+    if not (path / MARK).is_file():
+        if (path / PLAN).is_file():
+            raise ValueError(f"the store {path} is not complete; run {command} {path} again, it goes on from there")
+        raise ValueError(f"{path} is not a store (no {MARK} in it); write one with {command} {path}")
+    try:
+        content = json.loads((path / MARK).read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+    except (ValueError, KeyError, AttributeError):
+        content, digest = {}, None
+    if digest is None or digest != json_digest(content):
+        raise ValueError(f"{path / MARK} is damaged; remove it and run {command} {path} again")
+    if content["format"] != FORMAT:
+        raise ValueError(f"the store {path} has format {content['format']}, this program reads {FORMAT}")
+    return content
+
+
+def write_mark(path: Path, content: dict[str, Any]) -> None:
+    content = {"format": FORMAT, **content}
+    write_json(path / MARK, {**content, "digest": json_digest(content)})
+
+
+def read_plan(path: Path) -> Plan | None:
+    """打包开始时写下的 plan；没有就是 None。
+
+    Raises:
+        ValueError: 坏了，或不是这一版写的。
+    """
+    if not (path / PLAN).is_file():
+        return None
+    try:
+        values = json.loads((path / PLAN).read_text(encoding="utf-8"))
+        names = set(values)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{path / PLAN}: damaged; remove it and run the same command again, the chunks already packed are kept"
+        ) from None
+    if names != {field.name for field in fields(Plan)}:
+        raise ValueError(f"{path / PLAN}: written by another version; remove {path} and pack again")
+    return Plan(**values)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    write_json(path / PLAN, asdict(plan))
+
+
+def read_hours(path: Path, plan: Plan) -> np.ndarray:
+    """(N,) int64 各行的小时，文件名的历法（坐标 time 是 UTC）。"""
+    return np.fromfile(path / TIMES, "<i8") + plan.utc_offset_hours
+
+
+def file_digest(path: Path) -> str:
+    """文件的 blake2b，16 字节。"""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def json_digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_digests(path: Path, files: Mapping[str, str]) -> None:
+    """DECISIVE 各文件与 files 里的校验和相同。
+
+    Raises:
+        ValueError: 头一个不对的。
+    """
+    for name in DECISIVE:
+        file = path / name
+        if not file.is_file() or file_digest(file) != files[name]:
+            found = "checksum differs" if file.is_file() else "missing"
+            raise ValueError(f"{file}: {found}; {LIST_DAMAGE} {path} lists what is damaged")
+
+
+def check_sizes(path: Path, plan: Plan, count: int) -> None:
+    """count 块都在，大小都对。
+
+    Raises:
+        ValueError: 头一个不对的。
+    """
+    for number in range(count):
+        chunk = path / "fields" / chunk_name(number, 4)
+        size = chunk.stat().st_size if chunk.is_file() else None
+        if size != plan.chunk_bytes:
+            found = "missing" if size is None else f"{size} bytes, expected {plan.chunk_bytes}"
+            raise ValueError(f"{chunk}: {found}; {LIST_DAMAGE} {path} lists what is damaged")

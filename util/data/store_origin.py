@@ -1,0 +1,209 @@
+"""存档：一棵目录树打成的一个 Zarr 文件夹，训练时按行映射进内存；由 `python -m util.data.pack` 写。
+
+    STORE/fields/12.0.0.0     第 12 块：连续若干个时刻的 (时刻, 通道, 纬度, 经度)，已标准化，不压缩
+    STORE/{time,channel,…}    坐标与统计量；连同 fields 就是 xarray 能打开的 Zarr 第 2 版
+    STORE/pack/               打包的记录：plan.json、每块一份 000012.json，和插值的邻居 000012.raw
+    STORE/present.npy         哪些文件按名字存在，逐小时：段与插值由它定
+    STORE/store.json          最后才写：有它就是打包完了；内有各文件的校验和
+
+给出的窗口与目录树逐位相同，因为分段、插值、「历史里没有未来」都是同一段代码（FieldReader），这里只换了读数的地方：
+有文件的场是 fields 里的一行；插值的邻居存着文件里原来的数，读的时候当场插值（预报的输入不能用初始时刻之后的文件，
+而初始时刻随窗口而变，打包时算不完）。fields 里插值好的那一份是给别的工具看的。读坏的文件也记着，读到时照样报告。
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from util.buffers import as_tensor
+from util.calendar import hours_in_year, year_start
+from util.config import DataConfig
+from util.data.index import Index
+from util.data.store_files import PRESENT, Plan, check_digests, check_sizes, read_hours, read_mark, torch_type
+from util.data.tree_files import FieldError, field_path
+from util.files.zarr_metadata import chunk_name
+from util.variables import channel_name, split_channel
+
+MAX_MAPS = 16384  # 同时映射的块；Linux 默认每个进程至多 65530 个映射
+log = logging.getLogger("ar_pred")
+
+
+class Store:
+    """存档作为数据的来源（util.data.reader.Origin）；通道以配置里的次序编号。"""
+
+    standardized = True
+
+    def __init__(self, config: DataConfig) -> None:
+        assert config.store is not None
+        self.config, self.path = config, Path(config.store)
+        content = read_mark(self.path)
+        self.plan = plan = Plan(**content["plan"])
+        self.root, self.dtype = plan.root, torch_type(plan)
+        _check(config, plan)
+        self.channels = choose_channels(config, plan.channels)
+        self.picks = [plan.channels.index(channel) for channel in self.channels]
+        self.runs = [_run(list(pairs)) for _, pairs in groupby(enumerate(self.picks), lambda pair: pair[1] - pair[0])]
+        self.files: dict[str, str] = content["files"]
+        check_digests(self.path, self.files)
+        self.hours = read_hours(self.path, plan)
+        place = {pick: c for c, pick in enumerate(self.picks)}
+        self.faults = {(place[c], h): (fault, detail) for c, h, fault, detail in content["faults"] if c in place}
+        self.neighbours = {(place[c], h): (file, i) for c, h, file, i in content["neighbours"] if c in place}
+        self.maps: dict[int, torch.Tensor] = {}
+        check_sizes(self.path, plan, -(-self.hours.size // plan.chunk_rows))
+        log.info("store: %s, %s, %s, packed from %s", self.path, plan.dtype, plan.years_text, plan.root)
+
+    def years(self, wanted: Sequence[int]) -> list[int]:
+        return sorted(set(wanted) & set(self.plan.years))
+
+    def index(self, years: list[int]) -> Index:
+        """与扫描目录树的这些年份所得的相同。
+
+        Raises:
+            ValueError: 有的年份不在存档里。
+        """
+        absent = sorted(set(years) - set(self.plan.years))
+        if absent:
+            raise ValueError(
+                f"data.splits need {', '.join(map(str, absent))}, the store {self.path} holds {self.plan.years_text}; "
+                "later years are appended by python -m util.data.pack with wider splits"
+            )
+        start = year_start(years[0])
+        present = np.zeros((len(self.picks), year_start(years[-1] + 1) - start), dtype=bool)
+        for year in years:
+            first, count = year_start(year) - start, hours_in_year(year)
+            there = year_start(year) - year_start(self.plan.years[0])
+            present[:, first : first + count] = self.present[self.picks, there : there + count]
+        return Index(tuple(self.channels), start, present)
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(C, hours) bool，存档的全部年份，逐小时。"""
+        hours = year_start(self.plan.years[-1] + 1) - year_start(self.plan.years[0])
+        return np.unpackbits(np.load(self.path / PRESENT), axis=1, count=hours).astype(bool)
+
+    def statistics(self) -> list[tuple[float, float]]:
+        return [(self.plan.mean[pick], self.plan.std[pick]) for pick in self.picks]
+
+    def decide(self, index: Index, training: np.ndarray) -> bool:
+        """打包时已经定了；日志里的话与目录树的相同。"""
+        if self.config.standardize == "auto":
+            word = "already standardised" if self.plan.standardized else "raw, will be standardised with mean_std.json"
+            declared = f"packed with data.standardize = {self.plan.standardize}"
+            how = f"measured {len(index.channels)} channels" if self.plan.standardize == "auto" else declared
+            log.info("standardisation: files are %s (%s)", word, how)
+        return self.plan.standardized
+
+    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:
+        """各小时的通道抄进 out (n, C, H, W)，连着的一次抄完，只碰所选通道的字节；返回打包时读坏的。"""
+        rows = np.minimum(np.searchsorted(self.hours, hours), self.hours.size - 1)
+        lost = (self.hours[rows] != hours) & here.any(axis=1)  # 没有的行，一个文件也不能有：整行都要插值
+        assert not lost.any(), f"hours {np.asarray(hours)[lost]} are not in the store"
+        target = as_tensor(out)
+        for to, number, places in _pieces(rows.tolist(), self.plan.chunk_rows):
+            for channels, picks in self.runs:
+                target[to, channels].copy_(self._chunk(number)[places, picks])
+        bad = [(i, c) for i, c in np.argwhere(here).tolist() if (c, hours[i]) in self.faults] if self.faults else []
+        return [(i, c, self._error(c, hours[i])) for i, c in bad]
+
+    def raw(self, c: int, hour: int) -> np.ndarray:
+        if (c, hour) in self.faults:
+            raise self._error(c, hour)
+        if (c, hour) not in self.neighbours:
+            raise ValueError(
+                f"the store {self.path} has no file next to the gap of {self.channels[c]} "
+                f"({field_path(self.root, self.channels[c], hour).name}); "
+                "data.splits leave out years in between: pack these splits into a store of their own"
+            )
+        file, i = self.neighbours[c, hour]
+        height, width = self.plan.shape[2:]
+        size = height * width
+        return np.fromfile(self.path / file, "<f4", size, offset=4 * i * size).reshape(height, width)
+
+    def stamp(self, c: int, hour: int) -> str:
+        row = int(np.searchsorted(self.hours, hour))
+        return self.files[f"fields/{chunk_name(row // self.plan.chunk_rows, 4)}"]
+
+    def _chunk(self, number: int) -> torch.Tensor:
+        """第 number 块 (n, C, H, W)；映射不占文件描述符，页由操作系统按需读入，各进程共用。"""
+        if number not in self.maps:
+            if len(self.maps) >= MAX_MAPS:
+                self.maps.clear()
+            path, shape = self.path / "fields" / chunk_name(number, 4), self.plan.shape
+            self.maps[number] = torch.from_file(str(path), False, int(np.prod(shape)), dtype=self.dtype).view(shape)
+        return self.maps[number]
+
+    def _error(self, c: int, hour: int) -> FieldError:
+        fault, detail = self.faults[c, hour]
+        return FieldError(field_path(self.root, self.channels[c], hour), fault, detail)
+
+
+def choose_channels(config: DataConfig, there: list[str]) -> list[str]:
+    """data.variables 展开成通道名；all 是存档里有的各层。
+
+    Raises:
+        ValueError: 存档里没有的变量或层。
+    """
+    channels: list[str] = []
+    for variable, levels in config.variables.items():
+        held = [channel for channel in there if split_channel(channel)[0] == variable]
+        named = [variable] if levels == "single" else [channel_name(variable, level) for level in levels]
+        wanted = [channel for channel in held if channel != variable] if levels == "all" else named
+        if not wanted or not set(wanted) <= set(held):
+            raise ValueError(
+                f"data.variables.{variable} = {levels}: not in the store {config.store}; it holds {', '.join(there)}"
+            )
+        channels += wanted
+    if not channels or len(set(channels)) < len(channels):
+        raise ValueError(f"data.variables = {config.variables}: choose at least one channel, and none twice")
+    return channels
+
+
+def _check(config: DataConfig, plan: Plan) -> None:
+    """配置要的，存档给得了。"""
+    where = f"the store {config.store}"
+    if config.interval_hours % plan.interval_hours:
+        raise ValueError(
+            f"data.interval_hours = {config.interval_hours}: {where} holds every {plan.interval_hours} h; "
+            f"multiples of {plan.interval_hours} can be read from it"
+        )
+    for name, held in (("latitude", plan.latitudes), ("longitude", plan.longitudes)):
+        asked = list(getattr(config, name).values())
+        if asked != held:
+            texts = [f"{len(v)} values from {v[0]:g} to {v[-1]:g}" for v in (asked, held)]
+            raise ValueError(f"data.{name} has {texts[0]}, {where} has {texts[1]}")
+    if config.utc_offset_hours != plan.utc_offset_hours:
+        raise ValueError(
+            f"data.utc_offset_hours = {config.utc_offset_hours}: {where} was packed with {plan.utc_offset_hours}"
+        )
+    if config.max_gap_hours > plan.max_gap_hours:
+        raise ValueError(
+            f"data.max_gap_hours = {config.max_gap_hours}: {where} holds what bridges gaps of up to "
+            f"{plan.max_gap_hours} h; use at most that, or pack again with the larger value"
+        )
+    if config.standardize != "auto" and (config.standardize == "no") != plan.standardized:
+        held = "already standardised" if plan.standardized else "raw"
+        raise ValueError(f"data.standardize = {config.standardize}: {where} was packed from files that are {held}")
+
+
+def _pieces(rows: list[int], size: int) -> Iterator[tuple[slice, int, slice]]:
+    """一串行号 → 同一块里等距的几段：(在串里的位置, 块, 块里的行)。"""
+    step, first = max(1, rows[1] - rows[0]) if len(rows) > 1 else 1, 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] - rows[i - 1] != step or rows[i] // size != rows[first] // size:
+            number, place = divmod(rows[first], size)
+            yield slice(first, i), number, slice(place, place + (i - first - 1) * step + 1, step)
+            first = i
+
+
+def _run(pairs: list[tuple[int, int]]) -> tuple[slice, slice]:
+    """[(通道, 存档里的通道)]，两者都连续 → 一对切片。"""
+    (first, pick), count = pairs[0], len(pairs)
+    return slice(first, first + count), slice(pick, pick + count)

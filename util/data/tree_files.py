@@ -1,0 +1,218 @@
+"""目录树的约定：`<root>/t2m_npy/1979/1979-0000.npy`、`<root>/z_npy/level_00/1979/…`，统计量 json 与年份并列。"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tokenize
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from util.atomic import replacing
+from util.calendar import moment_of, year_start
+from util.config import DataConfig
+from util.moments import Moments, check_moments
+from util.strict import nearest
+from util.variables import channel_folder, channel_name
+
+Field = np.ndarray  # (H, W) float32
+Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite"]
+
+
+class FieldError(ValueError):
+    """一个场用不了。fault: 哪一种毛病；detail: 不带路径的说明。"""
+
+    def __init__(self, path: Path, fault: Fault, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.fault: Fault = fault
+        self.detail = detail
+
+
+def field_path(root: str | Path, channel: str, hour: int) -> Path:
+    """某通道某小时（文件名所用的历法，1970 年以来）的文件；文件号是年内小时。"""
+    year = moment_of(hour).year
+    return Path(root) / channel_folder(channel) / str(year) / f"{year}-{hour - year_start(year):04d}.npy"
+
+
+def read_field(path: Path, shape: tuple[int, int]) -> Field:
+    """读一个场并查验，返回 (H, W) float32。
+
+    Raises:
+        FieldError: 文件不在、打不开、被截断、形状或类型不对、含非有限值；一行说清是哪一种。
+    """
+    try:
+        with path.open("rb") as file:  # 不用 np.load：它见到 zip 的开头就当 npz，坏了还漏关文件
+            field = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise FieldError(path, "missing", "missing") from None
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, tokenize.TokenError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__  # 截断、不是 npy、内含 pickle、文件头坏了
+        raise FieldError(path, "unreadable", f"unreadable ({reason})") from None
+    if field.shape != shape:
+        raise FieldError(path, "wrong shape", f"shape {field.shape}, expected {shape}")
+    if field.dtype != np.float32:
+        raise FieldError(path, "wrong dtype", f"dtype {field.dtype}, expected float32")
+    if not np.isfinite(field).all():
+        raise FieldError(path, "non-finite", f"{int((~np.isfinite(field)).sum())} non-finite values")
+    return field
+
+
+def usual_header(shape: tuple[int, int]) -> bytes:
+    """NumPy 写 (H, W) 的 <f4 场时的文件头，逐字节。"""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def plain_header(path: Path, shape: tuple[int, int]) -> bytes | None:
+    """读得出的文件的文件头，若它后面就是按行存的 (H, W) <f4（从前的 NumPy 补的空格少些）；否则、或刚被删了是 None。"""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype("<f4")):
+            return None
+        size = file.tell()
+        file.seek(0)
+        return file.read(size)
+
+
+def read_into(path: str, header: bytes, out: np.ndarray) -> bool:
+    """文件里的数直接读进 out (H, W) float32，中间不抄：一次系统调用，文件头只比字节，不解析。
+
+    只有文件头恰是 header、数据足长、全是有限值才为真，此时与 read_field 读出的逐位相同；
+    为假时 out 的内容不定，是什么毛病由 read_field 说。
+    """
+    start = bytearray(len(header))
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        count = os.readv(file, (start, out.data))
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return count == len(header) + out.nbytes and start == header and bool(np.isfinite(out).all())
+
+
+def write_field(path: Path, field: Field) -> None:
+    """写一个场；文件夹不在就建。"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.asarray(field, dtype=np.float32))
+
+
+def read_statistics(root: str | Path, channel: str) -> tuple[float, float]:
+    """读通道的 mean_std.json（与年份文件夹并列），返回 (均值, 标准差)，物理单位。
+
+    Raises:
+        ValueError: 文件不在或格式不对；给出应有的样子。
+    """
+    expected = 'expected {"mean": [number], "std": [positive number]}'
+    path = Path(root) / channel_folder(channel) / "mean_std.json"
+    mean, std = _read_pair(path, ("mean", "std"), expected)
+    if std <= 0:
+        raise ValueError(f"{path}: mean {mean}, std {std}; {expected}")
+    return mean, std
+
+
+def read_extremes(root: str | Path, channel: str) -> tuple[float, float] | None:
+    """读通道的 min_max.json，返回 (最小, 最大)；训练用不到它，可以没有，没有就是 None。
+
+    Raises:
+        ValueError: 格式不对；给出应有的样子。
+    """
+    expected = 'expected {"min": [number], "max": [number]}, the max not below the min'
+    path = Path(root) / channel_folder(channel) / "min_max.json"
+    if not path.exists():
+        return None
+    low, high = _read_pair(path, ("min", "max"), expected)
+    if low > high:
+        raise ValueError(f"{path}: min {low}, max {high}; {expected}")
+    return low, high
+
+
+def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float, float]:
+    """json 里两个键的有限数；用户的文件把它们放在一个元素的列表里。"""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; {expected}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        first, second = (float(v[0] if isinstance(v, list) else v) for v in (values[key] for key in keys))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise ValueError(f"{path}: malformed ({type(error).__name__}: {error}); {expected}") from None
+    if not (math.isfinite(first) and math.isfinite(second)):
+        raise ValueError(f"{path}: {keys[0]} {first}, {keys[1]} {second}; {expected}")
+    return first, second
+
+
+def write_statistics(
+    root: str | Path, channel: str, mean: float, std: float, low: float | None = None, high: float | None = None
+) -> None:
+    """写 mean_std.json 与（知道极值时）min_max.json，格式与用户的一致（各为一个元素的列表）。"""
+    folder = Path(root) / channel_folder(channel)
+    contents = {"mean_std.json": {"mean": [mean], "std": [std]}}
+    if low is not None and high is not None:
+        contents["min_max.json"] = {"min": [low], "max": [high]}
+    for name, values in contents.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=4), encoding="utf-8")
+
+
+def select_channels(config: DataConfig) -> list[str]:
+    """按 YAML 的 variables 展开成通道名，次序即 YAML 的次序；文件夹不在的当场报错。
+
+    Raises:
+        ValueError: 根目录、变量或层不在：说出要的是哪个、在哪里找的、那里有什么。
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise ValueError(
+            f"data.root {root} is not a directory; give the folder that holds t2m_npy/ and the others "
+            "(a sample: python -m util.data.sample --root data/sample)"
+        )
+    if not config.variables:
+        raise ValueError("data.variables is empty; choose at least one, e.g. {t2m: single, z: [level_00]}")
+    channels: list[str] = []
+    for variable, levels in config.variables.items():
+        folder = root / f"{variable}_npy"
+        if not folder.is_dir():
+            found = sorted(p.name.removesuffix("_npy") for p in root.glob("*_npy"))
+            raise ValueError(
+                f"data.variables: no {variable!r} (looked for {folder}); {nearest(variable, found, 'there')}"
+            )
+        present = sorted(p.name for p in folder.glob("level_*") if p.is_dir())
+        if levels == "single":
+            if present:
+                raise ValueError(f"data.variables.{variable} = single, but {folder} holds levels: {', '.join(present)}")
+            channels.append(channel_name(variable, None))
+            continue
+        chosen = present if levels == "all" else levels
+        if not chosen:
+            raise ValueError(
+                f"data.variables.{variable} = {levels}: no levels in {folder}; write 'single' for one level"
+            )
+        for level in chosen:
+            if level not in present:
+                raise ValueError(
+                    f"data.variables.{variable}: no {level!r} in {folder}; there: {', '.join(present) or 'none'}"
+                )
+            channels.append(channel_name(variable, level))
+    doubled = sorted({c for c in channels if channels.count(c) > 1})
+    if doubled:
+        raise ValueError(f"data.variables: listed twice: {', '.join(doubled)}")
+    return channels
+
+
+def write_moments(root: str | Path, name: str, moments: Moments, dates: str) -> None:
+    """写 mean_std.json 与 min_max.json；Raises 见 check_moments。"""
+    check_moments(name, moments, dates)
+    write_statistics(root, name, moments.mean, moments.std, moments.low, moments.high)

@@ -1,0 +1,140 @@
+"""把存档还原成目录树、NetCDF，或两样都要：`python -m util.data.export --store STORE --root TREE --netcdf FILE`。
+
+还原的是打包时有文件的场（存档的 valid）；插值得来的不写：目录树里没有那个文件，NetCDF 里是 NaN。
+存档里是标准化的 float32，换回物理单位差在舍入之内（z 的相对误差至多两次舍入，约 1e-7 · |x - mean|）；
+本来就标准化的目录树逐位还原。半精度的存档还原的是舍入之后的数，误差见 fields 的属性。
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from util.cli import run_command
+
+if TYPE_CHECKING:
+    from util.batch import DataSpec
+    from util.data.store_files import Plan
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m util.data.export",
+        description="Write a packed store back as a tree of .npy fields or as NetCDF.",
+    )
+    parser.add_argument("--store", type=Path, required=True, help="what util.data.pack wrote")
+    parser.add_argument("--root", type=Path, metavar="TREE", help="the tree to write")
+    parser.add_argument("--netcdf", type=Path, metavar="FILE", help="the NetCDF file to write, in physical units")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令行入口。"""
+    arguments = parse_arguments(argv)
+    if arguments.root is None and arguments.netcdf is None:
+        raise ValueError("nothing to write; give --root TREE, --netcdf FILE or both")
+    fields = export(arguments.store, arguments.root, arguments.netcdf, arguments.overwrite)
+    places = " and ".join(str(place) for place in (arguments.root, arguments.netcdf) if place is not None)
+    print(f"{fields} fields of {arguments.store} written to {places}")
+    return 0
+
+
+def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool = False) -> int:
+    """写出全部有文件的场；返回它们的个数。内存里只有一块。
+
+    Raises:
+        ValueError: 不是完整的存档，块的大小不对；要写的已经在而没有 overwrite。
+    """
+    from tqdm import tqdm
+
+    from util.data.store_files import Plan, check_sizes, read_hours, read_mark
+    from util.data.tree_files import write_statistics
+    from util.exchange.plan import refuse_existing
+    from util.files.netcdf import TruthFile
+    from util.files.zarr_metadata import chunk_name
+
+    plan = Plan(**read_mark(store)["plan"])
+    hours = read_hours(store, plan)
+    check_sizes(store, plan, -(-hours.size // plan.chunk_rows))
+    if not overwrite:
+        if root is not None:
+            refuse_existing(root, plan.channels, hours)
+        if netcdf is not None and netcdf.exists():
+            raise ValueError(f"{netcdf} exists already; give --overwrite to replace it")
+    valid = np.fromfile(store / "valid" / chunk_name(0, 2), bool).reshape(hours.size, -1)  # (N, C)
+    held = np.asarray(valid.any(axis=1))  # (N,) 首尾有几行全是插值的：一个文件也没有，不是数据里的时刻
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=hours.size, unit="time", desc="export", disable=None))
+        file = None
+        if netcdf is not None:
+            about = {"title": "fields of a packed store of ar_pred", "source": str(store)}
+            file = stack.enter_context(TruthFile(netcdf, _spec(plan), hours[held] - plan.utc_offset_hours, about))
+        for start, values in read_chunks(store, plan, hours.size):
+            rows = slice(start, start + len(values))
+            kept = held[rows]
+            physical = _physical(plan, values)
+            if root is not None:
+                _write_tree(root, plan, hours[rows], values if plan.standardized else physical, valid[rows])
+            if file is not None and kept.any():
+                file.write(hours[rows][kept] - plan.utc_offset_hours, physical[kept], valid[rows][kept])
+            bar.update(len(values))
+    if root is not None:
+        for channel, mean, std, pair in zip(plan.channels, plan.mean, plan.std, plan.extremes, strict=True):
+            write_statistics(root, channel, mean, std, *(pair or ()))
+    return int(valid.sum())
+
+
+def read_chunks(store: Path, plan: Plan, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """逐块给出 (第一行的行号, (n, C, H, W) float32 存着的数)；末一块只到第 rows 行。"""
+    import torch
+
+    from util.data.store_files import torch_type
+    from util.files.zarr_metadata import chunk_name
+
+    for number, start in enumerate(range(0, rows, plan.chunk_rows)):
+        path = store / "fields" / chunk_name(number, 4)
+        stored = torch.from_file(str(path), False, int(np.prod(plan.shape)), dtype=torch_type(plan)).view(plan.shape)
+        yield start, stored[: rows - start].float().numpy()
+
+
+def _physical(plan: Plan, values: np.ndarray) -> np.ndarray:
+    """z · std + mean；读取时减去、除以的是 float32 的统计量，这里用同样的两个数，在双精度里还原。"""
+    mean, std = (np.array(v, np.float32).astype(np.float64)[:, None, None] for v in (plan.mean, plan.std))
+    return (values * std + mean).astype(np.float32)
+
+
+def _write_tree(root: Path, plan: Plan, hours: np.ndarray, fields: np.ndarray, valid: np.ndarray) -> None:
+    """fields (n, C, H, W)；没有文件的不写，覆盖旧树时也不留下旧的。"""
+    from util.data.tree_files import field_path, write_field
+
+    for i, hour in enumerate(hours.tolist()):
+        for c, channel in enumerate(plan.channels):
+            path = field_path(root, channel, hour)
+            if valid[i, c]:
+                write_field(path, fields[i, c])
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _spec(plan: Plan) -> DataSpec:
+    """写 NetCDF 只看通道、单位、气压与网格；窗口的长度用不到。"""
+    from util.batch import DataSpec
+
+    lists = ("channels", "units", "pressures", "latitudes", "longitudes", "mean", "std")
+    return DataSpec(
+        **{name: tuple(getattr(plan, name)) for name in lists},
+        frames_in=1,
+        frames_out=1,
+        interval_hours=plan.interval_hours,
+        standardized=plan.standardized,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,160 @@
+"""直接导入成存档，中间不写目录树：先过一遍全部场（统计量、哪些场含缺测），再由源文件当场换算、打包。
+
+源文件因此读两遍；打包就是 packing.pack_from，这里只给它换一个读数的地方，所以与先导入成树、再打包的逐字节相同。
+第一遍的结果记在 STORE/pack/survey.json，中断之后不重来；一个进程做：NetCDF、GRIB 的解压不宜跨进程。
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from util.calendar import hours_in_year, moment_of, year_start
+from util.config import DataConfig
+from util.data.dataset import make_spec
+from util.data.index import Index, split_years
+from util.data.reader import FieldReader
+from util.data.store_files import json_digest
+from util.data.tree_files import FieldError
+from util.exchange.plan import Plan, block_parts, read_block, survey
+from util.files.zarr_metadata import write_json
+from util.moments import Moments, check_moments
+from util.packing.packing import locked, make_plan, pack_from, refuse_other
+
+BLOCKS_KEPT = 2  # 每个变量留住的块：眼下的，和空缺另一侧的
+log = logging.getLogger("ar_pred")
+
+
+class Survey(NamedTuple):
+    """过一遍所得：各通道训练日期内的统计量，含非有限值的 (通道, 小时)。"""
+
+    moments: dict[str, Moments]
+    holes: list[tuple[str, int]]
+
+
+def import_to_store(plan: Plan, sources: Sequence[str], store: Path, dtype: str, command: str) -> list[tuple[str, int]]:
+    """按 plan 写成存档，或接着写；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
+
+    Raises:
+        ValueError: 见 packing.pack_from；读不出；某通道在训练日期内没有场，或全是同一个数。
+    """
+    refuse_other(store)
+    with locked(store):
+        found = _survey(plan, store, _stamps(sources))
+    for name, moments in found.moments.items():
+        check_moments(name, moments, " to ".join(plan.config.splits.train))
+    config = plan.config.model_copy(update={"max_missing": 1.0})  # 容许缺多少，由读存档的那一份配置管
+    wanted = _wanted(plan)
+    origin = Source(plan, config, found, [json_digest([wanted, stamp]) for stamp in _stamps(sources)])
+    extremes = [(found.moments[name].low, found.moments[name].high) for name in origin.channels]
+    mean, std = zip(*origin.statistics(), strict=True)
+    spec = make_spec(config, origin.channels, mean, std, standardized=False)
+    index = origin.index(split_years(config))
+    reader = FieldReader(origin, spec, index, np.zeros(0, dtype=np.int64), None, announce=False)
+    pack_from(reader, make_plan(config, spec, extremes, dtype, command), store)
+    return found.holes
+
+
+def _survey(plan: Plan, store: Path, stamps: list[Any]) -> Survey:
+    """过一遍，或读回上一次的；源文件、要的变量、网格、划分有一样不同就重来。"""
+    path = store / "pack" / "survey.json"
+    key = json_digest([stamps, _wanted(plan), plan.values])
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["key"] == key:
+            log.info("statistics and missing fields are known already")
+            moments = {name: Moments(*values) for name, values in held["moments"].items()}
+            return Survey(moments, [(name, hour) for name, hour in held["holes"]])
+    found = Survey(*survey(plan, lambda _name, _hour, field: bool(np.isfinite(field).all())))
+    write_json(path, {"key": key, **found._asdict()})
+    return found
+
+
+def _wanted(plan: Plan) -> list[Any]:
+    """从源文件里取什么、怎样换。"""
+    grid = [plan.values[name] for name in ("latitude", "longitude", "pressure_hpa")]
+    return [plan.request.model_dump(), grid, [str(part) for part in plan.region]]
+
+
+def _stamps(sources: Sequence[str]) -> list[Any]:
+    """各源文件换过没有：Zarr 的文件夹逐个文件看。"""
+    result: list[Any] = []
+    for source in map(Path, sources):
+        files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        result.append([[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+    return result
+
+
+class Source:
+    """源文件作为数据的来源（util.data.reader.Origin）；场是写进目录树的那些数。"""
+
+    standardized = False
+    dtype = torch.float32
+
+    def __init__(self, plan: Plan, config: DataConfig, found: Survey, stamps: list[str]) -> None:
+        """stamps: 各源文件一个，文件或取法换了就变。"""
+        self.plan, self.config, self.root, self.channels = plan, config, config.root, plan.names
+        self.found = found
+        names = {name: variable for variable, channels in plan.channels.items() for name in channels}
+        self.places = [(names[name], plan.channels[names[name]].index(name)) for name in self.channels]  # 变量, 第几层
+        self.parts = {
+            v: [(view, part) for view in views for part in block_parts(view)] for v, views in plan.views.items()
+        }
+        self.rows = {  # 变量 → 小时 → (第几块, 块里的行)
+            variable: {
+                int(h): (i, row) for i, (view, part) in enumerate(parts) for row, h in enumerate(view.hours[part])
+            }
+            for variable, parts in self.parts.items()
+        }
+        self.stamps = {
+            v: [s for view, s in zip(views, stamps, strict=True) for _ in block_parts(view)]
+            for v, views in plan.views.items()
+        }
+        self.block = lru_cache(BLOCKS_KEPT * len(self.parts))(self._read)
+
+    def years(self, wanted: Sequence[int]) -> list[int]:
+        return sorted(set(wanted) & {moment_of(hour).year for hour in self.plan.hours.tolist()})
+
+    def index(self, years: list[int]) -> Index:
+        """与扫描导入成的树所得的相同：含缺测的场没有文件。"""
+        start = year_start(years[0])
+        present = np.zeros((len(self.channels), year_start(years[-1]) + hours_in_year(years[-1]) - start), dtype=bool)
+        there = self.plan.hours[(self.plan.hours >= start) & (self.plan.hours < start + present.shape[1])]
+        present[:, there - start] = True
+        for name, hour in self.found.holes:
+            if start <= hour < start + present.shape[1]:
+                present[self.channels.index(name), hour - start] = False
+        return Index(tuple(self.channels), start, present)
+
+    def statistics(self) -> list[tuple[float, float]]:
+        return [(self.found.moments[name].mean, self.found.moments[name].std) for name in self.channels]
+
+    def decide(self, index: Index, training: np.ndarray) -> bool:
+        return False
+
+    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:
+        """没有坏的：读不出在过一遍时就停了。"""
+        for i, hour in enumerate(hours):
+            for c in np.flatnonzero(here[i]).tolist():
+                out[i, c] = self.raw(c, hour)
+        return []
+
+    def raw(self, c: int, hour: int) -> np.ndarray:
+        variable, level = self.places[c]
+        number, row = self.rows[variable][hour]
+        return self.block(variable, number)[row, level]
+
+    def stamp(self, c: int, hour: int) -> str:
+        variable, _ = self.places[c]
+        number, _ = self.rows[variable][hour]
+        return self.stamps[variable][number]
+
+    def _read(self, variable: str, number: int) -> np.ndarray:
+        return read_block(self.plan, variable, *self.parts[variable][number])

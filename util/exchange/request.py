@@ -1,0 +1,115 @@
+"""要导入什么：`--map FILE.yaml`，或命令行上的 --variable、--select、--filter；两种写法得出同一个 Request。"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from util.config import parse_yaml, read_mapping
+from util.strict import Strict, validate
+
+Scalar = int | float | str
+
+
+class Wanted(Strict):
+    """目录树里的一个变量取自哪里：文件里的 source（不写就同名），写进树的是 scale · x + offset，单位 units。
+
+    filter 挑 GRIB 的消息，如 {shortName: t, typeOfLevel: isobaricInhPa}。
+    """
+
+    source: str | None = None
+    units: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    filter: dict[str, Scalar] = Field(default={})
+
+    @model_validator(mode="after")
+    def _stated(self) -> Wanted:
+        if self.scale == 0:
+            raise ValueError("scale must not be 0")
+        if self.converts and not self.units:
+            raise ValueError("scale and offset need units, the units after the conversion")
+        return self
+
+    @property
+    def converts(self) -> bool:
+        return (self.scale, self.offset) != (1.0, 0.0)
+
+
+class Request(Strict):
+    """一次导入：目录树里的名字 → Wanted。
+
+    pressure_hpa: 要哪些层，次序就是 level_00、level_01……；不写就是文件里的全部，由低压到高压。
+    select: 经纬、时间、气压之外的维取哪一项（按坐标的值）；filter: 各变量共同的 GRIB 键。
+    """
+
+    variables: dict[str, Wanted]
+    pressure_hpa: list[float] = Field(default=[])
+    select: dict[str, Scalar] = Field(default={})
+    filter: dict[str, Scalar] = Field(default={})
+
+    @model_validator(mode="after")
+    def _named(self) -> Request:
+        for name in self.variables:
+            if not re.fullmatch(r"[A-Za-z]\w*", name) or "_level_" in name:
+                raise ValueError(f"variables: {name!r} is not a name; use letters, digits and _, e.g. t2m")
+        if len(set(self.pressure_hpa)) < len(self.pressure_hpa):
+            raise ValueError("pressure_hpa holds a level twice")
+        return self
+
+    def source(self, name: str) -> str:
+        return self.variables[name].source or name
+
+    def filters(self, name: str) -> dict[str, Scalar]:
+        return {**self.filter, **self.variables[name].filter}
+
+
+def read_request(
+    path: str | None, variables: Sequence[str], select: Sequence[str] = (), filters: Sequence[str] = ()
+) -> Request:
+    """命令行 → Request；select、filters 可以加在 --map 之上，同一个键以命令行的为准。
+
+    Args:
+        variables: "SOURCE=NAME"；select、filters: "KEY=VALUE"。
+
+    Raises:
+        ValueError: 两种写法都给了，或写法、键、类型不对。
+    """
+    if path and variables:
+        raise ValueError("--map and --variable exclude each other; write the variables into the map")
+    values: dict[str, Any] = read_mapping(path) if path else {"variables": _pairs(variables)}
+    for key, option, texts in (("select", "--select", select), ("filter", "--filter", filters)):
+        if texts and isinstance(values.setdefault(key, {}), dict):  # 不是映射的，留给 validate 说
+            values[key] = values[key] | _scalars(option, texts)
+    request: Request = validate(Request, values, path or "command line")
+    if path and not request.variables:
+        raise ValueError(f"{path}: variables is empty; write e.g. t2m: {{source: t2m}}")
+    return request
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    variables: dict[str, dict[str, str]] = {}
+    for text in texts:
+        source, _, name = text.partition("=")
+        if not source or not re.fullmatch(r"[A-Za-z]\w*", name) or "_level_" in name:
+            raise ValueError(f"--variable {text}: write SOURCE=NAME, NAME of letters, digits and _, e.g. air=air")
+        if name in variables or {"source": source} in variables.values():
+            raise ValueError(f"--variable {text}: {source!r} or {name!r} is given twice")
+        variables[name] = {"source": source}
+    return variables
+
+
+def _scalars(option: str, texts: Sequence[str]) -> dict[str, Scalar]:
+    found: dict[str, Scalar] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        scalar = parse_yaml(value, f"{option} {text}") if key and value else None
+        if not isinstance(scalar, int | float | str) or isinstance(scalar, bool):
+            raise ValueError(f"{option} {text}: write KEY=VALUE, a number or a word")
+        if key in found:
+            raise ValueError(f"{option} {text}: {key!r} is given twice")
+        found[key] = scalar
+    return found

@@ -1,0 +1,221 @@
+"""导入的读入一侧：打开 NetCDF、Zarr 或 GRIB，认出时间、气压、经纬度各轴；只读坐标，不读场。
+
+以后要加别的格式，只需让 open_source 也能打开它。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from util.config import Axis
+from util.exchange.grib import MAGIC, open_grib
+from util.exchange.request import Request, Scalar
+from util.strict import nearest
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+TIME_NAMES = ("valid_time", "time")  # 两者都有时（起报时刻与有效时刻）取有效时刻
+LATITUDE_NAMES = ("latitude", "lat")
+LONGITUDE_NAMES = ("longitude", "lon")
+LEVEL_NAMES = ("pressure_level", "isobaricInhPa", "plev", "level", "lev")
+SHOWN = 20  # 报错与摘要里最多逐条列出几个
+HPA_PER_UNIT = {"hPa": 1.0, "mbar": 1.0, "millibar": 1.0, "millibars": 1.0, "Pa": 0.01}
+
+
+class Dims(NamedTuple):
+    """源文件里各维的名字；没有气压维时 level 为 None，一个文件一个时刻、没有时间维时 time 为 None。"""
+
+    time: str | None
+    level: str | None
+    latitude: str
+    longitude: str
+
+
+def open_wanted(path: str | Path, request: Request, stack: ExitStack) -> dict[str, xr.Dataset]:
+    """目录树里的名字 → 含有它的数据集，select 已经取好；只有 GRIB 才因 filter 不同而开多个。由 stack 关。
+
+    Raises:
+        ValueError: 打不开，或没有所要的变量、维、项。
+    """
+    opened: dict[str, xr.Dataset] = {}
+    result = {}
+    for name in request.variables:
+        filters = request.filters(name)
+        key = str(sorted(filters.items()))
+        if key not in opened:
+            opened[key] = _select(stack.enter_context(open_source(path, filters)), request.select, path)
+        there = [str(v) for v in opened[key].data_vars]
+        if (source := request.source(name)) not in there:
+            hint = nearest(source, there, "names")
+            raise ValueError(f"{path}: no variable {source!r} in the file ({hint}); there: {listed(there)}")
+        result[name] = opened[key]
+    return result
+
+
+def open_source(path: str | Path, filters: Mapping[str, Scalar] | None = None) -> xr.Dataset:
+    """打开 NetCDF 文件、Zarr 文件夹（第 2 版不论是否合并过元数据），或 GRIB 文件里 filters 所选的消息。
+
+    Raises:
+        ValueError: 不在、不是这几种格式、损坏，或时间单位解不开。
+    """
+    import xarray as xr
+
+    path = Path(path)
+    options: dict[str, Any] = {"cache": False, "decode_timedelta": False}
+    if path.is_dir():
+        if not any((path / name).is_file() for name in (".zgroup", ".zmetadata", "zarr.json")):
+            raise ValueError(f"{path}: a folder without .zgroup or zarr.json, so not a Zarr store")
+        options |= {"engine": "zarr", "consolidated": (path / ".zmetadata").is_file()}
+    elif not path.is_file():
+        raise ValueError(f"{path}: no such file or folder")
+    else:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start == MAGIC:
+            return open_grib(path, filters or {})
+        if not start.startswith((b"CDF", b"\x89HDF")):
+            raise ValueError(f"{path}: not a NetCDF file; NetCDF and GRIB files and Zarr folders can be imported")
+    if filters:
+        raise ValueError(f"{path}: filter {listed(filters)} is for GRIB messages, and this is not a GRIB file")
+    try:
+        return xr.open_dataset(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: cannot be opened ({error})") from None
+
+
+def find_dims(dataset: xr.Dataset) -> Dims:
+    """按名字认出各维；次序不限，有效时刻可以挂在另一个名字的维上。
+
+    Raises:
+        ValueError: 缺时间、纬度或经度。
+    """
+    moments = dataset[_time_name(dataset)].dims
+    time = str(moments[0]) if moments else None
+    level = next((n for n in LEVEL_NAMES if n in dataset.dims), None)
+    horizontal = []
+    for names in (LATITUDE_NAMES, LONGITUDE_NAMES):
+        name = next((n for n in names if n in dataset.dims and n in dataset.coords), None)
+        if name is None:
+            raise ValueError(f"no axis named {' or '.join(names)}; dimensions there: {listed(dataset.dims)}")
+        horizontal.append(name)
+    return Dims(time, level, *horizontal)
+
+
+def read_hours(dataset: xr.Dataset) -> np.ndarray:
+    """(T,) int64，1970 年以来的 UTC 小时；源文件的次序，不必有序。
+
+    Raises:
+        ValueError: 历法不是公历、有缺、不在整点。
+    """
+    name = _time_name(dataset)
+    times = dataset[name] if dataset[name].ndim else dataset[name].expand_dims("time")  # 只是坐标，不碰场
+    if times.dtype.kind != "M":  # 公历之外的历法，xarray 解成对象
+        calendar = times.encoding.get("calendar", "none")
+        raise ValueError(f"{name}: calendar {calendar!r}, dtype {times.dtype}; only standard-calendar dates are read")
+    if np.isnat(times.values).any():
+        raise ValueError(f"{name}: {int(np.isnat(times.values).sum())} of {times.size} times are missing")
+    seconds = times.values.astype("datetime64[ms]").astype(np.int64) / 1000.0
+    hours = np.rint(seconds / 3600).astype(np.int64)
+    off = np.flatnonzero(np.abs(seconds - hours * 3600.0) > 1)  # 以浮点日数存的时刻有舍入，一秒以内算整点
+    if off.size:
+        raise ValueError(f"{name}: {times.values[off[0]]} is not a full hour ({off.size} such times)")
+    return hours
+
+
+def read_axis(dataset: xr.Dataset, name: str, region: slice) -> Axis:
+    """等距坐标轴裁剪之后的 first、step、count；方向照源文件。
+
+    Raises:
+        ValueError: 不等距（高斯网格等）。
+    """
+    values = dataset[name].values
+    rounding = 360 * float(np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps)
+    step = float(values[-1] - values[0]) / max(values.size - 1, 1)
+    error = np.abs(values - (values[0] + step * np.arange(values.size))).max()
+    if not error <= 1e-3 * abs(step) + rounding:  # 含非有限值时也不成立
+        raise ValueError(
+            f"{name}: not evenly spaced (up to {error:.4g} degrees off steps of {step:.4g}), as on a Gaussian grid; "
+            "the YAML holds first, step and count only, so regrid to an even grid: --regrid METHOD "
+            "--latitude FIRST STEP COUNT --longitude FIRST STEP COUNT"
+        )
+    step = _shortest(step, rounding / values.size)
+    first = _shortest(float(values[0]), rounding) + region.start * step
+    return Axis(first=_shortest(first, rounding), step=step, count=region.stop - region.start)
+
+
+def read_pressures(dataset: xr.Dataset, name: str) -> tuple[list[int], list[float]]:
+    """气压轴上由低压到高压的下标，和相应的气压 (hPa)；level_00 是气压最低的一层。
+
+    Raises:
+        ValueError: 单位不是气压，或数值不像气压。
+    """
+    if name not in dataset.coords:
+        raise ValueError(f"{name}: a dimension without pressures")
+    units = dataset[name].attrs.get("units", "hPa")  # 旧的 ERA5 文件常不写，数值就是 hPa
+    if units not in HPA_PER_UNIT:
+        raise ValueError(f"{name}: units {units!r} are not a pressure; allowed: {listed(HPA_PER_UNIT)}")
+    pressures = dataset[name].values.astype(np.float64) * HPA_PER_UNIT[units]
+    if not ((pressures > 0) & (pressures <= 1100)).all() or np.unique(pressures).size != pressures.size:
+        raise ValueError(f"{name}: {listed(pressures)} hPa are not distinct pressures between 0 and 1100")
+    order = np.argsort(pressures)
+    return order.tolist(), [_shortest(p, 1e-6) for p in pressures[order].tolist()]
+
+
+def has_levels(dataset: xr.Dataset, source: str, dims: Dims) -> bool:
+    """变量有没有气压维；顺便查它的维是否都能导入（长度为 1 的维不算）。
+
+    Raises:
+        ValueError: 缺时间或经纬度，或有别的维（成员、预报步）。
+    """
+    sizes = dataset[source].sizes
+    absent = [dim for dim in (dims.time, dims.latitude, dims.longitude) if dim and dim not in sizes]
+    if absent:
+        raise ValueError(f"variable {source}: no dimension {listed(absent)}; its dimensions: {listed(sizes) or 'none'}")
+    extra = [f"{dim} ({size})" for dim, size in sizes.items() if dim not in dims and size > 1]
+    if extra:
+        raise ValueError(
+            f"variable {source}: dimension {listed(extra)} cannot be imported; --select DIM=VALUE takes one entry"
+        )
+    return dims.level in sizes
+
+
+def listed(items: Iterable[Any]) -> str:
+    """逗号隔开，报错和摘要用。"""
+    return ", ".join(str(item) for item in items)
+
+
+def _time_name(dataset: xr.Dataset) -> str:
+    names = [n for n in TIME_NAMES if n in dataset.coords]
+    name = next((n for size in (1, 0) for n in names if dataset[n].ndim == size), None)
+    if name is None:
+        what = f"{names[0]} has {dataset[names[0]].ndim} dimensions" if names else f"there: {listed(dataset.coords)}"
+        raise ValueError(
+            f"no time axis: needs a coordinate {' or '.join(TIME_NAMES)} with one dimension; {what}"
+            " (--select DIM=VALUE takes one entry)"
+        )
+    return name
+
+
+def _select(dataset: xr.Dataset, select: Mapping[str, Scalar], path: str | Path) -> xr.Dataset:
+    """按坐标的值取一项；GRIB 里已由 filter 挑到只剩一项的，核对一下。"""
+    for dim, value in select.items():
+        if dim not in dataset.coords or dataset[dim].dims not in ((), (dim,)):
+            raise ValueError(f"{path}: select {dim}: no such axis; dimensions there: {listed(dataset.dims)}")
+        there = np.atleast_1d(dataset[dim].values)
+        found = np.flatnonzero(there == value)
+        if found.size != 1:
+            raise ValueError(f"{path}: select {dim}={value}: {found.size} such entries; there: {listed(there[:SHOWN])}")
+        if dataset[dim].ndim:
+            dataset = dataset.isel({dim: int(found[0])})
+    return dataset
+
+
+def _shortest(value: float, tolerance: float) -> float:
+    """容差之内小数位最少的写法：float32 的 0.1 存成 0.1。"""
+    return next((r for r in (round(value, digits) for digits in range(12)) if abs(r - value) <= tolerance), value)

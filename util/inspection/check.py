@@ -1,0 +1,288 @@
+"""检查整棵目录树：`python -m util.data.check --config config/X.yaml [key=value ...] [--out report.json]`。
+
+读配置所选通道、三个划分全部抽样小时的每一个文件，查：缺、打不开、形状、类型、非有限值；再查每个通道的
+mean_std.json、min_max.json，并把训练段量到的均值、标准差与 json 相比（文件是原始值还是已标准化，都认得）。
+遇到一处毛病不停，全部查完再报。退出码：0 没有毛病，1 有，2 命令或配置写错。
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from util.calendar import time_text
+from util.cli import aligned, run_command
+from util.config import DataConfig, load_config
+from util.data.index import SPLITS, sampled_hours, split_hours
+from util.data.normalize import State, judge
+from util.data.tree_files import (
+    Fault,
+    FieldError,
+    field_path,
+    read_extremes,
+    read_field,
+    read_statistics,
+    select_channels,
+)
+
+FILES_PER_TASK = 256
+LINES_SHOWN = 20
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+
+class BadFile(NamedTuple):
+    """一个用不了的文件；hour 是文件名的历法，1970 年以来。"""
+
+    channel: str
+    hour: int
+    path: str
+    fault: Fault
+    reason: str
+
+
+class Task(NamedTuple):
+    """一个进程一次做的事：一个通道的若干小时。measure：训练段，顺便量均值与方差。"""
+
+    root: str
+    channel: str
+    hours: np.ndarray
+    shape: tuple[int, int]
+    measure: bool
+
+
+class Part(NamedTuple):
+    """一个 Task 的结果。moments: (n, 2) 每个可读文件的均值与方差。"""
+
+    channel: str
+    files: int
+    moments: np.ndarray
+    bad: list[BadFile]
+
+
+@dataclass
+class ChannelReport:
+    """一个通道的检查结果；measured 与 stated 是 (均值, 标准差)，没有就是 None。"""
+
+    channel: str
+    expected: int
+    faults: Counter[str]
+    measured: tuple[float, float] | None
+    stated: tuple[float, float] | None
+    state: State | None
+    problems: list[str] = field(default_factory=list)
+
+
+def check_tree(config: DataConfig, workers: int) -> tuple[list[ChannelReport], list[BadFile]]:
+    """检查配置所选的全部文件。
+
+    Raises:
+        ValueError: 根目录、变量、层或划分写错，没有可查的东西。
+    """
+    channels = select_channels(config)
+    tasks = list(plan_tasks(config, channels))
+    parts: dict[str, list[Part]] = {channel: [] for channel in channels}
+    bar = tqdm(total=sum(t.hours.size for t in tasks), unit="file", desc="check", smoothing=0)
+    with bar, mapper(workers) as run:
+        for part in run(check_files, tasks):
+            parts[part.channel].append(part)
+            bar.update(part.files)
+    reports = [summarize(config, channel, parts[channel]) for channel in channels]
+    compare_states(config, reports)
+    return reports, [bad for channel in channels for part in parts[channel] for bad in part.bad]
+
+
+def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[Task]:
+    shape = (config.latitude.count, config.longitude.count)
+    spans = split_hours(config)
+    for channel in channels:
+        for split in SPLITS:
+            hours = sampled_hours(spans[split], config.interval_hours)
+            for first in range(0, hours.size, FILES_PER_TASK):
+                yield Task(config.root, channel, hours[first : first + FILES_PER_TASK], shape, split == "train")
+
+
+@contextmanager
+def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """一个进程时就地做，多个时用进程池：小文件的时间一半花在解释器里，线程分担不了。"""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield pool.map
+
+
+def check_files(task: Task) -> Part:
+    """逐个读文件；训练时的快路认不得的也由这个 read_field 定，这里放过的训练时也读得了。"""
+    moments, bad = [], []
+    for hour in task.hours.tolist():
+        path = field_path(task.root, task.channel, hour)
+        try:
+            values = read_field(path, task.shape)
+        except FieldError as error:
+            reason = error.detail
+            if error.fault == "missing" and not path.parent.is_dir():
+                reason = f"missing (no folder {path.parent})"
+            bad.append(BadFile(task.channel, hour, str(path), error.fault, reason))
+            continue
+        if task.measure:
+            moments.append((values.mean(dtype=np.float64), values.var(dtype=np.float64)))
+    return Part(task.channel, task.hours.size, np.array(moments).reshape(-1, 2), bad)
+
+
+def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelReport:
+    """一个通道的文件与 json 合起来看。"""
+    faults = Counter(bad.fault for part in parts for bad in part.bad)
+    moments = np.concatenate([part.moments for part in parts])  # (n, 2)
+    measured = None
+    if moments.size:  # 各文件一样大：总方差 = 方差的平均 + 均值的方差
+        measured = (float(moments[:, 0].mean()), float(np.sqrt(moments[:, 1].mean() + moments[:, 0].var())))
+    problems = [f"{faults[fault]} {fault}" for fault in FAULTS if faults[fault]]
+    stated = None
+    try:
+        stated = read_statistics(config.root, channel)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        read_extremes(config.root, channel)
+    except ValueError as error:
+        problems.append(str(error))
+    state = judge(*measured, *stated) if measured and stated else None
+    return ChannelReport(channel, sum(p.files for p in parts), faults, measured, stated, state, problems)
+
+
+def compare_states(config: DataConfig, reports: list[ChannelReport]) -> None:
+    """每个通道量到的，应当与 json、与 data.standardize、与别的通道都说得通；说不通的记进 problems。"""
+    decided = Counter(r.state for r in reports if r.state in ("raw", "standard"))
+    wanted = {"yes": "raw", "no": "standard"}.get(config.standardize)
+    other = f"against data.standardize = {config.standardize}" if wanted else "unlike other channels"
+    if wanted is None and decided:
+        wanted = decided.most_common(1)[0][0]
+    if wanted is None:  # 全都接近 0 和 1，训练时 auto 也不肯猜
+        for report in reports:
+            if report.state == "both":
+                report.problems.append(
+                    "raw and standardised look alike; set data.standardize to yes (files are raw) or no"
+                )
+    for report in reports:
+        if report.state is None or report.state in ("both", wanted):
+            continue
+        assert report.measured
+        assert report.stated
+        found = "measured mean {:.4g}, std {:.4g}; mean_std.json {:.4g}, {:.4g}".format(
+            *report.measured, *report.stated
+        )
+        if report.state == "neither":
+            report.problems.append(f"statistics disagree with the files ({found})")
+        else:
+            report.problems.append(f"the files look {report.state}, {other} ({found})")
+
+
+def table(reports: Sequence[ChannelReport]) -> str:
+    """每个通道一行的文本表格。"""
+    rows = [["channel", "expected", "present", *FAULTS, "mean", "json", "std", "json", "files are", "verdict"]]
+    for r in reports:
+        pairs = zip(r.measured or (None, None), r.stated or (None, None), strict=True)
+        numbers = ["-" if value is None else f"{value:.4g}" for pair in pairs for value in pair]
+        counts = [r.expected, r.expected - r.faults["missing"], *(r.faults[fault] for fault in FAULTS)]
+        rows.append([r.channel, *map(str, counts), *numbers, r.state or "-", "WRONG" if r.problems else "ok"])
+    first, *lines = aligned(rows)
+    return "\n".join([first, "-" * len(first), *lines])
+
+
+def describe_bad(bad: Sequence[BadFile], interval: int) -> list[str]:
+    """坏文件的清单，同一通道里相邻、原因相同的并成一行（整年的文件夹不在时有上千个）。"""
+    runs: list[list[BadFile]] = []
+    for item in bad:
+        wanted = runs[-1][-1]._replace(hour=runs[-1][-1].hour + interval, path=item.path) if runs else None
+        if item == wanted:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return [
+        f"{run[0].channel} {time_text(run[0].hour)}"
+        + (f" to {time_text(run[-1].hour)} ({len(run)} files)" if len(run) > 1 else "")
+        + f": {run[0].reason} ({run[0].path}{', ...' if len(run) > 1 else ''})"
+        for run in runs
+    ]
+
+
+def as_json(config_path: str, config: DataConfig, reports: list[ChannelReport], bad: list[BadFile]) -> dict[str, Any]:
+    """机器可读的报告：每个通道一条，每个坏文件一条。"""
+    return {
+        "config": config_path,
+        "root": config.root,
+        "ok": not any(r.problems for r in reports),
+        "files_expected": sum(r.expected for r in reports),
+        "files_bad": len(bad),
+        "channels": [
+            {
+                "channel": r.channel,
+                "expected": r.expected,
+                "present": r.expected - r.faults["missing"],
+                **{fault.replace(" ", "_").replace("-", "_"): r.faults[fault] for fault in FAULTS},
+                "measured": None if r.measured is None else dict(zip(("mean", "std"), r.measured, strict=True)),
+                "mean_std_json": None if r.stated is None else dict(zip(("mean", "std"), r.stated, strict=True)),
+                "files_are": r.state,
+                "problems": r.problems,
+            }
+            for r in reports
+        ],
+        "bad_files": [{**item._asdict(), "time": time_text(item.hour)} for item in bad],
+    }
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m util.data.check", description="Check a whole tree of .npy fields.")
+    parser.add_argument("--config", required=True, help="run YAML; its channels and split dates say what is checked")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
+    parser.add_argument("--out", type=Path, help="write a JSON report there, with every bad file")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令行入口，返回退出码。
+
+    Raises:
+        ValueError: 配置或参数写错。
+    """
+    arguments = parse_arguments(argv)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}: must be at least 1")
+    config = load_config(arguments.config, arguments.overrides).data
+    if arguments.out:  # 先试写：查了一夜才发现写不下去就晚了
+        try:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.touch()
+        except OSError as error:
+            raise ValueError(f"--out {arguments.out}: cannot be written ({error.strerror})") from None
+    reports, bad = check_tree(config, arguments.workers)
+    print(table(reports))
+    lines = describe_bad(bad, config.interval_hours)
+    print(*lines[:LINES_SHOWN], sep="\n", end="\n" if lines else "")
+    if len(lines) > LINES_SHOWN:
+        print(f"... and {len(lines) - LINES_SHOWN} more lines like these; --out FILE keeps every one")
+    wrong = [r for r in reports if r.problems]
+    for report in wrong:
+        print(f"{report.channel}: {'; '.join(report.problems)}")
+    if arguments.out:
+        content = as_json(arguments.config, config, reports, bad)
+        arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    total = sum(r.expected for r in reports)
+    print(f"{total} files of {len(reports)} channels checked: {len(bad)} bad, {len(wrong)} channels with problems")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,177 @@
+"""各通道的均值、标准差、最小、最大：`python -m util.data.statistics --config config/X.yaml [key=value ...] [--write]`。
+
+读目录树里训练日期内、每 interval_hours 小时的文件，逐块在双精度里算、按时间的次序合并：几个进程、用不用 dask 都一样。
+印出来与已有的 mean_std.json 并排；--write 写 mean_std.json 与 min_max.json（已有的要 --overwrite）。
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from util.cli import aligned, run_command
+from util.config import DataConfig, load_config
+from util.data.index import sampled_hours, split_hours
+from util.data.normalize import State, judge
+from util.data.tree_files import (
+    Fault,
+    FieldError,
+    field_path,
+    read_field,
+    read_into,
+    read_statistics,
+    select_channels,
+    usual_header,
+    write_moments,
+)
+from util.moments import Moments, check_moments, measure
+from util.variables import channel_folder
+from util.workers import add_worker_options, check_worker_options, spread
+
+BLOCK_BYTES = 16 * 2**20  # 一次读进内存的 float32；双精度的副本是它的两倍
+
+
+class Job(NamedTuple):
+    """各进程共有的。hours: (T,) 训练日期内的抽样小时；rows: 一块几个。"""
+
+    root: Path
+    channels: list[str]
+    hours: np.ndarray
+    shape: tuple[int, int]
+    rows: int
+
+
+class Result(NamedTuple):
+    """一个通道（或它的一块）：统计量，用不了的文件各有几个。"""
+
+    moments: Moments
+    faults: Counter[Fault]
+
+
+def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | None = None) -> dict[str, Result]:
+    """训练日期内各通道的统计量；缺的、坏的文件略去，只计个数。workers、scheduler 见 workers.spread。
+
+    Raises:
+        ValueError: 根目录、变量、层、划分写错；没有目录树。
+    """
+    if config.source != "tree":
+        raise ValueError("data.source = store: the statistics are of the files in a tree; give data.source=tree")
+    shape = (config.latitude.count, config.longitude.count)
+    hours = sampled_hours(split_hours(config)["train"], config.interval_hours)
+    rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
+    job = Job(Path(config.root).absolute(), select_channels(config), hours, shape, rows)
+    items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]
+    totals = [Result(Moments(), Counter()) for _ in job.channels]
+    bar = tqdm(total=len(job.channels) * hours.size, desc="statistics", unit="file", smoothing=0)
+    with bar, spread(workers, scheduler, job, [job.root]) as run:
+        for (c, _), part in zip(items, run(measure_block, items), strict=True):
+            totals[c] = Result(totals[c].moments.merge(part.moments), totals[c].faults + part.faults)
+            bar.update(part.moments.total // (shape[0] * shape[1]) + part.faults.total())
+    return dict(zip(job.channels, totals, strict=True))
+
+
+def measure_block(job: Job, item: tuple[int, int]) -> Result:
+    """item: (第几个通道, 从第几个小时起)。"""
+    channel, hours = job.channels[item[0]], job.hours[item[1] : item[1] + job.rows].tolist()
+    header, faults, count = usual_header(job.shape), Counter[Fault](), 0
+    block = np.empty((len(hours), *job.shape), dtype=np.float32)
+    for hour in hours:
+        path = field_path(job.root, channel, hour)
+        if not read_into(str(path), header, block[count]):
+            try:
+                block[count] = read_field(path, job.shape)
+            except FieldError as error:
+                faults[error.fault] += 1
+                continue
+        count += 1
+    return Result(measure(block[:count]), faults)
+
+
+def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[float, float] | None, State | None]:
+    """(mean_std.json 的均值与标准差, 文件像原始的还是标准化过的)；没有 json、没有文件就不知道。"""
+    if not (Path(config.root) / channel_folder(channel) / "mean_std.json").exists():
+        return None, None
+    stated = read_statistics(config.root, channel)
+    return stated, judge(moments.mean, moments.std, *stated) if moments.total else None
+
+
+def table(config: DataConfig, results: dict[str, Result]) -> str:
+    """每个通道一行。"""
+    rows = [["channel", "files", "missing", "bad", "mean", "json", "std", "json", "min", "max", "files are"]]
+    size = config.latitude.count * config.longitude.count
+    for channel, (moments, faults) in results.items():
+        stated, state = state_of(config, channel, moments)
+        missing = faults["missing"]
+        counts = [moments.total // size, missing, faults.total() - missing]
+        m = (moments.mean, moments.std, moments.low, moments.high) if moments.total else (None,) * 4
+        j = stated or (None, None)
+        numbers = ["-" if value is None else f"{value:.6g}" for value in (m[0], j[0], m[1], j[1], m[2], m[3])]
+        rows.append([channel, *map(str, counts), *numbers, state or "-"])
+    return "\n".join(aligned(rows))
+
+
+def refuse_written(config: DataConfig) -> None:
+    for channel in select_channels(config):
+        for name in ("mean_std.json", "min_max.json"):
+            if (path := Path(config.root) / channel_folder(channel) / name).exists():
+                raise ValueError(f"{path} exists already; give --overwrite to replace it")
+
+
+def write_all(config: DataConfig, results: dict[str, Result]) -> None:
+    """全部查过才写第一个。
+
+    Raises:
+        ValueError: 文件已经标准化（写下去物理单位的统计量就没有了）；见 check_moments。
+    """
+    dates = " to ".join(config.splits.train)
+    for channel, (moments, _) in results.items():
+        check_moments(channel, moments, dates)
+        if config.standardize == "no" or (
+            config.standardize == "auto" and state_of(config, channel, moments)[1] == "standard"
+        ):
+            raise ValueError(
+                f"{channel}: the files are standardised already (mean {moments.mean:.4g}, std {moments.std:.4g}), "
+                "mean_std.json is to hold physical units; data.standardize=yes says that the files are raw"
+            )
+    for channel, (moments, _) in results.items():
+        write_moments(config.root, channel, moments, dates)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m util.data.statistics",
+        description="Mean, std, min and max of every channel of a tree over the training dates.",
+    )
+    parser.add_argument("--config", required=True, help="run YAML; its channels and training dates are measured")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
+    parser.add_argument("--write", action="store_true", help="write mean_std.json and min_max.json of every channel")
+    parser.add_argument("--overwrite", action="store_true", help="with --write: replace those that exist")
+    add_worker_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令行入口。"""
+    arguments = parse_arguments(argv)
+    check_worker_options(arguments.workers, arguments.scheduler)
+    if arguments.overwrite and not arguments.write:
+        raise ValueError("--overwrite needs --write; without it nothing is written")
+    config = load_config(arguments.config, arguments.overrides).data
+    if arguments.write and not arguments.overwrite:
+        refuse_written(config)
+    results = channel_statistics(config, arguments.workers, arguments.scheduler)
+    print(table(config, results))
+    if arguments.write:
+        write_all(config, results)
+        print(f"mean_std.json and min_max.json of {len(results)} channels written to {config.root}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

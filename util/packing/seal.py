@@ -1,0 +1,177 @@
+"""存档各块做完之后：坐标、统计量、出处写成 Zarr，合并各块的记录，最后写完成的标志；以及日后的查验。"""
+
+from __future__ import annotations
+
+import io
+import logging
+import platform
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from util.calendar import time_text
+from util.data.store_files import PRESENT, TIMES, Plan, file_digest, read_hours, read_mark, write_mark
+from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
+from util.packing.chunks import Job, chunk_path, damaged, raw_path, read_record, write_bytes
+from util.variables import describe
+
+DIMS = ("time", "channel", "latitude", "longitude")
+log = logging.getLogger("ar_pred")
+
+
+def seal(job: Job) -> None:
+    """各块都做完之后：坐标与元数据，校验和，最后是完成的标志。"""
+    store = job.store
+    files: dict[str, str] = {}
+    gaps: list[list[Any]] = []
+    faults: dict[tuple[int, int], list[Any]] = {}
+    neighbours: dict[tuple[int, int], list[Any]] = {}
+    rounding = []
+    for number in range(job.chunks):
+        record = read_record(job, number)
+        assert record is not None, f"chunk {number} was never packed"
+        files[_name(store, chunk_path(store, number))] = record["digest"]
+        if record["raws"]:
+            files[raw := _name(store, raw_path(store, number))] = record["raw_digest"]
+            for i, (c, h) in enumerate(record["raws"]):
+                neighbours.setdefault((c, h), [c, h, raw, i])
+        gaps += record["gaps"]
+        faults.update({(c, h): [c, h, *rest] for c, h, *rest in record["faults"]})
+        rounding.append(record["rounding"])
+    errors = rounding_errors(job.plan, np.array(rounding))
+    files |= write_zarr(job, gaps, errors)
+    buffer = io.BytesIO()
+    np.save(buffer, np.packbits(job.reader.present.numpy(), axis=1))
+    files[PRESENT] = write_bytes(store / PRESENT, buffer.getvalue())
+    content = {"plan": asdict(job.plan), "files": files, "gaps": gaps}
+    write_mark(store, content | {"faults": [*faults.values()], "neighbours": [*neighbours.values()]})
+    report(job.plan, gaps, [*faults.values()], errors)
+
+
+def write_zarr(job: Job, gaps: list[list[Any]], errors: dict[str, list[float]]) -> dict[str, str]:
+    """fields 之外的一切；返回各文件的校验和。"""
+    plan, utc = job.plan, job.hours - job.plan.utc_offset_hours
+    valid = np.ones((job.hours.size, len(plan.channels)), dtype=bool)  # (N, C)
+    for c, hour, _ in gaps:
+        valid[np.searchsorted(job.hours, hour), c] = False
+    pressure = np.array([np.nan if p is None else p for p in plan.pressures])
+    hours = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time", "axis": "T"}
+    names = {"long_name": "channel", "comment": "; ".join(f"{c}: {describe(c).long_name}" for c in plan.channels)}
+    north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
+    east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
+    small = {
+        "time": small_array(utc.astype("<i8"), ("time",), hours),
+        "channel": small_array(np.array(plan.channels).astype("<U"), ("channel",), names),
+        "latitude": small_array(np.array(plan.latitudes), ("latitude",), north),
+        "longitude": small_array(np.array(plan.longitudes), ("longitude",), east),
+        "units": small_array(np.array(plan.units).astype("<U"), ("channel",), {"long_name": "units of mean and std"}),
+        "mean": small_array(np.array(plan.mean), ("channel",), {"long_name": "mean of the training dates"}),
+        "std": small_array(np.array(plan.std), ("channel",), {"long_name": "standard deviation, training dates"}),
+        "pressure": small_array(pressure, ("channel",), {"standard_name": "air_pressure", "units": "hPa"}),
+        "valid": small_array(
+            valid, ("time", "channel"), {"long_name": "read from a file (false: interpolated, or NaN)"}
+        ),
+    }
+    files = {}
+    for name, (array, data) in small.items():
+        path = job.store / name / chunk_name(0, len(array.shape))
+        files[_name(job.store, path)] = write_bytes(path, data)
+    arrays = {name: array for name, (array, _) in small.items()} | {"fields": fields_array(job, errors)}
+    for name in write_metadata(job.store, arrays, provenance(plan)):
+        files[name] = file_digest(job.store / name)
+    return files
+
+
+def fields_array(job: Job, errors: dict[str, list[float]]) -> Array:
+    plan = job.plan
+    attributes: dict[str, Any] = {
+        "long_name": "standardised fields, (x - mean) / std",
+        "units": "1",
+        "coordinates": "units mean std pressure",
+        **{f"rounding_error_{kind}": values for kind, values in errors.items()},
+    }
+    if plan.dtype == "bfloat16":
+        attributes["stored_as"] = "bit patterns of bfloat16: float32 bits = uint16 bits << 16"
+    dtype = FILE_TYPES[plan.dtype]
+    fill = "NaN" if dtype.kind == "f" else None
+    return Array((job.hours.size, *plan.shape[1:]), plan.shape, dtype, DIMS, attributes, fill)
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """全局属性：从哪里、用什么命令、以什么版本打的。不写时刻：中断过的与一气呵成的应当逐字节相同。"""
+    return {
+        "Conventions": "CF-1.8",
+        "title": "packed fields of ar_pred",
+        "source": plan.root,
+        "history": "\n".join(plan.commands),
+        "versions": f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}",
+        "standardisation": f"fields are standardised; the files were {'so already' if plan.standardized else 'raw'} "
+        f"(data.standardize = {plan.standardize})",
+        "dtype": plan.dtype,
+        "interval_hours": plan.interval_hours,
+        "utc_offset_hours": plan.utc_offset_hours,
+        "max_gap_hours": plan.max_gap_hours,
+        "gaps": "fields without a file are interpolated in time between the nearest files of the same channel where "
+        "these are at most max_gap_hours apart, else NaN; valid is false there; sources in store.json",
+    }
+
+
+def rounding_errors(plan: Plan, parts: np.ndarray) -> dict[str, list[float]]:
+    """parts (块, C, 3) → 各通道的最大、均方根误差；float32 没有。"""
+    if plan.dtype == "float32":
+        return {}
+    count = np.maximum(parts[..., 2].sum(axis=0), 1)
+    return {"max": parts[..., 0].max(axis=0).tolist(), "rms": np.sqrt(parts[..., 1].sum(axis=0) / count).tolist()}
+
+
+def report(plan: Plan, gaps: list[list[Any]], faults: list[list[Any]], errors: dict[str, list[float]]) -> None:
+    """打完之后给人看的：各通道补了多少、坏了多少，舍入误差多大。"""
+    for c, channel in enumerate(plan.channels):
+        bridged = sum(1 for g in gaps if g[0] == c and g[2])
+        left, bad = sum(1 for g in gaps if g[0] == c and not g[2]), sum(1 for f in faults if f[0] == c)
+        if bridged or left or bad:
+            log.warning(
+                "%s: %d fields interpolated, %d left out (gaps above %d h), %d files unreadable",
+                channel, bridged, left, plan.max_gap_hours, bad,
+            )  # fmt: skip
+        if errors:
+            largest, rms = errors["max"][c], errors["rms"][c]
+            log.info("%s: rounding to %s, max %.3g, rms %.3g standard deviations", channel, plan.dtype, largest, rms)
+
+
+def verify(store: Path, workers: int) -> list[str]:
+    """逐个文件核对校验和；返回每个坏文件一行，块还说出它的时刻。
+
+    Raises:
+        ValueError: 不是存档、没有打包完，或 store.json 自己坏了。
+    """
+    content = read_mark(store)
+    plan, files = Plan(**content["plan"]), content["files"]
+    hours = read_hours(store, plan) if damaged(store, TIMES, files[TIMES]) is None else np.zeros(0, dtype=np.int64)
+    lines = []
+    total = sum(path.stat().st_size for name in files if (path := store / name).is_file())
+    bar = tqdm(total=total, desc="verify", unit="B", unit_scale=True)
+    with bar, ThreadPoolExecutor(workers) as pool:  # 读盘与 blake2b 都不占解释器的锁
+        for name, fault in zip(files, pool.map(lambda n: damaged(store, n, files[n]), files), strict=True):
+            if fault:
+                lines.append(f"{store / name}: {fault}{_times(plan, hours, name)}")
+            bar.update((store / name).stat().st_size if fault != "missing" else 0)
+    return lines
+
+
+def _times(plan: Plan, hours: np.ndarray, name: str) -> str:
+    """这个文件管着哪些时刻：块与它的邻居；别的文件、时刻自己坏了（hours 是空的），是空文本。"""
+    match = re.fullmatch(r"fields/(\d+)[.0]*|pack/(\d+)\.raw", name)
+    first = int(match[1] or match[2]) * plan.chunk_rows if match else hours.size
+    held = hours[first : first + plan.chunk_rows]
+    return f" (times {time_text(held[0])} to {time_text(held[-1])})" if held.size else ""
+
+
+def _name(store: Path, path: Path) -> str:
+    return path.relative_to(store).as_posix()

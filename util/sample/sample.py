@@ -1,0 +1,309 @@
+"""写一棵样例目录树，布局与用户自己的相同：`python -m util.data.sample --root data/sample`。
+
+数据来自球面准地转湍流的模拟（simulation.py、weather.py）。先写在旁边的临时文件夹里，完整之后才改名为 root：
+中断不会留下半棵树。标记 sample.json 最后写，记着参数；参数相同就不再做一遍。
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_args
+
+import numpy as np
+
+from util.calendar import year_start
+from util.cli import run_command
+from util.config import DataConfig
+from util.data.tree_files import Field, field_path, write_field, write_statistics
+from util.sample.simulation import SPIN_UP_HOURS, Planet, make_planet, simulate
+from util.sample.weather import PRESSURES, compute_field, make_scene, take_snapshot
+from util.strict import nearest
+from util.variables import PRESSURE_LEVEL, SINGLE_LEVEL, channel_name
+
+MARKER = "sample.json"
+INTERVALS = get_args(DataConfig.model_fields["interval_hours"].annotation)
+SHOWN = 20  # 损坏的文件逐行列出的上限，全部名单在标记里
+
+
+class Settings(NamedTuple):
+    """决定内容的全部参数；原样写进标记。"""
+
+    grid: tuple[int, int]
+    years: tuple[int, int]
+    train_years: tuple[int, int]
+    interval: int
+    levels: tuple[str, ...]
+    seed: int
+    standardize: bool
+    drop: float
+    corrupt: float
+
+
+class Moments(NamedTuple):
+    """一个通道的累计量，float64；值减去第一帧的均值再累加，位势这样的大数才不损失精度。"""
+
+    shift: float
+    number: int
+    total: float
+    squares: float
+    low: float
+    high: float
+
+
+def coordinates(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """全球规则网格 (H, W) 的纬度（由北向南，两极各让半格）与经度（自 0 起），度。"""
+    height, width = grid
+    return 90.0 - 180.0 / height * (np.arange(height) + 0.5), 360.0 / width * np.arange(width)
+
+
+def channels_of(settings: Settings) -> list[str]:
+    """四个单层变量，加五个多层变量的所选各层。"""
+    layered = [channel_name(variable, level) for variable in PRESSURE_LEVEL for level in settings.levels]
+    return [*SINGLE_LEVEL, *layered]
+
+
+def sample_planet(settings: Settings) -> Planet:
+    """截断随网格：32 行用 T21，64 行及以上用 T42（再细太慢），很小的网格用 T10。"""
+    return make_planet(settings.seed, min(max(2 * settings.grid[0] // 3, 10), 42))
+
+
+def sample_frames(
+    settings: Settings, first_hour: int, last_hour: int, channels: Sequence[str], spin_up: int = SPIN_UP_HOURS
+) -> Iterator[tuple[int, list[Field]]]:
+    """逐时刻给出 (小时, 各通道的场 (H, W) float32)，物理单位，不含 last_hour；可以短于整年。"""
+    planet = sample_planet(settings)
+    scene = make_scene(planet, *coordinates(settings.grid))
+    for state in simulate(planet, settings.seed, first_hour, last_hour, settings.interval, spin_up):
+        snapshot = take_snapshot(scene, planet, state)
+        yield round(state.hour), [compute_field(scene, snapshot, name).astype(np.float32) for name in channels]
+
+
+def add_moments(moments: Moments | None, field: Field) -> Moments:
+    """把一帧并入累计量。"""
+    values = field.astype(np.float64)
+    shift = moments.shift if moments else float(values.mean())
+    new = Moments(
+        shift, field.size, float((values - shift).sum()), float(((values - shift) ** 2).sum()),
+        float(values.min()), float(values.max()),
+    )  # fmt: skip
+    if moments is None:
+        return new
+    number, total, squares = (getattr(moments, key) + getattr(new, key) for key in ("number", "total", "squares"))
+    return Moments(shift, number, total, squares, min(moments.low, new.low), max(moments.high, new.high))
+
+
+def mean_std(moments: Moments) -> tuple[float, float]:
+    """均值与（总体）标准差。"""
+    offset = moments.total / moments.number
+    return moments.shift + offset, float(np.sqrt(moments.squares / moments.number - offset**2))
+
+
+def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
+    """在空文件夹 root 里写出整棵树与标记，返回标记的内容。"""
+    from tqdm import tqdm
+
+    channels = channels_of(settings)
+    first, last = year_start(settings.years[0]), year_start(settings.years[1] + 1)
+    train = range(year_start(settings.train_years[0]), year_start(settings.train_years[1] + 1))
+    moments: dict[str, Moments] = {}
+    files: list[tuple[str, Path]] = []
+    frames, total = sample_frames(settings, first, last, channels), (last - first) // settings.interval
+    for hour, fields in tqdm(frames, "sample", total, unit="frame", mininterval=1.0):
+        for name, field in zip(channels, fields, strict=True):
+            path = field_path(root, name, hour)
+            write_field(path, field)
+            files.append((name, path))
+            if hour in train:
+                moments[name] = add_moments(moments.get(name), field)
+    for name in channels:
+        write_statistics(root, name, *mean_std(moments[name]), moments[name].low, moments[name].high)
+    if settings.standardize:  # 统计量要等训练年份写完才知道，所以回头重写一遍
+        for name, path in tqdm(files, "standardize", unit="file", mininterval=1.0):
+            mean, std = mean_std(moments[name])
+            write_field(path, (np.load(path) - mean) / std)
+    dropped, corrupted = damage([path for _, path in files], settings)
+    marker = {
+        "arguments": as_json(settings),
+        "files": len(files) - len(dropped),
+        "dropped": [str(path.relative_to(root)) for path in dropped],
+        "corrupted": {str(path.relative_to(root)): kind for path, kind in corrupted.items()},
+    }
+    (root / MARKER).write_text(json.dumps(marker, indent=2), encoding="utf-8")
+    return marker
+
+
+def damage(files: Sequence[Path], settings: Settings) -> tuple[list[Path], dict[Path, str]]:
+    """按种子删掉一部分文件、弄坏另一部分（截断、含 NaN、形状不对轮流），返回 (删掉的, 弄坏的 → 怎样坏)。"""
+    rng = np.random.default_rng([settings.seed, 2])
+    num_drop, num_corrupt = (round(share * len(files)) for share in (settings.drop, settings.corrupt))
+    chosen = [files[i] for i in rng.permutation(len(files))[: num_drop + num_corrupt]]
+    for path in chosen[:num_drop]:
+        path.unlink()
+    corrupted: dict[Path, str] = {}
+    for i, path in enumerate(chosen[num_drop:]):
+        kind = ("truncated", "nan", "shape")[i % 3]
+        field = np.load(path)
+        if kind == "truncated":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif kind == "nan":
+            field[rng.integers(field.shape[0]), rng.integers(field.shape[1])] = np.nan
+            write_field(path, field)
+        else:
+            write_field(path, field[:, 1:])
+        corrupted[path] = kind
+    return sorted(chosen[:num_drop]), dict(sorted(corrupted.items()))
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """元组写成列表，与 JSON 读回来的一样，才能相比。"""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings._asdict().items()}
+
+
+def already_there(root: Path, settings: Settings, overwrite: bool) -> bool:
+    """root 里已是同一份样例。
+
+    Raises:
+        ValueError: root 里有别的东西；不是本命令写的，给 --overwrite 也不碰。
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    if not (root / MARKER).is_file():
+        raise ValueError(f"--root {root} holds files that this command did not write; choose another folder")
+    if overwrite:
+        return False
+    there = json.loads((root / MARKER).read_text(encoding="utf-8"))["arguments"]
+    wanted = as_json(settings)
+    different = [f"{key} {there.get(key)} (asked: {wanted[key]})" for key in wanted if there.get(key) != wanted[key]]
+    if different:
+        raise ValueError(f"--root {root} holds another sample: {', '.join(different)}; replace it with --overwrite")
+    return True
+
+
+def create(root: Path, settings: Settings) -> dict[str, Any]:
+    """在旁边写好整棵树，再换成 root；失败或中断时不留下半成品。
+
+    Raises:
+        ValueError: 磁盘不够，或不能写。
+    """
+    frames = (year_start(settings.years[1] + 1) - year_start(settings.years[0])) // settings.interval
+    needed = frames * len(channels_of(settings)) * (4 * settings.grid[0] * settings.grid[1] + 4096)  # 头与块的零头
+    partial = root.with_name(f".{root.name}.partial")
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root.parent).free
+        if needed > free:
+            raise ValueError(
+                f"the sample needs about {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
+            )
+        shutil.rmtree(partial, ignore_errors=True)  # 上次被强行结束的残余
+        partial.mkdir()
+        marker = write_tree(partial, settings)
+        if root.exists():
+            shutil.rmtree(root)
+        partial.rename(root)
+    except OSError as error:
+        raise ValueError(f"--root {root}: cannot write ({error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return marker
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[Path, Settings, bool]:
+    """命令行 → (root, 参数, 是否覆盖)。
+
+    Raises:
+        ValueError: 写法不对；给出正确的写法。
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m util.data.sample", allow_abbrev=False,
+        description="Write a sample tree of .npy fields from a small simulation of atmospheric turbulence.",
+    )  # fmt: skip
+    parser.error = _refuse
+    add = parser.add_argument
+    add("--root", required=True, help="folder to write, e.g. data/sample")
+    add("--grid", default="32x64", metavar="HxW", help="rows x columns of the global grid (default: 32x64)")
+    add("--years", default="1979-1982", help="first and last year (default: 1979-1982)")
+    add("--train-years", help="years of the statistics (default: all but the last two)")
+    add("--interval", type=int, choices=INTERVALS, default=6, help="hours between files (default: 6)")
+    add("--levels", default="level_00", help="all, or names such as level_00,level_07 (default: level_00)")
+    add("--seed", type=int, default=42, help="seed of planet and weather (default: 42)")
+    add("--standardize", action="store_true", help="write standardised files (default: physical units)")
+    add("--drop", type=float, default=0.0, metavar="SHARE", help="delete this share of the files")
+    add("--corrupt", type=float, default=0.0, metavar="SHARE", help="corrupt this share of the files")
+    add("--overwrite", action="store_true", help="replace another sample in --root")
+    args = parser.parse_args(argv)
+    grid = _pair("--grid", args.grid, r"(\d{1,4})x(\d{1,4})", "32x64")
+    years = _years("--years", args.years)
+    train = _years("--train-years", args.train_years) if args.train_years else (years[0], max(years[0], years[1] - 2))
+    if min(grid) < 8:
+        raise ValueError(f"--grid {args.grid}: at least 8x8")
+    if not years[0] <= train[0] <= train[1] <= years[1]:
+        raise ValueError(f"--train-years {train[0]}-{train[1]}: must lie within --years {years[0]}-{years[1]}")
+    if not (min(args.drop, args.corrupt) >= 0 and args.drop + args.corrupt <= 1):
+        raise ValueError(f"--drop {args.drop} --corrupt {args.corrupt}: shares of at least 0, together at most 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: must not be negative")
+    settings = Settings(
+        grid, years, train, args.interval, _levels(args.levels), args.seed, args.standardize, args.drop, args.corrupt
+    )
+    return Path(args.root).resolve(), settings, args.overwrite
+
+
+def _pair(option: str, text: str, pattern: str, example: str) -> tuple[int, int]:
+    match = re.fullmatch(pattern, text)
+    if not match:
+        raise ValueError(f"{option} {text}: write it like {example}")
+    return int(match[1]), int(match[2])
+
+
+def _years(option: str, text: str) -> tuple[int, int]:
+    first, last = _pair(option, text if "-" in text else f"{text}-{text}", r"(\d{4})-(\d{4})", "1979-1982")
+    if not 1 <= first <= last < 9999:
+        raise ValueError(f"{option} {text}: the first year must not be after the last")
+    return first, last
+
+
+def _levels(text: str) -> tuple[str, ...]:
+    names = [f"level_{i:02d}" for i in range(len(PRESSURES))]
+    chosen = names if text == "all" else text.split(",")
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"--levels {text}: no level {name!r}; {nearest(name, names)} (or all)")
+    return tuple(name for name in names if name in chosen)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令的入口；返回退出码。"""
+    root, settings, overwrite = parse_arguments(argv)
+    if already_there(root, settings, overwrite):
+        print(f"sample: already there, {root}")
+        return 0
+    start = time.monotonic()
+    marker = create(root, settings)
+    listed = [f"dropped {path}" for path in marker["dropped"]]
+    listed += [f"corrupted ({kind}) {path}" for path, kind in marker["corrupted"].items()]
+    print(*listed[:SHOWN], sep="\n", end="\n" if listed else "")
+    if len(listed) > SHOWN:
+        print(f"... and {len(listed) - SHOWN} more, all in {root / MARKER}")
+    span, train = ("-".join(map(str, years)) for years in (settings.years, settings.train_years))
+    unit = "standardised" if settings.standardize else "physical units"
+    height, width = settings.grid
+    print(
+        f"sample: {marker['files']} files, {len(channels_of(settings))} channels of {height} x {width} every "
+        f"{settings.interval} h, {span}, {unit}, statistics of {train}, in {root} ({time.monotonic() - start:.0f} s)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""按一周一块的自助法：成绩的置信区间与两两之差。"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from util.scores.common import Common, Source, _read
+from util.scores.tabulate import Array
+
+BLOCK_HOURS = 7 * 24
+RESAMPLES = 1000
+FEWEST_BLOCKS = 20  # 再少，百分位自助法的「95 %」实际盖不到九成
+
+
+class Blocks(NamedTuple):
+    """一个模型每块的统计量之和 (N, L, C)、场数 (N, L, C)，和换回物理单位的标准差 (C,)。"""
+
+    sums: dict[str, Array]
+    counts: Array
+    std: Array
+
+
+def block_sums(source: Source, common: Common, names: Sequence[str] | None = None) -> Blocks:
+    """各统计量（names，默认全部）按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
+    ids = np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
+    shape = (int(ids.max()) + 1, *common.keep.shape[1:])
+    counts = np.zeros(shape)
+    np.add.at(counts, ids, common.keep)
+    sums = {}
+    for name in names or source.file.names:
+        total, present = np.zeros(shape), False
+        for place, values in _read(source, name, common):
+            keep = common.keep[place]
+            present |= bool(np.isfinite(values[keep]).any())
+            np.add.at(total, ids[place], np.where(keep, values, 0.0))
+        if present:
+            sums[name] = total
+    std = source.file.std[[source.file.channels.index(c) for c in common.channels]]
+    return Blocks(sums, counts, std)
+
+
+def skill(model: Blocks, base: Blocks, name: str, power: float) -> dict[str, Array]:
+    """相对 base 的技巧 1 − 模型/base 与差值 模型 − base（物理单位），各带 95 % 区间，都是 (L, C)。
+
+    Args:
+        name, power: 成绩 = (统计量的平均) 的 power 次方：RMSE 为 ("square", 0.5)。
+    """
+
+    def final(weights: Array, blocks: Blocks) -> Array:
+        sums, counts = (np.tensordot(weights, a, axes=1) for a in (blocks.sums[name], blocks.counts))
+        return (sums / counts) ** power * blocks.std
+
+    number = len(model.counts)
+    ones, draws = np.ones(number), np.random.default_rng(0).multinomial(number, [1 / number] * number, RESAMPLES)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, two = final(ones, model), final(ones, base)
+        result = {"value": 1 - one / two, "difference": one - two}
+        if number >= FEWEST_BLOCKS:
+            many, other = final(draws, model), final(draws, base)  # (R, L, C)
+            for key, samples in (("", 1 - many / other), ("difference_", many - other)):
+                result[f"{key}low"], result[f"{key}high"] = np.percentile(samples, [2.5, 97.5], axis=0)
+    return result
