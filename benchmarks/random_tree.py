@@ -15,7 +15,7 @@ from tqdm import tqdm
 from util.calendar import year_start
 from util.cli import run_command
 from util.data.index import sampled_hours
-from util.data.tree_files import field_path, write_field, write_statistics
+from util.data.tree_files import field_path, write_field, write_mean_std
 
 HEIGHT, WIDTH = 128, 256
 VARIABLES = dict.fromkeys(("t2m", "tp", "u10", "v10"), "single") | {name: ["level_00"] for name in "rtuvz"}
@@ -38,7 +38,7 @@ def main() -> int:
     rng = np.random.default_rng(0)
     pool = rng.standard_normal((16, HEIGHT, WIDTH), dtype=np.float32)  # 内容轮着用：量的是读写，不是随机数
     for channel in channels:
-        write_statistics(args.root, channel, 0.5, 2.0, -10.0, 10.0)
+        write_mean_std(args.root, channel, 0.5, 2.0, -10.0, 10.0)
     for year in years:
         hours = sampled_hours(range(year_start(year), year_start(year + 1)), args.interval)
         for i, hour in enumerate(tqdm(hours.tolist(), str(year))):

@@ -77,7 +77,7 @@ def _make_tree(
     seed: int = 0,
 ) -> Tree:
     from util.calendar import parse_time
-    from util.data.tree_files import field_path, write_field, write_statistics
+    from util.data.tree_files import field_path, write_field, write_mean_std
     from util.variables import split_channel
 
     hours = list(range(parse_time(first_day), parse_time(last_day) + 24, interval))  # 首日 00 时到末日的最后一刻
@@ -89,7 +89,7 @@ def _make_tree(
         for hour, field in zip(hours, values, strict=True):
             write_field(field_path(root, channel, hour), field)
         moments = [float(f(values, dtype=np.float64)) for f in (np.mean, np.std)]
-        write_statistics(root, channel, moments[0], moments[1], float(values.min()), float(values.max()))
+        write_mean_std(root, channel, moments[0], moments[1], float(values.min()), float(values.max()))
     return Tree(root, tuple(channels), hours, fields, _data_section(root, channels, shape, interval))
 
 

@@ -46,7 +46,7 @@ def channel_folder(channel: str) -> str:
     return f"{variable}_npy" if level is None else f"{variable}_npy/{level}"
 
 
-def describe(channel: str) -> Variable:
+def variable_info(channel: str) -> Variable:
     """通道的说明；表外变量只有名字。"""
     variable, _ = split_channel(channel)
     return VARIABLES.get(variable, Variable(variable, "", "", "other"))

@@ -33,7 +33,7 @@ CONNECT_SECONDS = 5
 JOIN_SECONDS = 30  # 调度器刚起来，工人还在路上
 TIMEOUTS = (TimeoutError, asyncio.TimeoutError)  # Python 3.11 起是同一个
 Work = Callable[[Any, Any], Any]  # (各进程共有的, 一件事) → 结果
-Run = Callable[[Work, Sequence[Any]], Iterable[Any]]
+Runner = Callable[[Work, Sequence[Any]], Iterable[Any]]
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def recorded_command(module: str, argv: Sequence[str] | None) -> str:
 
 
 @contextmanager
-def spread(workers: int, scheduler: str | None, shared: Any, paths: Sequence[Path] = ()) -> Iterator[Run]:
+def distribute(workers: int, scheduler: str | None, shared: Any, paths: Sequence[Path] = ()) -> Iterator[Runner]:
     """`with spread(...) as run: for result in run(work, items)`，result 是 work(shared, item)；出错时不再做余下的。
 
     Args:

@@ -20,7 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.codecs.results import table_text, write_reconstruction
+from engine.codecs.results import reconstruction_text, write_reconstruction
 from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
@@ -140,7 +140,7 @@ def compare_codecs(
     for name, codec in codecs.items():
         table["codecs"][name]["source"] = codec.source
     pictures = write_reconstruction(out, table, models, data, device)
-    log.info("%s", table_text(table))
+    log.info("%s", reconstruction_text(table))
     log.info("scores: %s; pictures: %s", out / "metrics.json", ", ".join(map(str, pictures)))
     return 0
 

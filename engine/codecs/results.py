@@ -34,7 +34,7 @@ def table_rows(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def table_text(table: Table) -> str:
+def reconstruction_text(table: Table) -> str:
     """对齐的文字表。"""
     from engine.codecs.tokens import tokens_text
 
@@ -80,8 +80,8 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
     from models.layers.frames import encoded_fields
     from util.calendar import time_text
     from util.data.batches import all_starts
-    from util.plot.gallery import gallery_figures
     from util.plot.maps import forecast_figure
+    from util.plot.side_by_side import side_by_side_figures
     from util.plot.style import save_figures
 
     spec = data.spec
@@ -106,5 +106,5 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
             labels = [f"up to {h}x{w}" for h, w in model.quantizer.scales]
             columns = {"truth": real, **dict(zip(labels, fields, strict=True))}
             kind = None if encodes == "state" else "difference"
-            paths += save_figures(gallery_figures(spec, columns, title, kind), folder / f"{name}_scales")
+            paths += save_figures(side_by_side_figures(spec, columns, title, kind), folder / f"{name}_scales")
     return paths

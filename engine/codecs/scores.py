@@ -69,7 +69,7 @@ def score_codecs(
     """
     spec, encodes = data.spec, what_they_encode(codecs)
     weights = latitude_weights(spec.latitudes).to(device)
-    batches = every_frame(data, split, batch_size, stride, encodes)
+    batches = every_frame(data.segments[split], data.spec.window, batch_size, stride, encodes == "tendency")
     loader = feed(data, batches, device)
     sums, tokens = ({name: dict[str, Any]() for name in codecs} for _ in range(2))
     counts = torch.zeros(spec.num_channels, dtype=torch.float64, device=device)
@@ -88,7 +88,7 @@ def score_codecs(
     described = {}
     for name, model in codecs.items():
         scores = final_scores({key: total / counts for key, total in sums[name].items()}, std)
-        described[name] = {**describe(model, spec), "scores": by_channel(scores, spec)}
+        described[name] = {**describe_latents(model, spec), "scores": by_channel(scores, spec)}
         if isinstance(model, TokenAutoencoder):
             described[name]["tokens"] = describe_tokens(model, tokens[name], counts, spec)
     return {
@@ -133,7 +133,7 @@ def reconstruction(model: Any, fields: Tensor, name: str) -> Tensor:
     return made
 
 
-def describe(model: Any, spec: DataSpec) -> dict[str, Any]:
+def describe_latents(model: Any, spec: DataSpec) -> dict[str, Any]:
     """潜变量的大小，与它占一帧场的几分之几（数的个数）。"""
     field = spec.num_channels * spec.height * spec.width
     return {"latent_shape": list(model.latent_shape), "compression": math.prod(model.latent_shape) / field}

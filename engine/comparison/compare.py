@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.comparison.text import as_markdown, as_text, comparison_blocks, span_of
 from engine.evaluation.baselines import BASELINES, FITTED
-from engine.evaluation.glimpse import MAP_CHANNELS, MAP_LEADS, spread
+from engine.evaluation.glimpse import MAP_CHANNELS, MAP_LEADS, evenly
 from engine.evaluation.page import (
     channels_section,
     models_section,
@@ -34,7 +34,7 @@ from util.plot.scores import scores_figure
 from util.plot.style import save_figures
 from util.report import write_report
 from util.scores.bootstrap import block_sums
-from util.scores.common import Common, Source, common_pairs
+from util.scores.common import Common, Contender, common_pairs
 from util.scores.statistics_file import Statistics
 from util.scores.tabulate import tabulate, write_csv
 
@@ -77,7 +77,7 @@ class Entry(NamedTuple):
 
     def rmse(self, model: str, common: Common) -> np.ndarray:
         """共同的场上的 RMSE (L, C)，物理单位；没有场的地方为 NaN。"""
-        blocks = block_sums(Source(model, self.file, model), common, ["square"])
+        blocks = block_sums(Contender(model, self.file, model), common, ["square"])
         with np.errstate(invalid="ignore"):
             mean = blocks.sums["square"].sum(0) / blocks.counts.sum(0)
         return np.sqrt(mean) * blocks.std
@@ -105,7 +105,7 @@ def compare_runs(
     with ExitStack() as stack:
         entries = open_entries(stack, folders, names)
         setup_logging(out / "compare.log")
-        sources = choose_sources(entries)
+        sources = choose_contenders(entries)
         table = make_comparison(entries, sources, notes)
         text = as_text(comparison_blocks(table))
         log.info("comparison of %d run(s)\n%s", len(entries), text)
@@ -174,19 +174,19 @@ def choose_labels(names: Sequence[str], places: Sequence[Path], tables: Sequence
     return labels
 
 
-def choose_sources(entries: Sequence[Entry]) -> list[Source]:
+def choose_contenders(entries: Sequence[Entry]) -> list[Contender]:
     """每个运行一行，基线排在后面：自己就是一个运行的取那个运行，其余的取自第一份有它的评测。"""
-    rows = {e.label: Source(e.label, e.file, e.table["model"]) for e in entries}
+    rows = {e.label: Contender(e.label, e.file, e.table["model"]) for e in entries}
     for base in BASELINE_NAMES:
         holder = next((e for e in entries if e.holds(base)), None)
         if base in rows:
             rows[base] = rows.pop(base)
         elif holder is not None:
-            rows[base] = Source(base, holder.file, base)
+            rows[base] = Contender(base, holder.file, base)
     return list(rows.values())
 
 
-def make_comparison(entries: Sequence[Entry], sources: Sequence[Source], notes: Sequence[str] = ()) -> Table:
+def make_comparison(entries: Sequence[Entry], sources: Sequence[Contender], notes: Sequence[str] = ()) -> Table:
     """共同的场上的成绩表，加上来历、代价、各有多少场、说明（接在 notes 之后）。
 
     Raises:
@@ -252,7 +252,7 @@ def entry_notes(entries: Sequence[Entry], common: Common) -> list[str]:
     return notes
 
 
-def check_baselines(entries: Sequence[Entry], sources: Sequence[Source], common: Common) -> list[str]:
+def check_baselines(entries: Sequence[Entry], sources: Sequence[Contender], common: Common) -> list[str]:
     """各评测里的同一个基线应当一样：持续性预报只由真值决定，不同就是真值不同；别的只是说明用的是谁的。
 
     Raises:
@@ -300,7 +300,7 @@ def same_fields(entries: Sequence[Entry], table: Table) -> bool:
     )
 
 
-def page_content(entries: Sequence[Entry], sources: Sequence[Source], table: Table, out: Path) -> dict[str, Any]:
+def page_content(entries: Sequence[Entry], sources: Sequence[Contender], table: Table, out: Path) -> dict[str, Any]:
     """报告的内容；地图与序列在各自的报告里，给出链接。"""
     shown = page_leads(table)
     thinned = "" if len(shown) == len(table["lead_hours"]) else f", {len(shown)} of them here, all in comparison.csv"
@@ -350,10 +350,10 @@ def pairs_note(table: Table) -> str:
     return f"Initial times x lead times of each run: {', '.join(own)}"
 
 
-def joined_spectra(sources: Sequence[Source], table: Table) -> dict[str, Any]:
+def joined_spectra(sources: Sequence[Contender], table: Table) -> dict[str, Any]:
     """各文件里的谱合成一节，通道与时效和单个报告取得一样多；真值的谱大家相同。"""
-    channels = [table["channels"][i] for i in spread(len(table["channels"]), MAP_CHANNELS)]
-    leads = spread(len(table["lead_hours"]), MAP_LEADS)
+    channels = [table["channels"][i] for i in evenly(len(table["channels"]), MAP_CHANNELS)]
+    leads = evenly(len(table["lead_hours"]), MAP_LEADS)
     parts = [spectra_section(table, s.file, {s.label: s.model}, channels, leads) for s in sources]
     return {**parts[0], "models": {label: one for part in parts for label, one in part["models"].items()}}
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.evaluation.glimpse import spread
+from engine.evaluation.glimpse import evenly
 from util.plot.style import pretty_unit
 
 Table = Mapping[str, Any]
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 def comparison_blocks(table: Table) -> list[Block]:
     """开头的说明与场数，每个通道一张表，代价，末了是各通道的平均。"""
-    shown = spread(len(table["lead_hours"]), MOST_LEADS)
+    shown = evenly(len(table["lead_hours"]), MOST_LEADS)
     return [
         pairs_block(table),
         *(channel_block(table, channel, shown) for channel in table["channels"]),

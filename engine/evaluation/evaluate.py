@@ -20,9 +20,9 @@ from engine.evaluation.cost import (
     reset_peak_memory,
     training_cost,
 )
-from engine.evaluation.glimpse import parse_points, plan_view
+from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.page import command_line, curves_section, data_section, evaluation_content
-from engine.evaluation.results import Seen, Table, table_text, write_results, write_table
+from engine.evaluation.results import Seen, Table, scores_text, write_results, write_table
 from engine.evaluation.scoring import score
 from engine.evaluation.task import Options, Task, find_starts, threshold_table
 from engine.forecasting.perturbation import check_members
@@ -72,7 +72,7 @@ def evaluate(
     steps = options.steps or spec.frames_out
     starts = find_starts(data, options.split, steps, options.stride)
     thresholds = threshold_table(options.thresholds, spec)
-    view = plan_view(spec, len(starts), steps, parse_points(list(options.points), spec))
+    view = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
     batch_size = eval_batch_size(config)
     models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
     reset_peak_memory(fabric.device)
@@ -99,7 +99,7 @@ def evaluate(
     return Evaluated(task, table, seen)
 
 
-def present(result: Evaluated, config: RunConfig, out: Path, page: Path, content: dict[str, Any]) -> list[Path]:
+def publish(result: Evaluated, config: RunConfig, out: Path, page: Path, content: dict[str, Any]) -> list[Path]:
     """成绩的表、图和报告；content 是页面独有的部分（标题、来历、损失曲线）。返回 PNG 的路径。"""
     table, task = result.table, result.task
     log.info("scores: %s", write_table(out, table))
@@ -165,7 +165,7 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         return 0
     result.table["cost"] |= training_cost(Progress(**content["progress"]))
     for lead in range(result.task.steps):
-        log.info("%s\n%s", options.split, table_text(result.table, lead))
+        log.info("%s\n%s", options.split, scores_text(result.table, lead))
     page = {
         "kind": "evaluation",
         "title": f"{content['run']}: {options.split} split",
@@ -179,5 +179,5 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         "data": data_section(data, config, out / "missing.csv"),
         **curves_section(Path(config.log.dir) / content["run"] / "metrics.csv"),
     }
-    present(result, config, out, out / "report.html", page)
+    publish(result, config, out, out / "report.html", page)
     return 0

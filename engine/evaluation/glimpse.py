@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class Glimpse:
     """取哪些：leads 与 channels 是序号，rows 是起报时间的序号；地图每 factor × factor 格平均成一格。"""
 
     spec: DataSpec
@@ -75,18 +75,18 @@ class View:
         return torch.stack(values, -1).cpu().numpy()
 
 
-def plan_view(spec: DataSpec, windows: int, steps: int, points: list[Point]) -> View:
+def choose_glimpse(spec: DataSpec, windows: int, steps: int, points: list[Point]) -> Glimpse:
     """定下取哪些；放不下时先少取起报时间，再不够就把格子合并。"""
-    channels, leads = spread(spec.num_channels, MAP_CHANNELS), spread(steps, MAP_LEADS)
+    channels, leads = evenly(spec.num_channels, MAP_CHANNELS), evenly(steps, MAP_LEADS)
     pixels = len(channels) * len(leads) * spec.height * spec.width  # 一个起报时间的
     times = min(windows, MAP_TIMES, max(FEWEST_TIMES, MAP_VALUES // pixels))
     factor = math.ceil(math.sqrt(max(1.0, times * pixels / MAP_VALUES)))
     length = SERIES_VALUES // (2 * len(channels) * len(leads) * (1 + len(points)))
     kept = min(windows, SERIES_TIMES, max(1, length))
-    return View(spec, channels, leads, _middle(windows, times), factor, _middle(windows, kept), points)
+    return Glimpse(spec, channels, leads, _middle(windows, times), factor, _middle(windows, kept), points)
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """首尾在内、均匀的至多 most 个序号。"""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from engine.evaluation.glimpse import spread
+from engine.evaluation.glimpse import evenly
 from engine.evaluation.results import Seen, Table
 from engine.evaluation.task import Options, Task
 from engine.loading import versions
@@ -24,7 +24,7 @@ from util.logger import read_metrics
 from util.plot.coast import coastlines
 from util.plot.style import color_limits, plotly_scale
 from util.scores.statistics_file import Statistics
-from util.variables import describe
+from util.variables import variable_info
 
 Facts = list[list[Any]]  # [标签, 文字或 phrase()]
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
@@ -81,14 +81,14 @@ def models_section(names: list[str], baselines: list[str]) -> list[dict[str, str
 
 def channels_section(table: Table) -> list[dict[str, str]]:
     return [
-        {"name": c, "long_name": describe(c).long_name, "unit": table["units"][c], "kind": describe(c).kind}
+        {"name": c, "long_name": variable_info(c).long_name, "unit": table["units"][c], "kind": variable_info(c).kind}
         for c in table["channels"]
     ]
 
 
 def page_leads(table: Table) -> list[int]:
     """页面里放哪些时效：通道与时效都多时均匀地取一些。"""
-    return spread(len(table["lead_hours"]), max(2, SCORE_CELLS // len(table["channels"])))
+    return evenly(len(table["lead_hours"]), max(2, SCORE_CELLS // len(table["channels"])))
 
 
 def scores_sections(table: Table, leads: list[int]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def maps_section(task: Task, seen: Seen) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     colors: dict[str, Any] = {}
     for j, c in enumerate(view.channels):
-        kind = describe(spec.channels[c]).kind
+        kind = variable_info(spec.channels[c]).kind
         stacks = {
             name: np.stack([p[name][:, j] for p in pictures], 1) for name in ("truth", "forecast")
         }  # (L', T, h, w)

@@ -18,7 +18,7 @@ from engine.evaluation.task import Scored, Task
 from util.atomic import replacing
 from util.files.array_file import ArrayFile
 from util.files.netcdf import ForecastFile, TruthFile
-from util.scores.common import Source
+from util.scores.common import Contender
 from util.scores.statistics_file import Statistics, StatisticsFile
 from util.scores.tabulate import plain, tabulate, write_csv
 
@@ -110,7 +110,7 @@ def finish_statistics(file: StatisticsFile, task: Task, seen: Seen) -> None:
 def make_table(task: Task, statistics: Statistics, seen: Seen) -> Table:
     """成绩表，加上谱的距离与秩直方图。"""
     baselines = [name for name in task.models if name != task.judged]
-    table = tabulate([Source(name, statistics, name) for name in task.models], baselines)
+    table = tabulate([Contender(name, statistics, name) for name in task.models], baselines)
     add_spectral_distance(table, statistics, {name: name for name in task.models})
     ranks = statistics.result("rank_histogram")
     if ranks is not None:
@@ -202,7 +202,7 @@ def write_table(out: Path, table: Table) -> Path:
     return target
 
 
-def table_text(table: Table, lead: int = 0) -> str:
+def scores_text(table: Table, lead: int = 0) -> str:
     """一张对齐的文字表：每行一个通道，每列一个模型。"""
     names = list(table["scores"])
     title = f"latitude-weighted RMSE at +{table['lead_hours'][lead]} h"

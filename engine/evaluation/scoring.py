@@ -67,7 +67,7 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     thresholds = standardize_thresholds(task.thresholds, spec).to(device)
     periodic = spec.closes_circle
     seconds = dict.fromkeys(task.models, 0.0)
-    rolls = {name: timed(run_model(task, name, batch), name, seconds, device) for name in task.models}
+    rolls = {name: timed(roll_model(task, name, batch), name, seconds, device) for name in task.models}
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in task.models}
     spectra: dict[str, list[Tensor]] = {name: [] for name in ("truth", *task.models)}
     ranks: list[Tensor] = []
@@ -102,7 +102,7 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     )
 
 
-def run_model(task: Task, name: str, batch: Batch) -> Iterator[Tensor]:
+def roll_model(task: Task, name: str, batch: Batch) -> Iterator[Tensor]:
     """一个模型在一批窗口上逐时效的预报 (B, M, C, H, W)；基线只有一个成员，被评的有 options.members 个。"""
     spec, options = task.spec, task.options
     model, history, when = task.models[name], batch.history, batch.time[:, : spec.frames_in]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.evaluation.glimpse import View
+from engine.evaluation.glimpse import Glimpse
 from util.batch import DataSpec
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
@@ -45,7 +45,7 @@ class Task:
     starts: np.ndarray
     batch_size: int
     seed: int
-    view: View
+    view: Glimpse
     thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
 
     @property

@@ -25,8 +25,8 @@ from util.data.windows import window_valid
 from util.files.netcdf import write_forecast
 from util.grid import latitude_weights
 from util.logger import setup_logging
-from util.plot.gallery import gallery_figures
 from util.plot.maps import forecast_figure
+from util.plot.side_by_side import side_by_side_figures
 from util.plot.style import save_figures
 from util.scores.metrics import errors
 from util.strict import validate
@@ -172,7 +172,7 @@ def read_tree(
             f"--time {time_text(init)}: the tree {origin.root} lacks history at {lost} UTC "
             f"(needed: {spec.frames_in} frames every {step} h up to the given time)"
         )
-    for channel, found, *saved in zip(origin.channels, origin.statistics(), spec.mean, spec.std, strict=True):
+    for channel, found, *saved in zip(origin.channels, origin.mean_std(), spec.mean, spec.std, strict=True):
         if found != (*saved,):
             raise ValueError(f"{channel}: mean_std.json in {origin.root} holds {found}, the checkpoint {(*saved,)}")
     reader = FieldReader(origin, spec, index, past, None)
@@ -229,7 +229,7 @@ def write_outputs(
             columns = {} if real is None else {"truth": real[i]}
             columns |= {f"mean of {len(physical)}": mean[i]}
             columns |= {f"member {m}": fields[i].numpy() for m, fields in enumerate(physical[:MEMBERS_SHOWN], 1)}
-            gallery = gallery_figures(spec, columns, f"{start}+{lead} h")
+            gallery = side_by_side_figures(spec, columns, f"{start}+{lead} h")
             pictures += save_figures(gallery, out / f"members+{lead:03d}h")
     log.info("forecast: %s; picture: %s", out / "forecast.nc", pictures[0])
     if truth is not None and valid is not None:

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from engine.codecs.results import table_text as reconstruction_text
-from engine.codecs.results import write_reconstruction
+from engine.codecs.results import reconstruction_text, write_reconstruction
 from engine.codecs.scores import Table, score_codecs
 from engine.evaluation.cost import training_cost
-from engine.evaluation.evaluate import evaluate, present
+from engine.evaluation.evaluate import evaluate, publish
 from engine.evaluation.page import run_page
-from engine.evaluation.results import table_text
+from engine.evaluation.results import scores_text
 from engine.evaluation.task import Options
 from engine.loading import load_forecaster
 from engine.one_pass import Check
@@ -79,9 +78,9 @@ def finish(run: Run) -> None:
         write_report(run.log_dir / "report.html", page)
     else:
         result.table["cost"] |= training_cost(run.state.progress)
-        log.info("test split, best checkpoint\n%s", table_text(result.table))
+        log.info("test split, best checkpoint\n%s", scores_text(result.table))
         summary |= {key: result.table[key] for key in ("cost", "mean_rmse_ratio")}
-        pictures += present(result, config, run.log_dir / "test", run.log_dir / "report.html", page)
+        pictures += publish(result, config, run.log_dir / "test", run.log_dir / "report.html", page)
         pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
     with replacing(run.log_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")

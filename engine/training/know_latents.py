@@ -48,7 +48,9 @@ def know_latents(run: Run, check: Check) -> None:
     content = load_checkpoint(run.best)
     model, _ = load_forecaster(content, fabric.device)
     if not model.latents_known:
-        batches = every_frame(data, "train", eval_batch_size(run.config), encodes=model.encodes)
+        batches = every_frame(
+            data.segments["train"], data.spec.window, eval_batch_size(run.config), changes=model.encodes == "tendency"
+        )
         batches = batches[fabric.global_rank :: fabric.world_size]
         loader = feed(data, batches, fabric.device)
 

@@ -126,7 +126,7 @@ def open_run(
     total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
     state = build_state(fabric, config, data.spec, total_steps, initial, content)
     if content is None:
-        check_start(state, config.model, initial)
+        check_start(state.model, state.first_stage, config.model, initial)
     else:
         restore(fabric, state, content)
         log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)

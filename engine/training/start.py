@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.training.state import State
 from models import first_stage_file
 from models.layers.codebook import Codebook
 from models.layers.latents import LatentScaling
@@ -37,21 +36,23 @@ def first_stage_origin(options: Mapping[str, Any]) -> dict[str, str]:
     return {"path": path, "sha256": file_sha256(path)} if path else {}
 
 
-def check_start(state: State, options: Mapping[str, Any], initial: Initial | None) -> None:
+def check_start(
+    model: nn.Module, first_stage: Mapping[str, str], options: Mapping[str, Any], initial: Initial | None
+) -> None:
     """新的运行里，学不动的参数不能是随机的。
 
     Raises:
         ValueError: 阶段一不是检查点；冻结的参数没有来处。
     """
     source = options.get("first_stage")
-    if source is not None and not state.first_stage:
+    if source is not None and not first_stage:
         written = source if isinstance(source, str) else "{...}"
         raise ValueError(
             f"model.first_stage = {written}: random weights, for --smoke and tests only; train the first stage and "
             "give its checkpoints/RUN/best.ckpt"
         )
-    frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad)
-    from_files = state.first_stage or getattr(state.model, "frozen_are_trained", False)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    from_files = first_stage or getattr(model, "frozen_are_trained", False)
     if frozen and initial is None and not from_files:
         raise ValueError(
             f"{frozen} parameters of {options['name']} are frozen at their random start; "

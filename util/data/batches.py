@@ -6,21 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from models.layers.frames import Predict
-from util.data.dataset import WeatherData
-
 Segments = list[np.ndarray]  # 每段是连续的抽样小时
-
-
-def every_frame(
-    data: WeatherData, split: str, batch_size: int, stride: int = 1, encodes: Predict = "state"
-) -> list[list[int]]:
-    """首尾相接的窗口，一个划分里每帧恰好一次（段首不足一个窗口的不要）；stride：每几个窗口取一个。
-
-    编码差的：相邻的窗口共用一帧，每个差恰好一次。
-    """
-    starts = adjoining_starts(data.segments[split], data.spec.window, shared=int(encodes == "tendency"))
-    return split_batches(starts[::stride], batch_size)
 
 
 def all_starts(segments: Segments, window: int, stride: int = 1) -> np.ndarray:
@@ -46,6 +32,17 @@ def adjoining_starts(segments: Segments, window: int, shared: int = 0) -> np.nda
     """首尾相接的窗口的起点，相邻的共用 shared 帧；段长不合时丢掉段首最早的几个样本。"""
     ahead = window - shared
     return np.concatenate([s[(s.size - shared) % ahead : max(0, s.size - shared) : ahead] for s in segments])
+
+
+def every_frame(
+    segments: Segments, window: int, batch_size: int, stride: int = 1, changes: bool = False
+) -> list[list[int]]:
+    """首尾相接的窗口，每帧恰好一次（段首不足一个窗口的不要）；stride：每几个窗口取一个。
+
+    changes: 看的是相邻两帧之差，相邻的窗口共用一帧，每个差恰好一次。
+    """
+    starts = adjoining_starts(segments, window, shared=int(changes))
+    return split_batches(starts[::stride], batch_size)
 
 
 def split_batches(starts: np.ndarray, batch_size: int) -> list[list[int]]:

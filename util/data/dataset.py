@@ -20,7 +20,7 @@ from util.data.resident import Resident, keep_on_device
 from util.data.store_origin import Store
 from util.data.tree_origin import Tree
 from util.data.windows import WindowDataset
-from util.variables import describe, split_channel
+from util.variables import split_channel, variable_info
 
 log = logging.getLogger("ar_pred")
 
@@ -71,7 +71,7 @@ def open_data(
             log.warning("gap not bridged, %s", line)
     if len(gaps) > LINES_SHOWN:
         log.warning("... and %d more gaps not bridged", len(gaps) - LINES_SHOWN)
-    mean, std = zip(*origin.statistics(), strict=True)
+    mean, std = zip(*origin.mean_std(), strict=True)
     standardized = origin.decide(index, np.concatenate(segments["train"]))
     spec = make_spec(config, origin.channels, mean, std, standardized)
     if report is not None and announce:
@@ -122,7 +122,7 @@ def make_spec(
 
 def _units(config: DataConfig, channel: str) -> str:
     variable, _ = split_channel(channel)
-    units = config.units.get(variable) or describe(channel).units
+    units = config.units.get(variable) or variable_info(channel).units
     if not units:
         raise ValueError(f"data.units has no entry for {variable!r}; add e.g. {variable}: K")
     return units

@@ -14,10 +14,10 @@ from util.data.index import Index
 from util.data.tree_files import Field, FieldError, field_path, read_field
 
 FILES_PER_CHANNEL = 16
-State = Literal["raw", "standard", "both", "neither"]
+Verdict = Literal["raw", "standard", "both", "neither"]
 
 
-def judge(mean: float, std: float, json_mean: float, json_std: float) -> State:
+def judge(mean: float, std: float, json_mean: float, json_std: float) -> Verdict:
     """量到的均值、标准差像物理单位（接近 json）还是像标准化过（接近 0 和 1）。
 
     容限宽到容得下季节与区域，又分得开两种情形；json 本来就接近 0 和 1 时两头都像。
@@ -55,7 +55,7 @@ def decide_standardized(
             list(pool.map(next, samples))
             return config.standardize == "no"  # yes：请标准化，即文件还是原始值
         measured = list(pool.map(_measure, samples))
-    states: list[State] = [judge(*found, m, s) for found, m, s in zip(measured, mean, std, strict=True)]
+    states: list[Verdict] = [judge(*found, m, s) for found, m, s in zip(measured, mean, std, strict=True)]
     answer = _agree(index.channels, states, measured, mean, std)
     word = "already standardised" if answer else "raw, will be standardised with mean_std.json"
     log.info("standardisation: files are %s (measured %d channels)", word, len(index.channels))
@@ -64,7 +64,7 @@ def decide_standardized(
 
 def _agree(
     channels: Sequence[str],
-    states: Sequence[State],
+    states: Sequence[Verdict],
     measured: Sequence[tuple[float, float]],
     mean: Sequence[float],
     std: Sequence[float],

@@ -36,7 +36,7 @@ class Origin(Protocol):
 
     def index(self, years: list[int]) -> Index: ...
 
-    def statistics(self) -> list[tuple[float, float]]: ...  # 各通道的均值、标准差，物理单位
+    def mean_std(self) -> list[tuple[float, float]]: ...  # 各通道的均值、标准差，物理单位
 
     def decide(self, index: Index, training: np.ndarray) -> bool: ...  # 树里的文件是否已经标准化
 

@@ -25,7 +25,7 @@ DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
 
 
 @dataclass(frozen=True)
-class Plan:
+class StorePlan:
     """存档是什么：MAY_GROW 之外的，打包开始之后就不能再变。
 
     气压 hPa，单层变量为 None；extremes 是各通道 min_max.json 里的最小、最大，没有就是 None；其余见 DataSpec。
@@ -64,7 +64,7 @@ class Plan:
         return years_text(self.years)
 
 
-def torch_type(plan: Plan) -> torch.dtype:
+def torch_type(plan: StorePlan) -> torch.dtype:
     return getattr(torch, plan.dtype)
 
 
@@ -96,7 +96,7 @@ def write_mark(path: Path, content: dict[str, Any]) -> None:
     write_json(path / MARK, {**content, "digest": json_digest(content)})
 
 
-def read_plan(path: Path) -> Plan | None:
+def read_plan(path: Path) -> StorePlan | None:
     """打包开始时写下的 plan；没有就是 None。
 
     Raises:
@@ -111,16 +111,16 @@ def read_plan(path: Path) -> Plan | None:
         raise ValueError(
             f"{path / PLAN}: damaged; remove it and run the same command again, the chunks already packed are kept"
         ) from None
-    if names != {field.name for field in fields(Plan)}:
+    if names != {field.name for field in fields(StorePlan)}:
         raise ValueError(f"{path / PLAN}: written by another version; remove {path} and pack again")
-    return Plan(**values)
+    return StorePlan(**values)
 
 
-def write_plan(path: Path, plan: Plan) -> None:
+def write_plan(path: Path, plan: StorePlan) -> None:
     write_json(path / PLAN, asdict(plan))
 
 
-def read_hours(path: Path, plan: Plan) -> np.ndarray:
+def read_hours(path: Path, plan: StorePlan) -> np.ndarray:
     """(N,) int64 各行的小时，文件名的历法（坐标 time 是 UTC）。"""
     return np.fromfile(path / TIMES, "<i8") + plan.utc_offset_hours
 
@@ -151,7 +151,7 @@ def check_digests(path: Path, files: Mapping[str, str]) -> None:
             raise ValueError(f"{file}: {found}; {LIST_DAMAGE} {path} lists what is damaged")
 
 
-def check_sizes(path: Path, plan: Plan, count: int) -> None:
+def check_sizes(path: Path, plan: StorePlan, count: int) -> None:
     """count 块都在，大小都对。
 
     Raises:

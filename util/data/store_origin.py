@@ -26,7 +26,7 @@ from util.buffers import as_tensor
 from util.calendar import hours_in_year, year_start
 from util.config import DataConfig
 from util.data.index import Index
-from util.data.store_files import PRESENT, Plan, check_digests, check_sizes, read_hours, read_mark, torch_type
+from util.data.store_files import PRESENT, StorePlan, check_digests, check_sizes, read_hours, read_mark, torch_type
 from util.data.tree_files import FieldError, field_path
 from util.files.zarr_metadata import chunk_name
 from util.variables import channel_name, split_channel
@@ -44,7 +44,7 @@ class Store:
         assert config.store is not None
         self.config, self.path = config, Path(config.store)
         content = read_mark(self.path)
-        self.plan = plan = Plan(**content["plan"])
+        self.plan = plan = StorePlan(**content["plan"])
         self.root, self.dtype = plan.root, torch_type(plan)
         _check(config, plan)
         self.channels = choose_channels(config, plan.channels)
@@ -89,7 +89,7 @@ class Store:
         hours = year_start(self.plan.years[-1] + 1) - year_start(self.plan.years[0])
         return np.unpackbits(np.load(self.path / PRESENT), axis=1, count=hours).astype(bool)
 
-    def statistics(self) -> list[tuple[float, float]]:
+    def mean_std(self) -> list[tuple[float, float]]:
         return [(self.plan.mean[pick], self.plan.std[pick]) for pick in self.picks]
 
     def decide(self, index: Index, training: np.ndarray) -> bool:
@@ -166,7 +166,7 @@ def choose_channels(config: DataConfig, there: list[str]) -> list[str]:
     return channels
 
 
-def _check(config: DataConfig, plan: Plan) -> None:
+def _check(config: DataConfig, plan: StorePlan) -> None:
     """配置要的，存档给得了。"""
     where = f"the store {config.store}"
     if config.interval_hours % plan.interval_hours:

@@ -110,7 +110,7 @@ def write_field(path: Path, field: Field) -> None:
     np.save(path, np.asarray(field, dtype=np.float32))
 
 
-def read_statistics(root: str | Path, channel: str) -> tuple[float, float]:
+def read_mean_std(root: str | Path, channel: str) -> tuple[float, float]:
     """读通道的 mean_std.json（与年份文件夹并列），返回 (均值, 标准差)，物理单位。
 
     Raises:
@@ -154,7 +154,7 @@ def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float,
     return first, second
 
 
-def write_statistics(
+def write_mean_std(
     root: str | Path, channel: str, mean: float, std: float, low: float | None = None, high: float | None = None
 ) -> None:
     """写 mean_std.json 与（知道极值时）min_max.json，格式与用户的一致（各为一个元素的列表）。"""
@@ -215,4 +215,4 @@ def select_channels(config: DataConfig) -> list[str]:
 def write_moments(root: str | Path, name: str, moments: Moments, dates: str) -> None:
     """写 mean_std.json 与 min_max.json；Raises 见 check_moments。"""
     check_moments(name, moments, dates)
-    write_statistics(root, name, moments.mean, moments.std, moments.low, moments.high)
+    write_mean_std(root, name, moments.mean, moments.std, moments.low, moments.high)

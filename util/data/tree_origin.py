@@ -20,7 +20,7 @@ from util.data.tree_files import (
     plain_header,
     read_field,
     read_into,
-    read_statistics,
+    read_mean_std,
     select_channels,
     usual_header,
 )
@@ -48,11 +48,11 @@ class Tree:
     def index(self, years: list[int]) -> Index:
         return scan(self.config, self.channels, years)
 
-    def statistics(self) -> list[tuple[float, float]]:
-        return [read_statistics(self.root, channel) for channel in self.channels]
+    def mean_std(self) -> list[tuple[float, float]]:
+        return [read_mean_std(self.root, channel) for channel in self.channels]
 
     def decide(self, index: Index, training: np.ndarray) -> bool:
-        mean, std = zip(*self.statistics(), strict=True)
+        mean, std = zip(*self.mean_std(), strict=True)
         return decide_standardized(self.config, index, training, self.shape, mean, std, log)
 
     def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:

@@ -19,7 +19,7 @@ from util.cli import run_command
 
 if TYPE_CHECKING:
     from util.batch import DataSpec
-    from util.data.store_files import Plan
+    from util.data.store_files import StorePlan
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,13 +53,13 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     """
     from tqdm import tqdm
 
-    from util.data.store_files import Plan, check_sizes, read_hours, read_mark
-    from util.data.tree_files import write_statistics
+    from util.data.store_files import StorePlan, check_sizes, read_hours, read_mark
+    from util.data.tree_files import write_mean_std
     from util.exchange.plan import refuse_existing
     from util.files.netcdf import TruthFile
     from util.files.zarr_metadata import chunk_name
 
-    plan = Plan(**read_mark(store)["plan"])
+    plan = StorePlan(**read_mark(store)["plan"])
     hours = read_hours(store, plan)
     check_sizes(store, plan, -(-hours.size // plan.chunk_rows))
     if not overwrite:
@@ -86,11 +86,11 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
             bar.update(len(values))
     if root is not None:
         for channel, mean, std, pair in zip(plan.channels, plan.mean, plan.std, plan.extremes, strict=True):
-            write_statistics(root, channel, mean, std, *(pair or ()))
+            write_mean_std(root, channel, mean, std, *(pair or ()))
     return int(valid.sum())
 
 
-def read_chunks(store: Path, plan: Plan, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+def read_chunks(store: Path, plan: StorePlan, rows: int) -> Iterator[tuple[int, np.ndarray]]:
     """逐块给出 (第一行的行号, (n, C, H, W) float32 存着的数)；末一块只到第 rows 行。"""
     import torch
 
@@ -103,13 +103,13 @@ def read_chunks(store: Path, plan: Plan, rows: int) -> Iterator[tuple[int, np.nd
         yield start, stored[: rows - start].float().numpy()
 
 
-def _physical(plan: Plan, values: np.ndarray) -> np.ndarray:
+def _physical(plan: StorePlan, values: np.ndarray) -> np.ndarray:
     """z · std + mean；读取时减去、除以的是 float32 的统计量，这里用同样的两个数，在双精度里还原。"""
     mean, std = (np.array(v, np.float32).astype(np.float64)[:, None, None] for v in (plan.mean, plan.std))
     return (values * std + mean).astype(np.float32)
 
 
-def _write_tree(root: Path, plan: Plan, hours: np.ndarray, fields: np.ndarray, valid: np.ndarray) -> None:
+def _write_tree(root: Path, plan: StorePlan, hours: np.ndarray, fields: np.ndarray, valid: np.ndarray) -> None:
     """fields (n, C, H, W)；没有文件的不写，覆盖旧树时也不留下旧的。"""
     from util.data.tree_files import field_path, write_field
 
@@ -122,7 +122,7 @@ def _write_tree(root: Path, plan: Plan, hours: np.ndarray, fields: np.ndarray, v
                 path.unlink(missing_ok=True)
 
 
-def _spec(plan: Plan) -> DataSpec:
+def _spec(plan: StorePlan) -> DataSpec:
     """写 NetCDF 只看通道、单位、气压与网格；窗口的长度用不到。"""
     from util.batch import DataSpec
 

@@ -17,7 +17,7 @@ from util.calendar import time_text
 from util.cli import run_command
 from util.config import Axis
 from util.data.index import SPLITS
-from util.exchange.plan import Plan, plan_import, write_fields
+from util.exchange.plan import ImportPlan, plan_import, write_fields
 from util.exchange.regrid import Method, Target
 from util.exchange.request import Request, read_request
 from util.exchange.source import SHOWN, listed, open_source, open_wanted
@@ -25,7 +25,7 @@ from util.files.zarr_metadata import FILE_TYPES
 from util.workers import recorded_command
 
 
-def data_yaml(plan: Plan, source: str, method: str | None = None, store: Path | None = None) -> str:
+def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: Path | None = None) -> str:
     """数据集 YAML 的文本，每个键带一句说明；store 是写成的存档，没有写就是目录树。"""
     import yaml
 
@@ -53,7 +53,7 @@ def data_yaml(plan: Plan, source: str, method: str | None = None, store: Path | 
     return "\n".join(lines) + "\n"
 
 
-def summarize(plan: Plan, holes: list[tuple[str, int]]) -> list[str]:
+def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
     """导入之后给人看的几行。"""
     hours, config, step = np.sort(plan.hours), plan.config, plan.config.interval_hours
     latitude, longitude = (f"{axis.first:g} to {axis.values()[-1]:g}" for axis in (config.latitude, config.longitude))
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(plan: Plan, args: argparse.Namespace, argv: Sequence[str] | None) -> list[tuple[str, int]]:
+def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str] | None) -> list[tuple[str, int]]:
     """写目录树或存档；返回略去的 (通道, 小时)。"""
     if args.store is None:
         if args.dtype != "float32":

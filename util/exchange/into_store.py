@@ -23,7 +23,7 @@ from util.data.index import Index, split_years
 from util.data.reader import FieldReader
 from util.data.store_files import json_digest
 from util.data.tree_files import FieldError
-from util.exchange.plan import Plan, block_parts, read_block, survey
+from util.exchange.plan import ImportPlan, block_parts, read_block, survey
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
 from util.packing.packing import locked, make_plan, pack_from, refuse_other
@@ -39,7 +39,9 @@ class Survey(NamedTuple):
     holes: list[tuple[str, int]]
 
 
-def import_to_store(plan: Plan, sources: Sequence[str], store: Path, dtype: str, command: str) -> list[tuple[str, int]]:
+def import_to_store(
+    plan: ImportPlan, sources: Sequence[str], store: Path, dtype: str, command: str
+) -> list[tuple[str, int]]:
     """按 plan 写成存档，或接着写；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
 
     Raises:
@@ -52,9 +54,9 @@ def import_to_store(plan: Plan, sources: Sequence[str], store: Path, dtype: str,
         check_moments(name, moments, " to ".join(plan.config.splits.train))
     config = plan.config.model_copy(update={"max_missing": 1.0})  # 容许缺多少，由读存档的那一份配置管
     wanted = _wanted(plan)
-    origin = Source(plan, config, found, [json_digest([wanted, stamp]) for stamp in _stamps(sources)])
+    origin = SourceFiles(plan, config, found, [json_digest([wanted, stamp]) for stamp in _stamps(sources)])
     extremes = [(found.moments[name].low, found.moments[name].high) for name in origin.channels]
-    mean, std = zip(*origin.statistics(), strict=True)
+    mean, std = zip(*origin.mean_std(), strict=True)
     spec = make_spec(config, origin.channels, mean, std, standardized=False)
     index = origin.index(split_years(config))
     reader = FieldReader(origin, spec, index, np.zeros(0, dtype=np.int64), None, announce=False)
@@ -62,7 +64,7 @@ def import_to_store(plan: Plan, sources: Sequence[str], store: Path, dtype: str,
     return found.holes
 
 
-def _survey(plan: Plan, store: Path, stamps: list[Any]) -> Survey:
+def _survey(plan: ImportPlan, store: Path, stamps: list[Any]) -> Survey:
     """过一遍，或读回上一次的；源文件、要的变量、网格、划分有一样不同就重来。"""
     path = store / "pack" / "survey.json"
     key = json_digest([stamps, _wanted(plan), plan.values])
@@ -77,7 +79,7 @@ def _survey(plan: Plan, store: Path, stamps: list[Any]) -> Survey:
     return found
 
 
-def _wanted(plan: Plan) -> list[Any]:
+def _wanted(plan: ImportPlan) -> list[Any]:
     """从源文件里取什么、怎样换。"""
     grid = [plan.values[name] for name in ("latitude", "longitude", "pressure_hpa")]
     return [plan.request.model_dump(), grid, [str(part) for part in plan.region]]
@@ -92,13 +94,13 @@ def _stamps(sources: Sequence[str]) -> list[Any]:
     return result
 
 
-class Source:
+class SourceFiles:
     """源文件作为数据的来源（util.data.reader.Origin）；场是写进目录树的那些数。"""
 
     standardized = False
     dtype = torch.float32
 
-    def __init__(self, plan: Plan, config: DataConfig, found: Survey, stamps: list[str]) -> None:
+    def __init__(self, plan: ImportPlan, config: DataConfig, found: Survey, stamps: list[str]) -> None:
         """stamps: 各源文件一个，文件或取法换了就变。"""
         self.plan, self.config, self.root, self.channels = plan, config, config.root, plan.names
         self.found = found
@@ -133,7 +135,7 @@ class Source:
                 present[self.channels.index(name), hour - start] = False
         return Index(tuple(self.channels), start, present)
 
-    def statistics(self) -> list[tuple[float, float]]:
+    def mean_std(self) -> list[tuple[float, float]]:
         return [(self.found.moments[name].mean, self.found.moments[name].std) for name in self.channels]
 
     def decide(self, index: Index, training: np.ndarray) -> bool:

@@ -23,7 +23,7 @@ from util.exchange.request import Request, Wanted
 from util.exchange.source import Dims, find_dims, has_levels, listed, read_axis, read_hours, read_pressures
 from util.moments import Moments, measure
 from util.strict import validate
-from util.variables import channel_folder, channel_name, describe
+from util.variables import channel_folder, channel_name, variable_info
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +32,7 @@ UNIT_SPELLING = {"degK": "K", "(0 - 1)": "1"}  # 常见而不合 CF 的写法
 BLOCK_BYTES = 64 * 2**20
 
 
-class View(NamedTuple):
+class FileVariable(NamedTuple):
     """一个文件里的一个变量，还没有读：array 已经裁剪、只留要的层；ranks 是各通道在剩下的层里的下标，单层为空。"""
 
     array: xr.DataArray
@@ -42,7 +42,7 @@ class View(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImportPlan:
     """一次导入要做的全部事情，排好时还没有读任何场。
 
     hours: (T,) int64，按源文件的次序；region: 行、列的裁剪；views: 变量 → 各文件；channels: 变量 → 通道名；
@@ -52,7 +52,7 @@ class Plan:
     request: Request
     hours: np.ndarray
     region: tuple[slice, slice]
-    views: dict[str, list[View]]
+    views: dict[str, list[FileVariable]]
     channels: dict[str, list[str]]
     regrid: Regridder | None
     values: dict[str, Any]
@@ -99,7 +99,7 @@ def plan_import(
     rows: str | None = None,
     cols: str | None = None,
     target: Target | None = None,
-) -> Plan:
+) -> ImportPlan:
     """查完坐标、变量、日期、裁剪，排出计划；不读场，不写文件。
 
     Args:
@@ -137,10 +137,10 @@ def plan_import(
     config = validate(DataConfig, values | {"frames_in": 1}, "import", "data")  # frames_in 属于运行 YAML，这里只为检查
     _check_hours(hours, config)
     channels = {name: [channel_name(name, level) for level in levels] if layered[name] else [name] for name in names}
-    return Plan(request, hours, region, views, channels, regrid, values, config)
+    return ImportPlan(request, hours, region, views, channels, regrid, values, config)
 
 
-def write_fields(plan: Plan, overwrite: bool = False) -> list[tuple[str, int]]:
+def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, int]]:
     """写出目录树：全部场和统计量；返回因含非有限值而没有写的 (通道, 小时)。
 
     Raises:
@@ -156,7 +156,7 @@ def write_fields(plan: Plan, overwrite: bool = False) -> list[tuple[str, int]]:
 
 
 def survey(
-    plan: Plan, take: Callable[[str, int, np.ndarray], bool]
+    plan: ImportPlan, take: Callable[[str, int, np.ndarray], bool]
 ) -> tuple[dict[str, Moments], list[tuple[str, int]]]:
     """全部场逐块过一遍：take(通道, 小时, 场) 说它用不用得了；返回各通道训练日期内的统计量，用不了的 (通道, 小时)。"""
     from tqdm import tqdm
@@ -176,14 +176,14 @@ def survey(
     return moments, holes
 
 
-def read_blocks(plan: Plan, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def read_blocks(plan: ImportPlan, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """逐块给出 (n,) 小时和 (n, 通道, H, W) 的 float32，同 read_block；含缺测的场照样交出去。"""
     for view in plan.views[name]:
         for part in block_parts(view):
             yield view.hours[part], read_block(plan, name, view, part)
 
 
-def block_parts(view: View) -> list[slice]:
+def block_parts(view: FileVariable) -> list[slice]:
     """这个文件分成几块读；与源文件的时间块对齐，免得反复解压。"""
     step = max(1, BLOCK_BYTES * view.hours.size // view.array.nbytes)
     chunk = view.array.encoding.get("preferred_chunks", {}).get(view.dims.time, 1)
@@ -191,7 +191,7 @@ def block_parts(view: View) -> list[slice]:
     return [slice(start, start + step) for start in range(0, view.hours.size, step)]
 
 
-def read_block(plan: Plan, name: str, view: View, part: slice) -> np.ndarray:
+def read_block(plan: ImportPlan, name: str, view: FileVariable, part: slice) -> np.ndarray:
     """(n, 通道, H, W) 的 float32，单位与网格都换好；换网格在双精度里做，缺测不补。
 
     Raises:
@@ -206,7 +206,7 @@ def read_block(plan: Plan, name: str, view: View, part: slice) -> np.ndarray:
     return np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _read_part(view: View, source: str, part: slice) -> np.ndarray:
+def _read_part(view: FileVariable, source: str, part: slice) -> np.ndarray:
     """(n, 通道, H, W)，文件里的数；先取块再转置，否则转置会使读取变成逐点。"""
     array, time = view.array, view.dims.time
     order = [dim for dim in view.dims if dim in array.dims]
@@ -246,7 +246,7 @@ def _choose_pressures(source: Mapping[str, xr.Dataset], request: Request, layere
 
 def _view(
     dataset: xr.Dataset, source: str, first: xr.Dataset, region: tuple[slice, slice], pressures: list[float]
-) -> View:
+) -> FileVariable:
     """裁剪、选层；网格须与第一个文件的第一个变量相同。"""
     dims, like = find_dims(dataset), find_dims(first)
     for name, expected in ((dims.latitude, like.latitude), (dims.longitude, like.longitude)):
@@ -264,10 +264,10 @@ def _view(
         kept = sorted(chosen)
         array = array if len(kept) == len(held) else array.isel({str(dims.level): kept})
         ranks = [kept.index(place) for place in chosen]
-    return View(array, dims, read_hours(dataset), ranks)
+    return FileVariable(array, dims, read_hours(dataset), ranks)
 
 
-def _common_hours(views: dict[str, list[View]]) -> np.ndarray:
+def _common_hours(views: dict[str, list[FileVariable]]) -> np.ndarray:
     """(T,) 各文件的时刻接起来；各变量相同，没有重复，至少两个。"""
     found = {name: np.concatenate([view.hours for view in several]) for name, several in views.items()}
     (one, hours), *others = found.items()
@@ -296,7 +296,7 @@ def _grid(
     return (target.latitude, target.longitude), make_regridder(latitudes, longitudes, target)
 
 
-def _units(views: list[View], name: str, wanted: Wanted) -> str:
+def _units(views: list[FileVariable], name: str, wanted: Wanted) -> str:
     """写明的，或文件里的，或变量表里的。
 
     Raises:
@@ -311,7 +311,7 @@ def _units(views: list[View], name: str, wanted: Wanted) -> str:
             f"{name}: units {wanted.units!r} wanted, the file has {given!r}; write the scale and offset that convert "
             "it, or leave units out"
         )
-    return wanted.units or given or describe(name).units
+    return wanted.units or given or variable_info(name).units
 
 
 def _slice(text: str | None, size: int, option: str) -> slice:
@@ -344,7 +344,7 @@ def _check_hours(hours: np.ndarray, config: DataConfig) -> None:
             raise ValueError(f"--{name} {dates}: no data in this range; the file holds {there}")
 
 
-def _write_or_remove(plan: Plan, name: str, hour: int, field: np.ndarray) -> bool:
+def _write_or_remove(plan: ImportPlan, name: str, hour: int, field: np.ndarray) -> bool:
     """写一个场；含非有限值的不写，覆盖旧树时也不留下旧的。"""
     path = field_path(plan.config.root, name, int(hour))
     finite = bool(np.isfinite(field).all())
@@ -355,7 +355,7 @@ def _write_or_remove(plan: Plan, name: str, hour: int, field: np.ndarray) -> boo
     return finite
 
 
-def _refuse_other_levels(plan: Plan) -> None:
+def _refuse_other_levels(plan: ImportPlan) -> None:
     """读取时 `all` 是文件夹里的全部层，气压却按这次的层数：旧树多出来的层不能留着。"""
     for variable, channels in plan.channels.items():
         there = {p.name for p in (Path(plan.config.root) / f"{variable}_npy").glob("level_*") if p.is_dir()}

@@ -19,7 +19,7 @@ import numpy as np
 
 from util.atomic import replacing
 from util.grid import OutputGrid, output_grid
-from util.variables import describe, split_channel
+from util.variables import split_channel, variable_info
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,7 +75,7 @@ class FieldFile:
                 compression_opts=1,
                 shuffle=True,
             )
-            about = describe(name)
+            about = variable_info(name)
             described = {
                 "long_name": f"{about.long_name} ({kind})" if kind else about.long_name,
                 "standard_name": about.standard_name,
@@ -134,7 +134,7 @@ class TruthFile(FieldFile):
     def __init__(self, path: Path, spec: DataSpec, hours: np.ndarray, attributes: Mapping[str, str]) -> None:
         assert (np.diff(hours) > 0).all(), "hours are not ascending and unique"
         about = {"standard_name": "time", "long_name": "valid time", "axis": "T"}
-        super().__init__(path, spec, {"time": ("time", *_moments(hours, about))}, attributes)
+        super().__init__(path, spec, {"time": ("time", *_hours_variable(hours, about))}, attributes)
         self.hours = np.asarray(hours)
         self.written = np.zeros((len(hours), spec.num_channels), dtype=bool)
 
@@ -213,7 +213,7 @@ def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(chunks)
 
 
-def _moments(hours: np.ndarray, about: dict[str, str]) -> tuple[np.ndarray, dict[str, str]]:
+def _hours_variable(hours: np.ndarray, about: dict[str, str]) -> tuple[np.ndarray, dict[str, str]]:
     """写成带单位的整数，读的一方自会换成时刻。"""
     units = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian"}
     return np.asarray(hours, dtype=np.int64), about | units
@@ -223,10 +223,10 @@ def _forecast_coordinates(init_hours: np.ndarray | None, leads: Sequence[int], m
     coordinates: Coordinates = {}
     if init_hours is not None:
         about = {"standard_name": "forecast_reference_time", "long_name": "initial time", "axis": "T"}
-        coordinates["time"] = ("time", *_moments(init_hours, about))
+        coordinates["time"] = ("time", *_hours_variable(init_hours, about))
         about = {"standard_name": "time", "long_name": "valid time"}
         valid = np.asarray(init_hours)[:, None] + np.array(leads)  # (N, L)
-        coordinates["valid_time"] = (("time", "prediction_timedelta"), *_moments(valid, about))
+        coordinates["valid_time"] = (("time", "prediction_timedelta"), *_hours_variable(valid, about))
     if members > 1:
         about = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
         coordinates["number"] = ("number", np.arange(members, dtype=np.int32), about)

@@ -25,14 +25,14 @@ from util.calendar import time_text
 from util.cli import aligned, run_command
 from util.config import DataConfig, load_config
 from util.data.index import SPLITS, sampled_hours, split_hours
-from util.data.normalize import State, judge
+from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
     Fault,
     FieldError,
     field_path,
     read_extremes,
     read_field,
-    read_statistics,
+    read_mean_std,
     select_channels,
 )
 
@@ -51,7 +51,7 @@ class BadFile(NamedTuple):
     reason: str
 
 
-class Task(NamedTuple):
+class FileBatch(NamedTuple):
     """一个进程一次做的事：一个通道的若干小时。measure：训练段，顺便量均值与方差。"""
 
     root: str
@@ -79,7 +79,7 @@ class ChannelReport:
     faults: Counter[str]
     measured: tuple[float, float] | None
     stated: tuple[float, float] | None
-    state: State | None
+    state: Verdict | None
     problems: list[str] = field(default_factory=list)
 
 
@@ -102,14 +102,14 @@ def check_tree(config: DataConfig, workers: int) -> tuple[list[ChannelReport], l
     return reports, [bad for channel in channels for part in parts[channel] for bad in part.bad]
 
 
-def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[Task]:
+def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[FileBatch]:
     shape = (config.latitude.count, config.longitude.count)
     spans = split_hours(config)
     for channel in channels:
         for split in SPLITS:
             hours = sampled_hours(spans[split], config.interval_hours)
             for first in range(0, hours.size, FILES_PER_TASK):
-                yield Task(config.root, channel, hours[first : first + FILES_PER_TASK], shape, split == "train")
+                yield FileBatch(config.root, channel, hours[first : first + FILES_PER_TASK], shape, split == "train")
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield pool.map
 
 
-def check_files(task: Task) -> Part:
+def check_files(task: FileBatch) -> Part:
     """逐个读文件；训练时的快路认不得的也由这个 read_field 定，这里放过的训练时也读得了。"""
     moments, bad = [], []
     for hour in task.hours.tolist():
@@ -150,7 +150,7 @@ def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelRep
     problems = [f"{faults[fault]} {fault}" for fault in FAULTS if faults[fault]]
     stated = None
     try:
-        stated = read_statistics(config.root, channel)
+        stated = read_mean_std(config.root, channel)
     except ValueError as error:
         problems.append(str(error))
     try:

@@ -18,26 +18,26 @@ from tqdm import tqdm
 from util.cli import aligned, run_command
 from util.config import DataConfig, load_config
 from util.data.index import sampled_hours, split_hours
-from util.data.normalize import State, judge
+from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
     Fault,
     FieldError,
     field_path,
     read_field,
     read_into,
-    read_statistics,
+    read_mean_std,
     select_channels,
     usual_header,
     write_moments,
 )
 from util.moments import Moments, check_moments, measure
 from util.variables import channel_folder
-from util.workers import add_worker_options, check_worker_options, spread
+from util.workers import add_worker_options, check_worker_options, distribute
 
 BLOCK_BYTES = 16 * 2**20  # 一次读进内存的 float32；双精度的副本是它的两倍
 
 
-class Job(NamedTuple):
+class MeasureJob(NamedTuple):
     """各进程共有的。hours: (T,) 训练日期内的抽样小时；rows: 一块几个。"""
 
     root: Path
@@ -65,18 +65,18 @@ def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | No
     shape = (config.latitude.count, config.longitude.count)
     hours = sampled_hours(split_hours(config)["train"], config.interval_hours)
     rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
-    job = Job(Path(config.root).absolute(), select_channels(config), hours, shape, rows)
+    job = MeasureJob(Path(config.root).absolute(), select_channels(config), hours, shape, rows)
     items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]
     totals = [Result(Moments(), Counter()) for _ in job.channels]
     bar = tqdm(total=len(job.channels) * hours.size, desc="statistics", unit="file", smoothing=0)
-    with bar, spread(workers, scheduler, job, [job.root]) as run:
+    with bar, distribute(workers, scheduler, job, [job.root]) as run:
         for (c, _), part in zip(items, run(measure_block, items), strict=True):
             totals[c] = Result(totals[c].moments.merge(part.moments), totals[c].faults + part.faults)
             bar.update(part.moments.total // (shape[0] * shape[1]) + part.faults.total())
     return dict(zip(job.channels, totals, strict=True))
 
 
-def measure_block(job: Job, item: tuple[int, int]) -> Result:
+def measure_block(job: MeasureJob, item: tuple[int, int]) -> Result:
     """item: (第几个通道, 从第几个小时起)。"""
     channel, hours = job.channels[item[0]], job.hours[item[1] : item[1] + job.rows].tolist()
     header, faults, count = usual_header(job.shape), Counter[Fault](), 0
@@ -93,11 +93,11 @@ def measure_block(job: Job, item: tuple[int, int]) -> Result:
     return Result(measure(block[:count]), faults)
 
 
-def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[float, float] | None, State | None]:
+def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[float, float] | None, Verdict | None]:
     """(mean_std.json 的均值与标准差, 文件像原始的还是标准化过的)；没有 json、没有文件就不知道。"""
     if not (Path(config.root) / channel_folder(channel) / "mean_std.json").exists():
         return None, None
-    stated = read_statistics(config.root, channel)
+    stated = read_mean_std(config.root, channel)
     return stated, judge(moments.mean, moments.std, *stated) if moments.total else None
 
 

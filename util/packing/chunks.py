@@ -16,15 +16,15 @@ import torch
 from util.atomic import replacing
 from util.data.origin import DataError
 from util.data.reader import FieldReader
-from util.data.store_files import Plan, file_digest, torch_type
+from util.data.store_files import StorePlan, file_digest, torch_type
 from util.files.zarr_metadata import chunk_name, write_json
 
 
-class Job(NamedTuple):
+class PackJob(NamedTuple):
     """打包各进程共有的。hours: (N,) 各行的小时；first、last: (C,) 各通道最早、最晚的文件在 reader.present 里的位置。"""
 
     store: Path
-    plan: Plan
+    plan: StorePlan
     hours: np.ndarray
     reader: FieldReader
     first: np.ndarray
@@ -39,11 +39,11 @@ class Job(NamedTuple):
         return self.hours[number * self.plan.chunk_rows : (number + 1) * self.plan.chunk_rows]
 
 
-def make_job(store: Path, plan: Plan, hours: np.ndarray, reader: FieldReader) -> Job:
+def make_job(store: Path, plan: StorePlan, hours: np.ndarray, reader: FieldReader) -> PackJob:
     present = reader.present.numpy()
     first = np.where(present.any(axis=1), present.argmax(axis=1), present.shape[1])
     last = np.where(present.any(axis=1), present.shape[1] - 1 - present[:, ::-1].argmax(axis=1), -1)
-    return Job(store.absolute(), plan, hours, reader, first, last)  # 别处的工人不在这个文件夹里
+    return PackJob(store.absolute(), plan, hours, reader, first, last)  # 别处的工人不在这个文件夹里
 
 
 def chunk_path(store: Path, number: int) -> Path:
@@ -58,7 +58,7 @@ def raw_path(store: Path, number: int) -> Path:
     return record_path(store, number).with_suffix(".raw")
 
 
-def read_record(job: Job, number: int) -> dict[str, Any] | None:
+def read_record(job: PackJob, number: int) -> dict[str, Any] | None:
     """这一块做完时的记录；没有做、没有做完，或要读的文件已经不同（补了、删了、往后加了年份）就是 None。"""
     path, chunk = record_path(job.store, number), chunk_path(job.store, number)
     if not path.is_file() or not chunk.is_file() or chunk.stat().st_size != job.plan.chunk_bytes:
@@ -72,7 +72,7 @@ def read_record(job: Job, number: int) -> dict[str, Any] | None:
         return None
 
 
-def inputs_digest(job: Job, number: int) -> str:
+def inputs_digest(job: PackJob, number: int) -> str:
     """决定这一块内容的：各行的小时、文件（换过没有），前后 max_gap_hours 以内按名字存在的，更远处还有没有。"""
     hours, gap = job.rows(number), job.plan.max_gap_hours
     low = max(0, int(hours[0]) - gap - job.reader.start)
@@ -85,7 +85,7 @@ def inputs_digest(job: Job, number: int) -> str:
     return digest.hexdigest()
 
 
-def stamps_digest(job: Job, fields: Iterable[Sequence[int]]) -> str:
+def stamps_digest(job: PackJob, fields: Iterable[Sequence[int]]) -> str:
     """这些 (通道, 小时) 的文件换过没有：大小与修改时间。"""
     digest = hashlib.blake2b(digest_size=16)
     for c, hour in fields:
@@ -93,7 +93,7 @@ def stamps_digest(job: Job, fields: Iterable[Sequence[int]]) -> str:
     return digest.hexdigest()
 
 
-def pack_chunk(job: Job, number: int) -> int:
+def pack_chunk(job: PackJob, number: int) -> int:
     """读出、写下第 number 块，返回它的字节数；记录最后写，有它这一块就算做完。
 
     Raises:
@@ -138,7 +138,7 @@ def fresh(reader: FieldReader) -> FieldReader:
     return reader
 
 
-def rounding(plan: Plan, block: np.ndarray, stored: torch.Tensor) -> list[list[float]]:
+def rounding(plan: StorePlan, block: np.ndarray, stored: torch.Tensor) -> list[list[float]]:
     """各通道存成 dtype 的误差（标准差为单位）：[最大, 平方和, 个数]；float32 没有误差，是空表。
 
     Raises:

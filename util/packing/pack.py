@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     check_worker_options(arguments.workers, arguments.scheduler)
     from util.logger import setup_logging
+    from util.packing.finish_store import verify
     from util.packing.packing import pack  # torch：--help 用不着等它
-    from util.packing.seal import verify
 
     if arguments.verify:
         lines = verify(arguments.out, arguments.workers)

@@ -21,12 +21,12 @@ from util.config import DataConfig
 from util.data.dataset import open_data
 from util.data.index import sampled_hours, split_years
 from util.data.reader import FieldReader
-from util.data.store_files import MARK, MAY_GROW, Plan, read_mark, read_plan, write_plan
+from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
 from util.data.tree_files import read_extremes
 from util.files.zarr_metadata import FILE_TYPES
-from util.packing.chunks import Job, make_job, pack_chunk, read_record
-from util.packing.seal import seal
-from util.workers import Run, spread
+from util.packing.chunks import PackJob, make_job, pack_chunk, read_record
+from util.packing.finish_store import finish_store
+from util.workers import Runner, distribute
 
 CHUNK_BYTES = 32 * 2**20  # 一块约这么大：大到读得连续，小到一块的内存不算什么
 MOST_BYTES = 256 * 2**20  # 打包的每个进程要拿住一块
@@ -50,7 +50,9 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
     pack_from(data.windows.reader, plan, store, workers, scheduler)
 
 
-def pack_from(reader: FieldReader, plan: Plan, store: Path, workers: int = 1, scheduler: str | None = None) -> None:
+def pack_from(
+    reader: FieldReader, plan: StorePlan, store: Path, workers: int = 1, scheduler: str | None = None
+) -> None:
     """reader 读得到的，照 plan 打包。"""
     with locked(store):
         old = read_plan(store)
@@ -64,11 +66,11 @@ def pack_from(reader: FieldReader, plan: Plan, store: Path, workers: int = 1, sc
         check_space(store, len(todo) * plan.chunk_bytes)
         paths = (job.store, Path(reader.origin.root))
         with disk_full(store):
-            with spread(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
+            with distribute(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
                 (store / MARK).unlink(missing_ok=True)
                 write_plan(store, plan)
                 run_chunks(job, todo, run)
-            seal(job)
+            finish_store(job)
     log.info("store %s: %s, %d times in %d chunks, %s", store, plan.years_text, hours.size, job.chunks, plan.dtype)
 
 
@@ -84,13 +86,13 @@ def is_whole(store: Path) -> bool:
 
 def make_plan(
     config: DataConfig, spec: DataSpec, extremes: Sequence[tuple[float, float] | None], dtype: str, command: str
-) -> Plan:
+) -> StorePlan:
     """这份配置要的存档；extremes: 各通道的最小、最大，不知道的是 None。
 
     一块的行数往后追加时不变。
     """
     row_bytes = spec.num_channels * spec.height * spec.width * FILE_TYPES[dtype].itemsize
-    return Plan(
+    return StorePlan(
         channels=list(spec.channels),
         units=list(spec.units),
         pressures=list(spec.pressures),
@@ -118,7 +120,7 @@ def chunk_rows(row_bytes: int, spec: DataSpec) -> int:
     return max(1, min(max(round(CHUNK_BYTES / row_bytes), window), 366 * 24 // spec.interval_hours))
 
 
-def merge(store: Path, old: Plan, new: Plan) -> Plan:
+def merge(store: Path, old: StorePlan, new: StorePlan) -> StorePlan:
     """在已有的存档上接着做：只有年份可以往后加。
 
     Raises:
@@ -140,7 +142,7 @@ def merge(store: Path, old: Plan, new: Plan) -> Plan:
     return replace(new, commands=commands, chunk_rows=old.chunk_rows)
 
 
-def packed_hours(reader: FieldReader, plan: Plan) -> np.ndarray:
+def packed_hours(reader: FieldReader, plan: StorePlan) -> np.ndarray:
     """(N,) 各行的小时：抽样时刻里，max_gap_hours 以内至少有一个通道有文件的；再远的哪种配置也用不到。"""
     years = [range(year_start(year), year_start(year + 1)) for year in plan.years]
     hours = np.concatenate([sampled_hours(year, plan.interval_hours) for year in years])
@@ -156,7 +158,7 @@ def check_space(store: Path, needed: int) -> None:
         raise ValueError(f"{store} needs {needed / 1e9:.2f} GB more, its disk has {free / 1e9:.2f} GB free")
 
 
-def run_chunks(job: Job, todo: Sequence[int], run: Run) -> None:
+def run_chunks(job: PackJob, todo: Sequence[int], run: Runner) -> None:
     """做 todo 各块；进度条给出 GB/s 与还要多久。"""
     size = job.plan.chunk_bytes
     done = job.chunks - len(todo)

@@ -12,7 +12,7 @@ import numpy as np
 from util.grid import OutputGrid, latitude_weights, output_grid
 from util.plot.coast import coastlines
 from util.plot.style import COAST, COLORS, INK, QUIET, TITLE_LINE, TITLE_SIZE, color_limits, power_of_ten, pretty_unit
-from util.variables import describe
+from util.variables import variable_info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def _page(
             error = f"RMSE {weighted_rmse(fields[2], grid.latitudes):.3g} {pretty_unit(spec.units[i])}"
             figure.text(layout.columns[2] / layout.width, header, error, size=10, color=INK, va="bottom")
         axes = [_panel(figure, layout, column, bottom, extent, coast) for column in range(num_maps)]
-        _draw_row(axes, fields, describe(spec.channels[i]).kind, spec.units[i], extent, made)
+        _draw_row(axes, fields, variable_info(spec.channels[i]).kind, spec.units[i], extent, made)
         for bar, panel in zip(layout.bars, axes[-2:], strict=True):
             _color_bar(figure, layout, bar, bottom, panel)
     return figure
@@ -217,7 +217,7 @@ def _latitude_label(value: float) -> str:
 def _describe(spec: DataSpec, channel: int) -> str:
     """`z_level_00 — geopotential, 500 hPa`。"""
     name, pressure = spec.channels[channel], spec.pressures[channel]
-    about = describe(name).long_name
+    about = variable_info(name).long_name
     words = [about] if about not in ("", name) else []
     words += [f"{pressure:g} hPa"] if pressure is not None else []
     return f"{name} — {', '.join(words)}" if words else name

@@ -20,7 +20,7 @@ import numpy as np
 from util.calendar import year_start
 from util.cli import run_command
 from util.config import DataConfig
-from util.data.tree_files import Field, field_path, write_field, write_statistics
+from util.data.tree_files import Field, field_path, write_field, write_mean_std
 from util.sample.simulation import SPIN_UP_HOURS, Planet, make_planet, simulate
 from util.sample.weather import PRESSURES, compute_field, make_scene, take_snapshot
 from util.strict import nearest
@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     corrupt: float
 
 
-class Moments(NamedTuple):
+class RunningSums(NamedTuple):
     """一个通道的累计量，float64；值减去第一帧的均值再累加，位势这样的大数才不损失精度。"""
 
     shift: float
@@ -84,21 +84,21 @@ def sample_frames(
         yield round(state.hour), [compute_field(scene, snapshot, name).astype(np.float32) for name in channels]
 
 
-def add_moments(moments: Moments | None, field: Field) -> Moments:
+def add_moments(moments: RunningSums | None, field: Field) -> RunningSums:
     """把一帧并入累计量。"""
     values = field.astype(np.float64)
     shift = moments.shift if moments else float(values.mean())
-    new = Moments(
+    new = RunningSums(
         shift, field.size, float((values - shift).sum()), float(((values - shift) ** 2).sum()),
         float(values.min()), float(values.max()),
     )  # fmt: skip
     if moments is None:
         return new
     number, total, squares = (getattr(moments, key) + getattr(new, key) for key in ("number", "total", "squares"))
-    return Moments(shift, number, total, squares, min(moments.low, new.low), max(moments.high, new.high))
+    return RunningSums(shift, number, total, squares, min(moments.low, new.low), max(moments.high, new.high))
 
 
-def mean_std(moments: Moments) -> tuple[float, float]:
+def mean_std(moments: RunningSums) -> tuple[float, float]:
     """均值与（总体）标准差。"""
     offset = moments.total / moments.number
     return moments.shift + offset, float(np.sqrt(moments.squares / moments.number - offset**2))
@@ -111,7 +111,7 @@ def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
     channels = channels_of(settings)
     first, last = year_start(settings.years[0]), year_start(settings.years[1] + 1)
     train = range(year_start(settings.train_years[0]), year_start(settings.train_years[1] + 1))
-    moments: dict[str, Moments] = {}
+    moments: dict[str, RunningSums] = {}
     files: list[tuple[str, Path]] = []
     frames, total = sample_frames(settings, first, last, channels), (last - first) // settings.interval
     for hour, fields in tqdm(frames, "sample", total, unit="frame", mininterval=1.0):
@@ -122,7 +122,7 @@ def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
             if hour in train:
                 moments[name] = add_moments(moments.get(name), field)
     for name in channels:
-        write_statistics(root, name, *mean_std(moments[name]), moments[name].low, moments[name].high)
+        write_mean_std(root, name, *mean_std(moments[name]), moments[name].low, moments[name].high)
     if settings.standardize:  # 统计量要等训练年份写完才知道，所以回头重写一遍
         for name, path in tqdm(files, "standardize", unit="file", mininterval=1.0):
             mean, std = mean_std(moments[name])

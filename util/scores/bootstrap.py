@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.scores.common import Common, Source, _read
-from util.scores.tabulate import Array
+from util.scores.common import Array, Common, Contender, read_kept
 
 BLOCK_HOURS = 7 * 24
 RESAMPLES = 1000
@@ -23,7 +22,7 @@ class Blocks(NamedTuple):
     std: Array
 
 
-def block_sums(source: Source, common: Common, names: Sequence[str] | None = None) -> Blocks:
+def block_sums(source: Contender, common: Common, names: Sequence[str] | None = None) -> Blocks:
     """各统计量（names，默认全部）按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
     ids = np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
     shape = (int(ids.max()) + 1, *common.keep.shape[1:])
@@ -32,7 +31,7 @@ def block_sums(source: Source, common: Common, names: Sequence[str] | None = Non
     sums = {}
     for name in names or source.file.names:
         total, present = np.zeros(shape), False
-        for place, values in _read(source, name, common):
+        for place, values in read_kept(source, name, common):
             keep = common.keep[place]
             present |= bool(np.isfinite(values[keep]).any())
             np.add.at(total, ids[place], np.where(keep, values, 0.0))

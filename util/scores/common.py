@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from util.scores.statistics_file import Statistics
-from util.scores.tabulate import Array
 
+Array = np.ndarray
 READ_BYTES = 2**25
 
 
-class Source(NamedTuple):
+class Contender(NamedTuple):
     """一个参加比较的模型：表上的名字、统计量所在的文件、文件里的名字。"""
 
     label: str
@@ -34,7 +34,7 @@ class Common(NamedTuple):
     keep: Array
 
 
-def common_pairs(sources: Sequence[Source]) -> Common:
+def common_pairs(sources: Sequence[Contender]) -> Common:
     """各文件的起报时间、时效、通道的交集，以及其中人人都有有效场的部分。
 
     Raises:
@@ -45,14 +45,14 @@ def common_pairs(sources: Sequence[Source]) -> Common:
     for other in files[1:]:
         for axis in ("latitudes", "longitudes"):
             if not np.array_equal(getattr(first, axis), getattr(other, axis)):
-                one, two = (_axis_text(getattr(f, axis)) for f in (first, other))
+                one, two = (axis_text(getattr(f, axis)) for f in (first, other))
                 raise ValueError(f"{first.path} has {axis} {one}, {other.path} {two}: scores do not compare")
     hours = first.hours
     leads, channels = first.leads.tolist(), first.channels
     for other in files[1:]:
         hours = np.intersect1d(hours, other.hours)
         leads = [lead for lead in leads if lead in set(other.leads.tolist())]
-        channels = [c for c in channels if c in other.channels and _unit(first, c) == _unit(other, c)]
+        channels = [c for c in channels if c in other.channels and unit_of(first, c) == unit_of(other, c)]
     for what, values in (("initial time", hours), ("lead time", leads), ("channel with the same unit", channels)):
         if not len(values):
             raise ValueError(
@@ -62,22 +62,22 @@ def common_pairs(sources: Sequence[Source]) -> Common:
     keep = np.ones((len(hours), len(leads), len(channels)), dtype=bool)
     common = Common(hours, leads, channels, keep)
     for source in sources:
-        for place, values in _read(source, "square", common):
+        for place, values in read_kept(source, "square", common):
             keep[place] &= np.isfinite(values)
     if not keep.any():
         raise ValueError(f"no field is valid in all of {', '.join(str(f.path) for f in files)}: nothing to compare")
     return common
 
 
-def _axis_text(values: Array) -> str:
+def axis_text(values: Array) -> str:
     return f"{values[0]:g} to {values[-1]:g} ({len(values)})"
 
 
-def _unit(file: Statistics, channel: str) -> str:
+def unit_of(file: Statistics, channel: str) -> str:
     return file.units[file.channels.index(channel)]
 
 
-def _read(source: Source, name: str, common: Common) -> Iterator[tuple[Array, Array]]:
+def read_kept(source: Contender, name: str, common: Common) -> Iterator[tuple[Array, Array]]:
     """依次给出（共同时间里的位置，(n, L, C) 的值）；每次只读一段。"""
     file = source.file
     leads = [file.leads.tolist().index(lead) for lead in common.leads]

@@ -16,10 +16,8 @@ import numpy as np
 
 from util.atomic import replacing
 from util.scores.bootstrap import Blocks, block_sums, skill
-from util.scores.common import Common, Source, _unit, common_pairs
+from util.scores.common import Array, Common, Contender, common_pairs, unit_of
 from util.scores.metrics import IMAGE_RANGE
-
-Array = np.ndarray
 
 
 def final_scores(means: Mapping[str, Array], std: Array, members: int) -> dict[str, Array]:
@@ -47,7 +45,7 @@ def final_scores(means: Mapping[str, Array], std: Array, members: int) -> dict[s
     return scores
 
 
-def tabulate(sources: Sequence[Source], baselines: Sequence[str], references: Sequence[str] = ()) -> dict[str, Any]:
+def tabulate(sources: Sequence[Contender], baselines: Sequence[str], references: Sequence[str] = ()) -> dict[str, Any]:
     """各模型在共同的场上的成绩、相对各基线的技巧、场数：普通值，NaN 写成 None。
 
     Args:
@@ -60,7 +58,7 @@ def tabulate(sources: Sequence[Source], baselines: Sequence[str], references: Se
     scores = {s.label: _score_one(s, common, blocks[s.label]) for s in sources}
     table: dict[str, Any] = {
         "channels": common.channels,
-        "units": {c: _unit(sources[0].file, c) for c in common.channels},
+        "units": {c: unit_of(sources[0].file, c) for c in common.channels},
         "lead_hours": common.leads,
         "initial_times": len(common.hours),
         "bootstrap_blocks": len(next(iter(blocks.values())).counts),
@@ -81,7 +79,7 @@ def tabulate(sources: Sequence[Source], baselines: Sequence[str], references: Se
     return table
 
 
-def _score_one(source: Source, common: Common, blocks: Blocks) -> dict[str, dict[str, list[float | None]]]:
+def _score_one(source: Contender, common: Common, blocks: Blocks) -> dict[str, dict[str, list[float | None]]]:
     """通道 → 成绩 → 每个时效一个数。"""
     with np.errstate(invalid="ignore"):
         counts = blocks.counts.sum(0)

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from engine.codecs.reconstruct import main, unique_names
-from engine.codecs.results import table_text
+from engine.codecs.results import reconstruction_text
 from engine.codecs.scores import score_codecs
 from models import build_model
 from tests.engine.codecs.tiny_codec import register
@@ -91,7 +91,9 @@ def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
     table = score_codecs({"changes": changes}, data, "test", 1, 3, CPU)
     errors: dict[str, list[float]] = {"t2m": [], "u10": []}
     weights = latitude_weights(data.spec.latitudes).numpy()[:, None] * np.ones((8, 16))
-    for start in (start for starts in every_frame(data, "test", 1, 1, "tendency") for start in starts):
+    for start in (
+        start for starts in every_frame(data.segments["test"], data.spec.window, 1, changes=True) for start in starts
+    ):
         window = data.windows[start]
         fields, valid = torch.cat([window.history, window.future], 1)[0].double().numpy(), window.valid[0]
         for n, i in np.ndindex(data.spec.window - 1, 2):
@@ -117,7 +119,9 @@ def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
     torch.nn.init.normal_(model.quantizer.codes, std=0.3)
     table = score_codecs({"vq": model}, data, "test", 1, 3, CPU)
     found = table["codecs"]["vq"]["tokens"]
-    windows = [data.windows[start] for starts in every_frame(data, "test", 1) for start in starts]
+    windows = [
+        data.windows[start] for starts in every_frame(data.segments["test"], data.spec.window, 1) for start in starts
+    ]
     used: list[int] = []
     squares: dict[int, list[float]] = {scale: [] for scale in range(4)}
     weights = latitude_weights(data.spec.latitudes).numpy()[:, None] * np.ones((8, 16))
@@ -138,7 +142,7 @@ def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
     assert found["rmse_by_scale"]["u10"] == pytest.approx(expected, rel=1e-4)
     for channel, scores in table["codecs"]["vq"]["scores"].items():
         assert found["rmse_by_scale"][channel][-1] == pytest.approx(scores["rmse"], rel=1e-4)
-    *_, first, header, _, _ = table_text(table).splitlines()
+    *_, first, header, _, _ = reconstruction_text(table).splitlines()
     assert first.startswith("vq: 43 tokens (215 bits), ") and header.split()[-2:] == ["2x4", "4x8"]
     assert "tokens" not in score_codecs({"rounded": Rounded()}, data, "test", 4, 3, CPU)["codecs"]["rounded"]
 

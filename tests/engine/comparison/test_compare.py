@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engine.commands import compare_command
-from engine.comparison.compare import choose_sources, make_comparison, open_entries
+from engine.comparison.compare import choose_contenders, make_comparison, open_entries
 from engine.comparison.text import as_markdown, as_text, comparison_blocks
 from tests.models.small import small_spec
 from util.scores.statistics_file import StatisticsFile
@@ -103,7 +103,7 @@ def table_of(*folders: Path) -> dict[str, Any]:
     """只要数，不画图、不写页面。"""
     with ExitStack() as stack:
         entries = open_entries(stack, folders, ())
-        return make_comparison(entries, choose_sources(entries))
+        return make_comparison(entries, choose_contenders(entries))
 
 
 def compare(out: Path, *folders: Path) -> dict[str, Any]:

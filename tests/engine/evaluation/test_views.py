@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.evaluation.cost import flops_per_sample, parameter_count
-from engine.evaluation.glimpse import MAP_VALUES, SERIES_VALUES, parse_points, plan_view
+from engine.evaluation.glimpse import MAP_VALUES, SERIES_VALUES, choose_glimpse, parse_points
 from models import build_model
 from tests.models.small import small_spec, tiny_model
 
@@ -42,7 +42,7 @@ def test_points_of_a_region() -> None:
 )
 def test_the_plan_stays_within_its_budget(channels: int, grid: tuple[int, int], steps: int, windows: int) -> None:
     spec = small_spec(channels=channels, grid=grid)
-    view = plan_view(spec, windows, steps, parse_points([], spec))
+    view = choose_glimpse(spec, windows, steps, parse_points([], spec))
     latitudes, longitudes = view.axes()
     maps = len(view.channels) * len(view.leads) * len(view.map_rows)
     assert maps * len(latitudes) * len(longitudes) <= 1.05 * MAP_VALUES
@@ -60,7 +60,7 @@ def test_pictures_and_series_are_physical_and_north_to_south() -> None:
         small_spec(channels=2, grid=(8, 16)), mean=(280.0, 1.0), std=(10.0, 2.0),
         latitudes=tuple(-78.75 + 22.5 * i for i in range(8)),
     )  # fmt: skip
-    view = replace(plan_view(spec, 4, 1, parse_points(["33.9S,151.2E"], spec)), factor=2)
+    view = replace(choose_glimpse(spec, 4, 1, parse_points(["33.9S,151.2E"], spec)), factor=2)
     fields = torch.randn(3, 2, 8, 16, generator=torch.Generator().manual_seed(0))
     physical = fields.numpy() * np.array([10.0, 2.0])[:, None, None] + np.array([280.0, 1.0])[:, None, None]
     picture = view.picture(fields[0])

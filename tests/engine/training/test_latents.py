@@ -41,7 +41,11 @@ def test_every_frame_or_every_change_once(tree, tmp_path: Path, encodes: Any, st
     data = open_data(load_config(write_run(tmp_path, tree)).data)
     (hours,) = data.segments["train"]
     window, every = data.spec.window, data.spec.interval_hours
-    starts = [start for batch in every_frame(data, "train", 3, stride, encodes) for start in batch]
+    starts = [
+        start
+        for batch in every_frame(data.segments["train"], data.spec.window, 3, stride, encodes == "tendency")
+        for start in batch
+    ]
     assert window == 4 and starts == sorted(starts)
     apart = window if encodes == "state" else window - 1
     assert set(np.diff(starts)) == {apart * every * stride}

@@ -14,7 +14,7 @@ from tests.trees import DAYS, SPLITS, config_of, damage
 from util.calendar import parse_time
 from util.data.dataset import open_data
 from util.data.origin import DataError
-from util.data.tree_files import field_path, read_statistics
+from util.data.tree_files import field_path, read_mean_std
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "z_level_00", "z_level_01")
@@ -40,7 +40,7 @@ def test_spec(tree, caplog: pytest.LogCaptureFixture):
     assert spec.latitudes == (67.5, 22.5, -22.5, -67.5)
     assert spec.longitudes == tuple(np.arange(0.0, 360.0, 45.0))
     assert (spec.height, spec.width, spec.window, spec.interval_hours) == (4, 8, 4, 6)
-    assert list(zip(spec.mean, spec.std, strict=True)) == [read_statistics(tree.root, c) for c in CHANNELS]
+    assert list(zip(spec.mean, spec.std, strict=True)) == [read_mean_std(tree.root, c) for c in CHANNELS]
     assert {split: data.samples(split) for split in SPLITS} == {"train": 24, "val": 12, "test": 12}
     said = "samples: train 24 in 1 segment(s), val 12 in 1 segment(s), test 12 in 1 segment(s)"
     assert f"data: {tree.root}; 3 channels, 4 x 8; {said}" in caplog.text

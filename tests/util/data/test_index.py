@@ -24,7 +24,7 @@ from util.data.index import (
     split_years,
 )
 from util.data.tree_files import field_path, select_channels
-from util.variables import PRESSURE_LEVEL, SINGLE_LEVEL, channel_folder, describe, split_channel
+from util.variables import PRESSURE_LEVEL, SINGLE_LEVEL, channel_folder, split_channel, variable_info
 
 REQUIREMENT = {"train": ["1979", "2013"], "test": ["2014", "2014"], "val": ["2015", "2015"]}
 SHORT = {
@@ -114,7 +114,7 @@ def test_all_69_channels_of_the_requirement(tmp_path: Path):
     assert select_channels(make_config(tmp_path, variables={"z": ["level_05"]})) == ["z_level_05"]  # k = 1
     for channel in channels:
         assert (tmp_path / channel_folder(channel)).is_dir()
-        assert describe(channel).units
+        assert variable_info(channel).units
         assert split_channel(channel)[0] in (*SINGLE_LEVEL, *PRESSURE_LEVEL)
 
 

@@ -21,7 +21,7 @@ from util.data.dataset import open_data
 from util.data.feed import make_loader
 from util.data.origin import DataError
 from util.data.reader import LINES_SHOWN, FieldReader
-from util.data.tree_files import FieldError, field_path, read_extremes, read_field, read_statistics
+from util.data.tree_files import FieldError, field_path, read_extremes, read_field, read_mean_std
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "z_level_00")
@@ -124,16 +124,16 @@ def test_bad_statistics(tree, text: str | None, said: str):
     path = tree.root / "z_npy/level_00/mean_std.json"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        read_statistics(tree.root, "z_level_00")
+        read_mean_std(tree.root, "z_level_00")
     assert str(path) in str(caught.value)
     assert '{"mean": [number], "std": [positive number]}' in str(caught.value)
 
 
 def test_good_statistics(tree):
     values = json.loads((tree.root / "t2m_npy/mean_std.json").read_text())
-    assert read_statistics(tree.root, "t2m") == (values["mean"][0], values["std"][0])
+    assert read_mean_std(tree.root, "t2m") == (values["mean"][0], values["std"][0])
     (tree.root / "t2m_npy/mean_std.json").write_text('{"mean": 278.5, "std": 21}')
-    assert read_statistics(tree.root, "t2m") == (278.5, 21.0)
+    assert read_mean_std(tree.root, "t2m") == (278.5, 21.0)
     assert read_extremes(tree.root, "t2m") == (tree.fields[:, 0].min(), tree.fields[:, 0].max())
     (tree.root / "t2m_npy/min_max.json").write_text('{"min": [3], "max": [2]}')
     with pytest.raises(ValueError, match=r"min 3.0, max 2.0; expected"):
@@ -153,7 +153,7 @@ def test_frame_is_standardized_with_the_json(tree):
         assert frame.valid.tolist() == [True, True]
         assert not frame.sources
         for c, channel in enumerate(CHANNELS):
-            mean, std = read_statistics(tree.root, channel)
+            mean, std = read_mean_std(tree.root, channel)
             same(frame.fields[c], (tree.fields[i, c].astype(np.float64) - mean) / std)
 
 

@@ -23,7 +23,7 @@ from util.calendar import moment_of, parse_time
 from util.data import page_cache as residency
 from util.data.dataset import open_data
 from util.data.feed import make_loader
-from util.data.tree_files import field_path, read_statistics
+from util.data.tree_files import field_path, read_mean_std
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "z_level_00", "z_level_01")
@@ -207,7 +207,7 @@ def test_xarray_opens_it(tree, tmp_path: Path):
         assert dataset.latitude.values.tolist() == [67.5, 22.5, -22.5, -67.5]
         assert (dataset.latitude.units, dataset.longitude.units) == ("degrees_north", "degrees_east")
         assert [*zip(dataset["mean"].values, dataset["std"].values, strict=True)] == [
-            read_statistics(tree.root, c) for c in CHANNELS
+            read_mean_std(tree.root, c) for c in CHANNELS
         ]
         assert dataset.attrs["source"] == str(tree.root)
         assert dataset.attrs["history"] == "python -m util.data.pack ..."

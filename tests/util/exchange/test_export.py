@@ -10,7 +10,7 @@ from tests.trees import DAYS, config_of, standardize_files
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.packing.stores import compare, pack_small
 from util.config import DataConfig, read_mapping
-from util.data.tree_files import field_path, read_statistics
+from util.data.tree_files import field_path, read_mean_std
 from util.exchange.export import export, main
 from util.exchange.import_fields import main as import_main
 from util.strict import validate
@@ -59,7 +59,7 @@ def test_round_trip(tmp_path):
         old = np.load(tree / file)
         np.testing.assert_allclose(np.load(again / file), old, rtol=0, atol=rounding(old))
     for channel in ("air", "u_level_02"):
-        assert read_statistics(again, channel) == read_statistics(tree, channel)
+        assert read_mean_std(again, channel) == read_mean_std(tree, channel)
 
 
 def test_standardised_tree_comes_back_bit_for_bit(make_tree, tmp_path):
@@ -90,7 +90,7 @@ def test_half_precision(dtype, make_tree, tmp_path):
     tree = make_tree(tmp_path / "tree", channels=("t2m",), **DAYS)
     pack_small(config_of(tree), tmp_path / "store", dtype)
     export(tmp_path / "store", tmp_path / "again", None)
-    mean, std = read_statistics(tree.root, "t2m")
+    mean, std = read_mean_std(tree.root, "t2m")
     for hour, field in zip(tree.hours[::9], tree.fields[::9, 0], strict=True):
         error = np.abs(np.load(field_path(tmp_path / "again", "t2m", hour)) - field)
         assert (

@@ -15,11 +15,11 @@ import xarray as xr
 from util.calendar import moment_of
 from util.config import DataConfig, load_config, read_mapping
 from util.data.index import find_segments, scan, split_years
-from util.data.tree_files import field_path, read_field, read_statistics
+from util.data.tree_files import field_path, read_field, read_mean_std
 from util.exchange import import_fields
 from util.exchange import plan as importing
 from util.exchange.import_fields import main
-from util.exchange.plan import Plan, plan_import, read_blocks, write_fields
+from util.exchange.plan import ImportPlan, plan_import, read_blocks, write_fields
 from util.exchange.request import Request
 from util.exchange.source import open_source, read_axis
 from util.moments import Moments, measure
@@ -67,7 +67,7 @@ def expected(dataset: xr.Dataset, variable: str, hour: int, **where) -> np.ndarr
     return field.transpose("lat", "lon").values.astype(np.float32)
 
 
-def plan_of(dataset: xr.Dataset, root: Path | str, names: dict[str, str], splits=SPLITS, **options) -> Plan:
+def plan_of(dataset: xr.Dataset, root: Path | str, names: dict[str, str], splits=SPLITS, **options) -> ImportPlan:
     """names: 源变量 → 目录树里的名字。"""
     request = Request.model_validate({"variables": {name: {"source": source} for source, name in names.items()}})
     return plan_import([dict.fromkeys(request.variables, dataset)], root, request, splits, **options)
@@ -111,9 +111,7 @@ def test_fields_statistics_and_yaml(source, tmp_path, monkeypatch, capsys):
     assert train.sizes["time"] == 20
     for channel, array in (("air", train.air), ("u_level_01", train.wind.sel(level=850.0))):
         values = array.values.astype(np.float32).astype(np.float64)
-        np.testing.assert_allclose(
-            read_statistics(root, channel), (values.mean(), values.std()), rtol=1e-12, atol=1e-14
-        )
+        np.testing.assert_allclose(read_mean_std(root, channel), (values.mean(), values.std()), rtol=1e-12, atol=1e-14)
         limits = json.loads((field_path(root, channel, hours[0]).parents[1] / "min_max.json").read_text())
         assert limits == {"min": [values.min()], "max": [values.max()]}
 
@@ -158,7 +156,7 @@ def test_non_finite_fields_are_left_out(tmp_path):
     assert not any(field_path(tmp_path, "air", hour).exists() for _, hour in holes)
     assert len(list(tmp_path.rglob("*.npy"))) == len(hours) - 2
     kept = np.delete(dataset.air.values[:20], 3, axis=0).astype(np.float32).astype(np.float64)
-    np.testing.assert_allclose(read_statistics(tmp_path, "air"), (kept.mean(), kept.std()), rtol=1e-12)
+    np.testing.assert_allclose(read_mean_std(tmp_path, "air"), (kept.mean(), kept.std()), rtol=1e-12)
     assert any("air 2000-01-01T18" in line for line in import_fields.summarize(plan, holes))
 
 
@@ -370,7 +368,7 @@ def test_real_data(name, source, variables, crop, count, segments, real_data, tm
                 np.testing.assert_array_equal(got, expected(cut, channel, hour))
             train = cut[channel].sel(time=slice(*splits["train"])).values.astype(np.float32).astype(np.float64)
             np.testing.assert_allclose(
-                read_statistics(tmp_path / "tree", channel), (train.mean(), train.std()), rtol=1e-9, atol=1e-12
+                read_mean_std(tmp_path / "tree", channel), (train.mean(), train.std()), rtol=1e-9, atol=1e-12
             )
     own = validate(DataConfig, written | {"frames_in": 3, "root": str(tmp_path / "tree")}, name)
     assert own.model_dump(exclude={"frames_in", "max_gap_hours"}) == plan.config.model_dump(

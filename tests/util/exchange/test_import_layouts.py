@@ -16,7 +16,7 @@ import xarray as xr
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from util.calendar import moment_of
 from util.config import Axis, DataConfig, read_mapping
-from util.data.tree_files import field_path, read_statistics
+from util.data.tree_files import field_path, read_mean_std
 from util.exchange.import_fields import main, read_target
 from util.exchange.plan import plan_import, write_fields
 from util.exchange.regrid import Target, make_regridder
@@ -78,7 +78,7 @@ def test_map(tmp_path):
             converted = (wind[i, place].astype(np.float64) * 3.6).astype(np.float32)
             np.testing.assert_array_equal(load(tmp_path / "tree", f"w_{channel}", TIMES[i]), converted)
     train = air[:20].astype(np.float64)
-    np.testing.assert_allclose(read_statistics(tmp_path / "tree", "celsius"), (train.mean(), train.std()), rtol=1e-9)
+    np.testing.assert_allclose(read_mean_std(tmp_path / "tree", "celsius"), (train.mean(), train.std()), rtol=1e-9)
 
 
 def test_several_files_make_the_same_tree(tmp_path):
@@ -114,7 +114,7 @@ def test_regrid_while_importing(method, tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "tree", "air", TIMES[11]), expected[11])
     assert not field_path(tmp_path / "tree", "air", TIMES[30]).exists()
     train = expected[:20].astype(np.float64)
-    np.testing.assert_allclose(read_statistics(tmp_path / "tree", "air"), (train.mean(), train.std()), rtol=1e-9)
+    np.testing.assert_allclose(read_mean_std(tmp_path / "tree", "air"), (train.mean(), train.std()), rtol=1e-9)
     limits = json.loads((tmp_path / "tree/air_npy/min_max.json").read_text())
     assert limits == {"min": [train.min()], "max": [train.max()]}
     assert method in (tmp_path / "tree.yaml").read_text(encoding="utf-8").splitlines()[0]

@@ -25,7 +25,7 @@ from util.config import load_config
 from util.inspection.statistics import channel_statistics
 from util.packing import packing as pack_module
 from util.packing.pack import main
-from util.workers import check_worker_options, recorded_command, spread
+from util.workers import check_worker_options, distribute, recorded_command
 
 MODULE = "util.packing.pack"
 HOOK = """
@@ -88,7 +88,7 @@ def test_same_bytes_and_same_numbers(tree, tmp_path: Path, address: str, monkeyp
     assert channel_statistics(config, 1) == channel_statistics(config, 1, address)
     with (
         pytest.raises(ValueError, match="nowhere is not there for the dask worker on"),
-        spread(1, address, None, [tmp_path / "nowhere"]) as run,
+        distribute(1, address, None, [tmp_path / "nowhere"]) as run,
     ):
         list(run(work, [1]))
 
@@ -137,9 +137,9 @@ def work(shared: int, item: int) -> int:
 def test_spread(kind: str, address: str):
     """结果按原来的次序；work 的异常照原样。"""
     workers, scheduler = {"in place": (1, None), "pool": (2, None), "dask": (1, address)}[kind]
-    with spread(workers, scheduler, 7) as run:
+    with distribute(workers, scheduler, 7) as run:
         assert list(run(work, range(20))) == [7 * i for i in range(20)]
-    with pytest.raises(OSError, match="full") as caught, spread(workers, scheduler, 7) as run:
+    with pytest.raises(OSError, match="full") as caught, distribute(workers, scheduler, 7) as run:
         list(run(work, [1, -1]))
     assert caught.value.errno == 28
 
@@ -242,7 +242,7 @@ def test_workers_without_the_repository(tmp_path: Path):
     there = other.stdout.readline().strip()
     with (
         pytest.raises(ValueError, match=r"lacks something \(No module named 'util'\)"),
-        spread(1, there, 7) as run,
+        distribute(1, there, 7) as run,
     ):
         list(run(work, [1]))
     other.communicate("")

@@ -16,7 +16,7 @@ import numpy as np
 from util.plot.coast import coastlines
 from util.plot.style import color_limits, plotly_scale
 from util.report import write_report
-from util.variables import describe
+from util.variables import variable_info
 
 CHANNELS = {"t2m": (284.0, 9.0), "tp": (6e-4, 2e-4), "u10": (0.5, 5.0), "z_level_00": (54300.0, 1900.0)}  # 均值、标准差
 FIRST = datetime(1981, 7, 1)
@@ -102,7 +102,12 @@ def content_of(world: World, members: int = 10, kind: str = "evaluation") -> dic
         ],
         "models": [{"name": m, "role": "baseline" if m in BASELINES else "model"} for m in world.forecasts],
         "channels": [
-            {"name": c, "long_name": describe(c).long_name, "unit": describe(c).units, "kind": describe(c).kind}
+            {
+                "name": c,
+                "long_name": variable_info(c).long_name,
+                "unit": variable_info(c).units,
+                "kind": variable_info(c).kind,
+            }
             for c in CHANNELS
         ],
         "lead_hours": hours,
@@ -255,7 +260,10 @@ def maps_of(
         error = forecast - truth
         rmse, bias = np.sqrt((error**2 * weights).mean((-2, -1))), (error * weights).mean((-2, -1))  # (N, L)
         scores[c] = [[{"rmse": rmse[n, k], "bias": bias[n, k]} for n in range(len(initial))] for k in leads]
-        kinds = {"field": (describe(c).kind, np.stack([truth, forecast])), "error": ("difference", forecast - truth)}
+        kinds = {
+            "field": (variable_info(c).kind, np.stack([truth, forecast])),
+            "error": ("difference", forecast - truth),
+        }
         limits = {name: color_limits(values, kind) for name, (kind, values) in kinds.items()}
         colors[c] = {name: {"scale": plotly_scale(kind), "low": limits[name][0], "high": limits[name][1]}
                      for name, (kind, _) in kinds.items()}  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from scipy.special import lpmv
 
 from util.calendar import year_start
-from util.data.tree_files import read_field, read_statistics
+from util.data.tree_files import read_field, read_mean_std
 from util.sample import sample, simulation, weather
 from util.sample.sphere import RADIUS, balance, legendre, make_transform, make_viewer, to_grid, to_spectrum, view
 from util.variables import channel_folder
@@ -83,7 +83,7 @@ def test_layout(tree: Path) -> None:
 def test_statistics_are_those_of_the_files(tree: Path) -> None:
     for channel in CHANNELS:
         values = np.stack([np.load(path) for path in channel_files(tree, channel)]).astype(np.float64)
-        np.testing.assert_allclose(read_statistics(tree, channel), (values.mean(), values.std()), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(read_mean_std(tree, channel), (values.mean(), values.std()), rtol=1e-9, atol=1e-12)
         extremes = json.loads((tree / channel_folder(channel) / "min_max.json").read_text())
         assert extremes == {"min": [values.min()], "max": [values.max()]}
 
@@ -109,7 +109,7 @@ def test_train_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "sample_frames", lambda *args: iter(frames))
     settings = SMALL._replace(years=(1979, 1981), train_years=(1979, 1980))
     sample.write_tree(tmp_path, settings)
-    assert read_statistics(tmp_path, "t2m") == pytest.approx((1979.5, 0.5))
+    assert read_mean_std(tmp_path, "t2m") == pytest.approx((1979.5, 0.5))
     for text, expected in (("1979-1982", (1979, 1980)), ("1979-1981", (1979, 1979)), ("1979", (1979, 1979))):
         assert sample.parse_arguments(["--root", "x", "--years", text])[1].train_years == expected
 
@@ -147,7 +147,7 @@ def test_standardized_dropped_corrupted(damaged: Path) -> None:
         values = np.stack([read_field(path, (16, 32)) for path in good]).astype(np.float64)
         assert abs(values.mean()) < 0.01
         assert values.std() == pytest.approx(1, abs=0.01)
-        assert read_statistics(damaged, channel) == pytest.approx((5e4, 3e3), rel=0.01)  # json 里仍是物理单位的
+        assert read_mean_std(damaged, channel) == pytest.approx((5e4, 3e3), rel=0.01)  # json 里仍是物理单位的
 
 
 def test_marker_and_overwrite(

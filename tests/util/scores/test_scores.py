@@ -14,7 +14,7 @@ import pytest
 from tests.models.small import small_spec
 from util.batch import DataSpec
 from util.scores.bootstrap import BLOCK_HOURS, RESAMPLES, block_sums
-from util.scores.common import Source, common_pairs
+from util.scores.common import Contender, common_pairs
 from util.scores.statistics_file import Statistics, StatisticsFile
 from util.scores.tabulate import tabulate, write_csv
 
@@ -78,7 +78,7 @@ def test_scores_equal_a_written_out_loop(tmp_path: Path) -> None:
     spec, hours = spec_with((2.0, 0.5, 10.0)), START + np.arange(0, 40) * 6
     values = write(tmp_path / "s.nc", spec, hours, [6, 12], members=5)
     with Statistics(tmp_path / "s.nc") as file:
-        table = tabulate([Source(m, file, m) for m in file.models], ["persistence", "climatology"])
+        table = tabulate([Contender(m, file, m) for m in file.models], ["persistence", "climatology"])
     json.dumps(table, allow_nan=False)
     assert table["units"] == {"c0": "K", "c1": "m s-1", "c2": "%"} and table["lead_hours"] == [6, 12]
     for model, made in values.items():
@@ -121,7 +121,7 @@ def test_skill_and_its_block_bootstrap_equal_a_loop(tmp_path: Path) -> None:
     spec, hours = spec_with((3.0,)), START + np.arange(0, 6 * 28) * 6
     values = write(tmp_path / "s.nc", spec, hours, [6])
     with Statistics(tmp_path / "s.nc") as file:
-        table = tabulate([Source(m, file, m) for m in file.models], ["persistence"])
+        table = tabulate([Contender(m, file, m) for m in file.models], ["persistence"])
     found = {k: v[0] for k, v in table["skill"]["model"]["persistence"]["c0"]["rmse"].items()}
     week = (hours - hours[0]) // BLOCK_HOURS
     draws = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, RESAMPLES)
@@ -147,7 +147,7 @@ def test_skill_and_its_block_bootstrap_equal_a_loop(tmp_path: Path) -> None:
 def test_too_few_blocks_give_no_interval(tmp_path: Path) -> None:
     write(tmp_path / "s.nc", spec_with((1.0,)), START + np.arange(0, 3 * 28) * 6, [6])
     with Statistics(tmp_path / "s.nc") as file:
-        table = tabulate([Source(m, file, m) for m in file.models], ["persistence"])
+        table = tabulate([Contender(m, file, m) for m in file.models], ["persistence"])
     assert set(table["skill"]["model"]["persistence"]["c0"]["rmse"]) == {"value", "difference"}
 
 
@@ -158,7 +158,9 @@ def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
     one = write(tmp_path / "a.nc", one_spec, one_hours, [6, 12, 18], seed=1)
     two = write(tmp_path / "b.nc", two_spec, two_hours, [12, 24, 6], seed=2)
     with Statistics(tmp_path / "a.nc") as a, Statistics(tmp_path / "b.nc") as b:
-        table = tabulate([Source("A", a, "model"), Source("B", b, "model"), Source("P", a, "persistence")], ["P"])
+        table = tabulate(
+            [Contender("A", a, "model"), Contender("B", b, "model"), Contender("P", a, "persistence")], ["P"]
+        )
     assert table["lead_hours"] == [6, 12] and table["channels"] == ["c0", "c1"]
     assert table["initial_times"] == 20
     for c in range(2):
@@ -180,7 +182,7 @@ def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
 def test_reading_in_pieces_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "s.nc", spec_with((2.0, 0.5, 10.0)), START + np.arange(0, 50) * 6, [6, 12])
     with Statistics(tmp_path / "s.nc") as file:
-        source = Source("model", file, "model")
+        source = Contender("model", file, "model")
         whole = block_sums(source, common_pairs([source]))
         monkeypatch.setattr("util.scores.common.READ_BYTES", 8 * 2 * 3 * 4)
         pieces = block_sums(source, common_pairs([source]))
@@ -202,7 +204,7 @@ def test_nothing_in_common_is_one_line(tmp_path: Path) -> None:
     for name, message in words.items():
         with Statistics(tmp_path / "a.nc") as a, Statistics(tmp_path / f"{name}.nc") as b:
             with pytest.raises(ValueError, match=message) as error:
-                common_pairs([Source("a", a, "model"), Source("b", b, "model")])
+                common_pairs([Contender("a", a, "model"), Contender("b", b, "model")])
             assert "\n" not in str(error.value)
 
 
@@ -214,7 +216,7 @@ def test_a_model_can_be_compared_with_another(tmp_path: Path) -> None:
     second = write(tmp_path / "b.nc", two, hours, [6], seed=2, holes=0.0)
     with Statistics(tmp_path / "a.nc") as a, Statistics(tmp_path / "b.nc") as b:
         table = tabulate(
-            [Source("A", a, "model"), Source("B", b, "model"), Source("P", a, "persistence")], ["P"], ["A"]
+            [Contender("A", a, "model"), Contender("B", b, "model"), Contender("P", a, "persistence")], ["P"], ["A"]
         )
     assert list(table["skill"]["A"]) == ["P"] and list(table["skill"]["B"]) == ["P", "A"]
     rmse = [math.sqrt(v["model"]["square"].astype(float).mean()) for v in (first, second)]
@@ -228,14 +230,14 @@ def test_no_field_valid_in_all_is_one_line(tmp_path: Path) -> None:
     spec, hours = spec_with((1.0,)), START + np.arange(10) * 6
     write(tmp_path / "a.nc", spec, hours, [6], holes=1.1)
     with Statistics(tmp_path / "a.nc") as a, pytest.raises(ValueError, match=r"no field is valid in all of .*a\.nc"):
-        common_pairs([Source("a", a, "model")])
+        common_pairs([Contender("a", a, "model")])
 
 
 def test_csv_is_tidy_and_complete(tmp_path: Path) -> None:
     spec = spec_with((2.0, 0.5, 10.0))
     write(tmp_path / "s.nc", spec, START + np.arange(0, 6 * 28) * 6, [6, 12])
     with Statistics(tmp_path / "s.nc") as file:
-        table = tabulate([Source(m, file, m) for m in file.models], ["persistence", "climatology"])
+        table = tabulate([Contender(m, file, m) for m in file.models], ["persistence", "climatology"])
     write_csv(tmp_path / "m.csv", table)
     with (tmp_path / "m.csv").open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))

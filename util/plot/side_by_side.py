@@ -11,7 +11,7 @@ from util.grid import output_grid
 from util.plot.coast import coastlines
 from util.plot.maps import grid_extent, pages_of
 from util.plot.style import COAST, COLORS, INK, QUIET, TITLE_SIZE, color_limits, power_of_ten, pretty_unit
-from util.variables import describe
+from util.variables import variable_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PANEL_WIDTH, MARGIN = 2.1, 1.0  # 英寸
 
 
-def gallery_figures(
+def side_by_side_figures(
     spec: DataSpec, columns: Mapping[str, np.ndarray], title: str, kind: str | None = None
 ) -> list[Figure]:
     """各列的图，一页至多 9 个通道。
@@ -48,7 +48,7 @@ def _page(
     coast = coastlines(west, east, south, north)
     for i, panels in zip(channels, figure.subplots(len(channels), len(columns), squeeze=False), strict=True):
         name = spec.channels[i]
-        colors = kind or describe(name).kind
+        colors = kind or variable_info(name).kind
         shown = {label: fields[i][grid.rows][:, grid.columns] for label, fields in columns.items()}  # 北在上
         low, high = color_limits(np.stack(list(shown.values())), colors)
         exponent = power_of_ten(max(abs(low), abs(high)))

@@ -16,16 +16,16 @@ import torch
 from tqdm import tqdm
 
 from util.calendar import time_text
-from util.data.store_files import PRESENT, TIMES, Plan, file_digest, read_hours, read_mark, write_mark
+from util.data.store_files import PRESENT, TIMES, StorePlan, file_digest, read_hours, read_mark, write_mark
 from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
-from util.packing.chunks import Job, chunk_path, damaged, raw_path, read_record, write_bytes
-from util.variables import describe
+from util.packing.chunks import PackJob, chunk_path, damaged, raw_path, read_record, write_bytes
+from util.variables import variable_info
 
 DIMS = ("time", "channel", "latitude", "longitude")
 log = logging.getLogger("ar_pred")
 
 
-def seal(job: Job) -> None:
+def finish_store(job: PackJob) -> None:
     """各块都做完之后：坐标与元数据，校验和，最后是完成的标志。"""
     store = job.store
     files: dict[str, str] = {}
@@ -54,7 +54,7 @@ def seal(job: Job) -> None:
     report(job.plan, gaps, [*faults.values()], errors)
 
 
-def write_zarr(job: Job, gaps: list[list[Any]], errors: dict[str, list[float]]) -> dict[str, str]:
+def write_zarr(job: PackJob, gaps: list[list[Any]], errors: dict[str, list[float]]) -> dict[str, str]:
     """fields 之外的一切；返回各文件的校验和。"""
     plan, utc = job.plan, job.hours - job.plan.utc_offset_hours
     valid = np.ones((job.hours.size, len(plan.channels)), dtype=bool)  # (N, C)
@@ -62,7 +62,7 @@ def write_zarr(job: Job, gaps: list[list[Any]], errors: dict[str, list[float]]) 
         valid[np.searchsorted(job.hours, hour), c] = False
     pressure = np.array([np.nan if p is None else p for p in plan.pressures])
     hours = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time", "axis": "T"}
-    names = {"long_name": "channel", "comment": "; ".join(f"{c}: {describe(c).long_name}" for c in plan.channels)}
+    names = {"long_name": "channel", "comment": "; ".join(f"{c}: {variable_info(c).long_name}" for c in plan.channels)}
     north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
     east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
     small = {
@@ -88,7 +88,7 @@ def write_zarr(job: Job, gaps: list[list[Any]], errors: dict[str, list[float]]) 
     return files
 
 
-def fields_array(job: Job, errors: dict[str, list[float]]) -> Array:
+def fields_array(job: PackJob, errors: dict[str, list[float]]) -> Array:
     plan = job.plan
     attributes: dict[str, Any] = {
         "long_name": "standardised fields, (x - mean) / std",
@@ -103,7 +103,7 @@ def fields_array(job: Job, errors: dict[str, list[float]]) -> Array:
     return Array((job.hours.size, *plan.shape[1:]), plan.shape, dtype, DIMS, attributes, fill)
 
 
-def provenance(plan: Plan) -> dict[str, Any]:
+def provenance(plan: StorePlan) -> dict[str, Any]:
     """全局属性：从哪里、用什么命令、以什么版本打的。不写时刻：中断过的与一气呵成的应当逐字节相同。"""
     return {
         "Conventions": "CF-1.8",
@@ -122,7 +122,7 @@ def provenance(plan: Plan) -> dict[str, Any]:
     }
 
 
-def rounding_errors(plan: Plan, parts: np.ndarray) -> dict[str, list[float]]:
+def rounding_errors(plan: StorePlan, parts: np.ndarray) -> dict[str, list[float]]:
     """parts (块, C, 3) → 各通道的最大、均方根误差；float32 没有。"""
     if plan.dtype == "float32":
         return {}
@@ -130,7 +130,7 @@ def rounding_errors(plan: Plan, parts: np.ndarray) -> dict[str, list[float]]:
     return {"max": parts[..., 0].max(axis=0).tolist(), "rms": np.sqrt(parts[..., 1].sum(axis=0) / count).tolist()}
 
 
-def report(plan: Plan, gaps: list[list[Any]], faults: list[list[Any]], errors: dict[str, list[float]]) -> None:
+def report(plan: StorePlan, gaps: list[list[Any]], faults: list[list[Any]], errors: dict[str, list[float]]) -> None:
     """打完之后给人看的：各通道补了多少、坏了多少，舍入误差多大。"""
     for c, channel in enumerate(plan.channels):
         bridged = sum(1 for g in gaps if g[0] == c and g[2])
@@ -152,7 +152,7 @@ def verify(store: Path, workers: int) -> list[str]:
         ValueError: 不是存档、没有打包完，或 store.json 自己坏了。
     """
     content = read_mark(store)
-    plan, files = Plan(**content["plan"]), content["files"]
+    plan, files = StorePlan(**content["plan"]), content["files"]
     hours = read_hours(store, plan) if damaged(store, TIMES, files[TIMES]) is None else np.zeros(0, dtype=np.int64)
     lines = []
     total = sum(path.stat().st_size for name in files if (path := store / name).is_file())
@@ -165,7 +165,7 @@ def verify(store: Path, workers: int) -> list[str]:
     return lines
 
 
-def _times(plan: Plan, hours: np.ndarray, name: str) -> str:
+def _times(plan: StorePlan, hours: np.ndarray, name: str) -> str:
     """这个文件管着哪些时刻：块与它的邻居；别的文件、时刻自己坏了（hours 是空的），是空文本。"""
     match = re.fullmatch(r"fields/(\d+)[.0]*|pack/(\d+)\.raw", name)
     first = int(match[1] or match[2]) * plan.chunk_rows if match else hours.size

@@ -7,7 +7,7 @@ import pytest
 
 from tests.util.plot.test_plot import GRIDS, make_spec
 from util.grid import output_grid
-from util.plot.gallery import gallery_figures
+from util.plot.side_by_side import side_by_side_figures
 from util.plot.style import COLORS, color_limits
 
 
@@ -16,7 +16,7 @@ def test_every_panel_shows_its_field_on_the_scale_of_its_row(latitudes, longitud
     spec = make_spec(latitudes, longitudes, ("t2m", "u10"), ("K", "m s**-1"), (None, None))
     rng = np.random.default_rng(0)
     columns = {name: rng.normal(size=(2, spec.height, spec.width)) for name in ("truth", "mean", "member 1")}
-    (figure,) = gallery_figures(spec, columns, "a title")
+    (figure,) = side_by_side_figures(spec, columns, "a title")
     assert figure.get_suptitle() == "a title"
     panels = [axes for axes in figure.axes if axes.images]
     grid = output_grid(spec)
@@ -34,7 +34,7 @@ def test_changes_have_their_own_colors_and_small_numbers_their_power_of_ten():
     spec = make_spec(*GRIDS["global"], ("tp",), ("m",), (None,))
     fields = np.full((1, spec.height, spec.width), 2e-5)
     fields[0, 0, 0] = -1e-5
-    (figure,) = gallery_figures(spec, {"truth": fields}, "", "difference")
+    (figure,) = side_by_side_figures(spec, {"truth": fields}, "", "difference")
     (panel,) = [axes for axes in figure.axes if axes.images]
     assert panel.images[0].get_cmap().name == COLORS["difference"]
     assert np.asarray(panel.images[0].get_array()).max() == pytest.approx(20)
@@ -45,7 +45,7 @@ def test_many_channels_make_several_pages():
     names = tuple(f"z_level_{i:02d}" for i in range(11))
     spec = make_spec(*GRIDS["global"], names, ("m",) * 11, (500.0,) * 11)
     fields = np.random.default_rng(0).normal(size=(11, spec.height, spec.width))
-    figures = gallery_figures(spec, {"truth": fields}, "title")
+    figures = side_by_side_figures(spec, {"truth": fields}, "title")
     drawn = [[axes.get_ylabel() for axes in figure.axes if axes.images] for figure in figures]
     assert [len(page) for page in drawn] == [9, 2] and [*drawn[0], *drawn[1]] == list(names)
     assert [figure.get_suptitle() for figure in figures] == ["title (1 of 2)", "title (2 of 2)"]
