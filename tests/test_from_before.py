@@ -26,15 +26,15 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 
-from engine.baselines import fit_baselines
-from engine.state import load_forecaster
-from engine.train import train
+from engine.evaluation.baselines import fit_baselines
+from engine.loading import load_forecaster
+from engine.training.loop import train
 from util.batch import Batch
 from util.checkpoint import load_checkpoint
 from util.config import DataConfig, RunConfig, TrainConfig, load_config
+from util.data.batches import all_starts
 from util.data.dataset import WeatherData, open_data
 from util.data.index import scan
-from util.data.windows import all_starts
 from util.logger import read_metrics
 
 HERE = Path(__file__).resolve().parent / "from_before"
