@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from engine.evaluation.cost import device_name, peak_memory, reset_peak_memory
+from engine.device import device_name, peak_memory, reset_peak_memory
 from engine.training.preflight import imagined_spec
 from models import build_model
 from models.interface import Autoencoder

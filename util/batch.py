@@ -122,3 +122,11 @@ def _statistics(spec: DataSpec, device: torch.device) -> tuple[Tensor, Tensor]:
         torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (spec.mean, spec.std)
     )
     return mean, std
+
+
+def window_time(time: Tensor | None, spec: DataSpec) -> Tensor | None:
+    """历史的时刻 (B, T_in) 接上目标的时刻 → (B, T_in + T_out)。"""
+    if time is None:
+        return None
+    ahead = torch.arange(1, spec.frames_out + 1, device=time.device) * spec.interval_hours
+    return torch.cat([time, time[:, -1:] + ahead], 1)

@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric import Fabric
 
+from engine.device import device_name, peak_memory, reset_peak_memory
 from engine.evaluation.baselines import fit_baselines
-from engine.evaluation.cost import (
-    device_name,
-    flops_per_sample,
-    parameter_count,
-    peak_memory,
-    reset_peak_memory,
-    training_cost,
-)
+from engine.evaluation.cost import flops_per_sample, parameter_count
 from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.page import command_line, curves_section, data_section, evaluation_content
 from engine.evaluation.results import Seen, Table, scores_text, write_results, write_table
@@ -28,7 +22,7 @@ from engine.evaluation.task import Options, Task, find_starts, threshold_table
 from engine.forecasting.perturbation import check_members
 from engine.loading import check_same_data, load_forecaster
 from engine.one_pass import Check
-from engine.training.state import Progress
+from engine.progress import Progress, training_cost
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data

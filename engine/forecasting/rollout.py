@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
-from util.batch import DataSpec
+from util.batch import DataSpec, window_time
 
 
 def roll(
@@ -74,11 +74,3 @@ def _forecast(
         counts = [min(members, num_members - m) for m in range(0, num_members, members)]
         made.append(torch.cat([model.forecast(history[here], when, count, generator) for count in counts], 1))
     return torch.cat(made)  # (B, M, T_out, C, H, W)
-
-
-def window_time(time: Tensor | None, spec: DataSpec) -> Tensor | None:
-    """历史的时刻 (B, T_in) 接上目标的时刻 → (B, T_in + T_out)。"""
-    if time is None:
-        return None
-    ahead = torch.arange(1, spec.frames_out + 1, device=time.device) * spec.interval_hours
-    return torch.cat([time, time[:, -1:] + ahead], 1)

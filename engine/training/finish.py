@@ -13,13 +13,13 @@ from lightning.fabric import Fabric
 
 from engine.codecs.results import reconstruction_text, write_reconstruction
 from engine.codecs.scores import Table, score_codecs
-from engine.evaluation.cost import training_cost
 from engine.evaluation.evaluate import evaluate, publish
 from engine.evaluation.page import run_page
 from engine.evaluation.results import scores_text
 from engine.evaluation.task import Options
 from engine.loading import load_forecaster
 from engine.one_pass import Check
+from engine.progress import training_cost
 from engine.training.know_latents import know_latents
 from engine.training.validation import validation_loss
 from models.interface import is_codec

@@ -9,7 +9,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from engine.evaluation.cost import device_name, peak_memory, reset_peak_memory
+from engine.device import device_name, peak_memory, reset_peak_memory
 from engine.one_pass import fit_one_pass
 from engine.training.finish import finish
 from engine.training.preflight import preflight

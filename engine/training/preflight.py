@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from engine.forecasting.rollout import window_time
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import read_initial
 from engine.training.state import State, build_state, train_step
 from models.interface import OnePass, is_codec
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, window_time
 from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from util.config import DataConfig, RunConfig
 from util.data.dataset import make_spec

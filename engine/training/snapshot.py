@@ -15,7 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from engine.loading import FULL, Content, load_weights, versions
-from engine.training.state import Progress, State
+from engine.progress import Progress
+from engine.training.state import State
 from models.interface import Portable
 from util.batch import DataSpec
 from util.checkpoint import random_state, set_random_state

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.loading import Content, model_options
 from engine.parallel import reduce_tensor
+from engine.progress import Progress
 from engine.training.optim import make_optimizer, make_scheduler
 from engine.training.start import Initial, first_stage_origin, start_from
 from models import build_model
@@ -24,27 +25,6 @@ from util.batch import Batch, DataSpec
 from util.config import RunConfig
 
 log = logging.getLogger("ar_pred")
-
-
-@dataclass
-class Progress:
-    """循环走到哪里；batches 是本轮已用掉的全局批数，loss_sum / loss_count 是本轮训练损失的累计。
-
-    seconds、samples 是训练循环（含等数据，不含验证）用去的时间与窗口数，peak_memory 是峰值内存（字节），续训时累计。
-    """
-
-    epoch: int = 0
-    step: int = 0
-    batches: int = 0
-    best: float | None = None
-    best_step: int = -1
-    stale: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    seconds: float = 0.0
-    samples: int = 0
-    peak_memory: int = 0
-    device: str = ""
 
 
 class NonFinite(ValueError):

@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from engine.forecasting.perturbation import perturb, smooth_noise
-from engine.forecasting.rollout import roll, rollout, window_time
+from engine.forecasting.rollout import roll, rollout
 from tests.models.small import small_batch, small_spec
-from util.batch import DataSpec
+from util.batch import DataSpec, window_time
 
 
 class Toy:

@@ -1,0 +1,35 @@
+"""设备：叫什么，用了多少内存；训练与评测量的是同一个数。"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """从这里起重新量峰值内存。"""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR.exists():
+        CLEAR.write_text("5")  # 内核只认这个数：VmHWM 回到现在的值
+
+
+def peak_memory(device: torch.device) -> int:
+    """字节：显卡上是分配过的最多显存；CPU 上是整个进程的最大驻留内存（没有 /proc 的系统从进程开始算起）。"""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(row for row in STATUS.read_text().splitlines() if row.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """显卡的型号；CPU 则写用了几个线程。"""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread(s)"

@@ -1,0 +1,39 @@
+"""训练走到哪里、用去多少：训练写它，检查点带着它，评测从检查点里读它。"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """循环走到哪里；batches 是本轮已用掉的全局批数，loss_sum / loss_count 是本轮训练损失的累计。
+
+    seconds、samples 是训练循环（含等数据，不含验证）用去的时间与窗口数，peak_memory 是峰值内存（字节），续训时累计。
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batches: int = 0
+    best: float | None = None
+    best_step: int = -1
+    stale: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    peak_memory: int = 0
+    device: str = ""
+
+
+def training_cost(progress: Progress) -> dict[str, Any]:
+    """检查点里记着的训练代价，续训累计在内；没有梯度步的模型为空。"""
+    if not progress.seconds:
+        return {}
+    return {
+        "training_seconds": progress.seconds,
+        "training_samples_per_second": progress.samples / progress.seconds,
+        "training_peak_memory_bytes": progress.peak_memory,
+        "training_device": progress.device,
+    }
