@@ -1,7 +1,7 @@
 # 两条命令：make train 从零走到一张预报图，make test 跑全部测试；其余见 make help。
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: help train test lint format clean missing
+.PHONY: help train test lint format house clean missing
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -34,7 +34,7 @@ train: $(STAMP)  ## environment, sample data, quickstart run, its scores and a f
 	  "  $(PYTHON)   the Python of this environment" \
 	  'Again: make train goes on with the same run; make clean first starts it afresh.'
 
-test: $(STAMP)-dev  ## the whole test suite; a part of it: make test ARGS="tests/test_imports.py -k help"
+test: $(STAMP)-dev  ## the whole test suite; a part of it: make test ARGS="tests/test_house.py -k wings"
 	$(PYTHON) -m pytest -n 2 $(ARGS)
 
 lint: $(STAMP)-dev  ## ruff and pyright
@@ -45,6 +45,9 @@ lint: $(STAMP)-dev  ## ruff and pyright
 format: $(STAMP)-dev  ## let ruff lay out the code
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+house:  ## print the house (wings, rooms, lines, arrows) into docs/architecture.md
+	$(PYTHON) -m tests.house --write
 
 clean:  ## remove the quickstart run and all caches; your runs, the sample data and the environment stay
 	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache .hypothesis
