@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.evaluation.cost import flops_per_sample, parameter_count
 from engine.training.preflight import imagined_spec
 from models import build_model
+from models.interface import can_forecast
 from util.cli import run_command
 from util.config import load_config
 
@@ -32,7 +33,7 @@ def main() -> int:
         except ValueError as error:  # 要预训练的权重，或阶段一的检查点
             print(f"{path} left out: {error}", file=sys.stderr)
             continue
-        flops = f"{flops_per_sample(model, spec) / 1e9:.3f}" if model.can_forecast else "none"
+        flops = f"{flops_per_sample(model, spec) / 1e9:.3f}" if can_forecast(model) else "none"
         print(
             f"| `{Path(path).stem}` | {spec.frames_in} → {spec.frames_out} | {spec.num_channels} "
             f"| {spec.height} × {spec.width} | {parameter_count(model):,} | {flops} |",

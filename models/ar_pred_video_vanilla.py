@@ -31,10 +31,9 @@ from models.layers.attention import (
     check_heads,
     token_mask,
 )
-from models.layers.frames import Predict
 from models.layers.losses import refuse_members
 from models.layers.position import spatial_codes, token_places
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
 
 log = logging.getLogger("ar_pred")

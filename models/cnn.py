@@ -15,10 +15,10 @@ from typing import Literal
 from pydantic import ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict, to_state
+from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 BLOCKS = 3  # deep 的残差块数，原版的默认值

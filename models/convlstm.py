@@ -20,10 +20,10 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict, to_state
+from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
 from models.layers.padding import PaddedConv2d, Padding, check_padding
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
 
 State = tuple[Tensor, Tensor]  # (h, c)，各 (B, D, H, W)

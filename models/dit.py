@@ -28,7 +28,6 @@ from torch import Generator, Tensor, nn
 
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
 from models.layers.dit_flow import between, draw_times, euler, sampling_times, time_shift
-from models.layers.frames import Predict
 from models.layers.latents import (
     LatentScaling,
     decode_frames,
@@ -39,7 +38,7 @@ from models.layers.latents import (
 )
 from models.layers.members import sample_generators
 from models.layers.position import sincos_codes
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 log = logging.getLogger("ar_pred")
@@ -159,6 +158,7 @@ class Model(nn.Module):
     probabilistic = True
     can_forecast = True
     at_inference = ("sampling_steps", "sample_chunk")
+    starts_anew = ("targets.",)
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
         """Raises ValueError: 块不能整除一帧编码的网格。"""

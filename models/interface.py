@@ -1,27 +1,55 @@
-"""模型与引擎之间的约定，只有 Protocol：不给实现，也就不会积攒代码。"""
+"""模型与引擎之间的约定，只有 Protocol 与两句判断：不给实现，也就不会积攒代码。
+
+引擎造出来的不是预报模型就是阶段一（Learner）；其余的 Protocol 是各有各的本事，没有的不必写。
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
-from torch import Generator, Tensor
+import torch
+from torch import Generator, Tensor, nn
 
-from util.batch import Batch
+from util.batch import Batch, Predict
 
 if TYPE_CHECKING:
-    from models.layers.frames import Predict
-    from models.layers.multiscale import MultiScaleQuantizer
+    from typing_extensions import Self, TypeIs
+
+    from models.layers.padding import Padding
+
+
+class Network(Protocol):
+    """nn.Module 里引擎用到的部分；要真的 nn.Module 的地方（Fabric、EMA、存取）先 assert isinstance。"""
+
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+    def to(self, device: torch.device) -> Self: ...
 
 
 @runtime_checkable
-class ForecastModel(Protocol):
+class ForecastModel(Network, Protocol):
     """预报模型。文件里与 `Model(config, spec, first_stage=None)` 并列一个严格的 `Config`。
 
     做不到的事（AR_pred 只能 T_out = 1、网格不能整除）在构造函数里以 ValueError 说明。
     """
 
     probabilistic: bool
-    can_forecast: bool  # 这一配置能不能预报；AR_pred 的区块不是一帧时只能训练重建
+    can_forecast: bool  # 这一配置能不能预报；AR_pred 的区块不是一帧、PastNet 只训练记忆库时只能重建
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """训练目标：键 `loss` 参与求导，其余只记录；随机数取自全局发生器。"""
@@ -35,9 +63,116 @@ class ForecastModel(Protocol):
         time: (B, T_in + T_out) int64 UTC 小时；只给了输入文件而不知时刻时为 None。
 
         Raises:
-            ValueError: 确定性模型要求 num_members > 1（集合预报用引擎的 --perturb）；需要时刻而没有。
+            ValueError: 确定性模型要求 num_members > 1（集合预报用引擎的 --perturb）；需要时刻而没有；不能预报。
         """
         ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
+
+    def portable_options(self) -> dict[str, Any]:
+        """与 YAML 的 model 段同样写法，build_model 由它造出同样大小、冻结同样参数的模型，权重另从检查点来。"""
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Network, Portable, Protocol):
+    """阶段一：场 ⇄ 潜变量；不预报。
+
+    潜变量出来时已经标准化，统计量是 buffer：梯度步走完之后，引擎用最优的权重把训练的每一帧看一遍（observe_latents、
+    solve_latents）。阶段二里的同一个对象，权重与统计量都随阶段二的检查点走，选项也是（portable_options）。
+    """
+
+    encodes: Predict  # 编码的是场本身，还是相邻两帧之差（标准化的场之差）：encode、decode 里的「场」就是它
+    latent_shape: tuple[int, int, int]  # (c, h, w)
+
+    @property
+    def latents_known(self) -> bool:
+        """统计量有了没有。"""
+        ...
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """训练目标：encodes 说的场逐个重建；其余同 ForecastModel.loss。"""
+        ...
+
+    def freeze(self, encoder: bool, decoder: bool) -> None:
+        """encode、decode 各自用到的参数学不学；自己的选项与阶段二的选项都走这里。"""
+        ...
+
+    def encode(self, fields: Tensor) -> Tensor:
+        """(N, C, H, W) 标准化的场 → (N, c, h, w) 标准化的潜变量；确定性的。"""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """encode 的逆：(N, c, h, w) → (N, C, H, W)。"""
+        ...
+
+    def observe_latents(self, batch: Batch) -> None:
+        """收下一批训练窗口的潜变量。"""
+        ...
+
+    def solve_latents(self) -> None:
+        """统计量求出来，存为 buffer。"""
+        ...
+
+
+class Quantizer(Protocol):
+    """多尺度的码本：各尺度的编号 ⇄ 累加的 f̂。由粗到细 K 个尺度，V 个码。"""
+
+    vocabulary: int  # V
+    width: int  # 码的维数
+    scales: tuple[tuple[int, int], ...]  # 各尺度的 (h_k, w_k)，末一个是潜变量的网格
+    lengths: list[int]  # 各尺度的 token 数
+    padding: Padding
+
+    @property
+    def codes(self) -> Tensor:
+        """(V, width)。"""
+        ...
+
+    def lookup(self, indices_k: Tensor, k: int) -> Tensor:
+        """第 k 个尺度（从 0 数）的编号 (N, h_k·w_k) → 码 (N, width, h_k, w_k)。"""
+        ...
+
+    def add_scale(self, f_hat: Tensor, codes_k: Tensor, k: int) -> Tensor:
+        """f̂ (N, width, h, w) 加上第 k 个尺度的码。"""
+        ...
+
+    def next_input(self, f_hat: Tensor, k: int) -> Tensor:
+        """累加到第 k 个尺度的 f̂ → 第 k + 1 个尺度的输入 (N, width, h_{k+1}, w_{k+1})。"""
+        ...
+
+    def teacher_inputs(self, indices: Sequence[Tensor]) -> Tensor:
+        """头几个（或全部）尺度的编号 → 其中第 2 个起各尺度的输入 (N, L − h_1·w_1, width)。"""
+        ...
+
+
+@runtime_checkable
+class TokenAutoencoder(Autoencoder, Protocol):
+    """离散的阶段一（VQVAE）：场 ⇄ 各尺度的编号，由粗到细，第 k 个尺度 (N, h_k·w_k) int64。
+
+    encode、decode 走的是量化之后的潜变量（标准化过的 f̂）；编号之间怎样由粗到细，都在 quantizer 里。
+    """
+
+    quantizer: Quantizer
+    inputs: nn.Module  # 编码差时，差的标准化；编码场时原样
+
+    def encode_tokens(self, fields: Tensor) -> list[Tensor]:
+        """(N, C, H, W) 标准化的场 → 各尺度的编号；确定性的。"""
+        ...
+
+    def decode_tokens(self, indices: list[Tensor]) -> Tensor:
+        """各尺度的编号 → (N, C, H, W) 标准化的场；只给头几个尺度时，是到那里为止的重建。"""
+        ...
+
+    def decode_latents(self, f_hat: Tensor) -> Tensor:
+        """quantizer 给出的 f̂ (N, c, h, w)，没有标准化过 → (N, C, H, W) 标准化的场。"""
+        ...
+
+
+Learner = ForecastModel | Autoencoder  # build_model 造出来的，引擎训练、存取的
 
 
 @runtime_checkable
@@ -65,37 +200,27 @@ class Scheduled(Protocol):
 
 
 @runtime_checkable
-class Autoencoder(Protocol):
-    """阶段一：场 ⇄ 潜变量；与 ForecastModel 一样有 loss（各帧摊平了重建），can_forecast 为假。
+class Undecayed(Protocol):
+    """有的参数是二维的却不是矩阵（位置、尺度的表，码本），权重不该衰减。"""
 
-    潜变量出来时已经标准化，统计量是 buffer：梯度步走完之后，引擎用最优的权重把训练的每一帧看一遍（observe_latents、
-    solve_latents）。阶段二里的同一个对象，权重与统计量都随阶段二的检查点走。
-    """
-
-    encodes: Predict  # 编码的是场本身，还是相邻两帧之差（标准化的场之差）：encode、decode 里的「场」就是它
-    latent_shape: tuple[int, int, int]  # (c, h, w)
-    latents_known: bool  # 统计量有了没有
-    frozen_are_trained: bool  # 冻结的参数来自预训练的权重；随机的权重冻结起来，引擎不肯训练
-
-    def freeze(self, encoder: bool, decoder: bool) -> None:
-        """encode、decode 各自用到的参数学不学；自己的选项与阶段二的选项都走这里。"""
+    @property
+    def no_decay(self) -> Sequence[str]:
+        """它们在 named_parameters 里的名字。"""
         ...
 
-    def encode(self, fields: Tensor) -> Tensor:
-        """(N, C, H, W) 标准化的场 → (N, c, h, w) 标准化的潜变量；确定性的。"""
-        ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """encode 的逆：(N, c, h, w) → (N, C, H, W)。"""
-        ...
+@runtime_checkable
+class StartsAnew(Protocol):
+    """权重里有的不能从 train.init 抄：权重接着学就会过时的统计量，上一批数据留下的记号。"""
 
-    def observe_latents(self, batch: Batch) -> None:
-        """收下一批训练窗口的潜变量。"""
-        ...
+    starts_anew: tuple[str, ...]  # 它们在 state_dict 里的名字，以点结尾的是下面的全部
 
-    def solve_latents(self) -> None:
-        """统计量求出来，存为 buffer。"""
-        ...
+
+@runtime_checkable
+class PartlyPretrained(Protocol):
+    """可以有参数来自预训练的权重的模型。"""
+
+    frozen_are_trained: bool  # 冻结的都是；随机的权重冻结起来，引擎不肯训练
 
 
 @runtime_checkable
@@ -106,36 +231,46 @@ class Pretrained(Protocol):
 
 
 @runtime_checkable
-class TokenAutoencoder(Autoencoder, Protocol):
-    """离散的阶段一（VQVAE）：场 ⇄ 各尺度的编号，由粗到细，第 k 个尺度 (N, h_k·w_k) int64。
+class Adjustable(Protocol):
+    """有的选项只在预报时才用到（采样的步数、引导的强度），训练好了也可以改。"""
 
-    encode、decode 走的是量化之后的潜变量（标准化过的 f̂）；编号之间怎样由粗到细，都在 quantizer 里。
-    """
+    at_inference: tuple[str, ...]  # 它们的名字；是类的属性，不必造出模型就读得到
 
-    quantizer: MultiScaleQuantizer
 
-    def encode_tokens(self, fields: Tensor) -> list[Tensor]:
-        """(N, C, H, W) 标准化的场 → 各尺度的编号；确定性的。"""
+class Memory(Protocol):
+    """记忆库：K 个 D 维的码。"""
+
+    @property
+    def codes(self) -> Tensor:
+        """(K, D)。"""
         ...
 
-    def decode_tokens(self, indices: list[Tensor]) -> Tensor:
-        """各尺度的编号 → (N, C, H, W) 标准化的场。"""
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """(n, D) → (n,) 最近的码。"""
         ...
 
-    def decode_latents(self, f_hat: Tensor) -> Tensor:
-        """quantizer 给出的 f̂ (N, c, h, w)，没有标准化过 → (N, C, H, W) 标准化的场。"""
+    def shares(self, index: Tensor) -> Tensor:
+        """(n,) 用了哪些码 → 各码所占的份额 (K,)。"""
         ...
 
 
 @runtime_checkable
-class Portable(Protocol):
-    """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
+class Memorising(Protocol):
+    """把一帧的每个位置编成 D 个数、再换成记忆库里最近的码的模型（PastNet）：内在维数量的就是这些编码。"""
 
-    def portable_options(self) -> dict[str, Any]:
-        """与 YAML 的 model 段同样写法，build_model 由它造出同样大小、冻结同样参数的模型，权重另从检查点来。"""
+    memory: Memory
+    latent_step: int  # D 只能是它的倍数
+
+    def latents(self, frames: Tensor) -> Tensor:
+        """(N, C, H, W) → (N·h·w, D)：每个位置上量化之前的编码。"""
         ...
 
 
-def is_codec(model: Any) -> bool:
-    """是不是阶段一；能预报的（RAE 直接预报）虽有编码解码，潜变量没有人用。"""
-    return not model.can_forecast and isinstance(model, Autoencoder)
+def is_codec(model: object) -> TypeIs[Autoencoder]:
+    """是不是阶段一；预报的若也能编码解码，潜变量没有人用，不算。"""
+    return isinstance(model, Autoencoder) and not isinstance(model, ForecastModel)
+
+
+def can_forecast(model: object) -> TypeGuard[ForecastModel]:
+    """预报得了吗；预报模型也有只能训练重建的配置。"""
+    return isinstance(model, ForecastModel) and model.can_forecast

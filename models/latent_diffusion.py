@@ -24,7 +24,6 @@ from torch import Generator, Tensor, nn
 from models.layers.attention import check_heads
 from models.layers.diffusion_schedule import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
 from models.layers.diffusion_unet import TimeUNet
-from models.layers.frames import Predict
 from models.layers.latents import (
     LatentScaling,
     decode_frames,
@@ -36,7 +35,7 @@ from models.layers.latents import (
 from models.layers.members import sample_generators
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import Width
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 MOST_SIGNAL = 0.1  # 加完噪声还留着的信号 √ᾱ_T 至多这么多
@@ -114,6 +113,7 @@ class Model(nn.Module):
     probabilistic = True
     can_forecast = True
     at_inference = ("sampler", "sampling_steps", "sample_chunk")
+    starts_anew = ("targets.",)
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
         super().__init__()

@@ -21,9 +21,8 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict
 from models.layers.losses import refuse_members, target_mse
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict, partner_frames, to_state
+from models.layers.frames import partner_frames, to_state
 from models.layers.inception import GROUPS, KERNELS, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
 from models.layers.memory_bank import MemoryBank
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 SHRINK = 4  # 编码器把边长缩小几倍；傅里叶支路前两层转置卷积也放大这么多
@@ -205,6 +205,7 @@ class Model(nn.Module):
     """
 
     probabilistic = False
+    latent_step = GROUPS
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()

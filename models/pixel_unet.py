@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict, to_state
+from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.losses import refuse_members, target_mse
 from models.layers.padding import Padding, check_padding
 from models.layers.scaling import ChannelScaling, Scaling
 from models.layers.unet import UNet, Width
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 

@@ -21,15 +21,15 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from models.layers.frames import Predict, frames_of
+from models.layers.frames import frames_of
 from models.layers.images import Channels, FieldImages
 from models.layers.latents import LatentScaling, in_chunks
 from models.layers.losses import field_errors
 from models.layers.rae_autoencoder import RAEOptions, RAEWrapper
 from models.layers.scaling import ChannelScaling, Scaling
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt
 
 HEAD = "head."  # 解码器的输出层
@@ -55,9 +55,8 @@ class Model(nn.Module):
         ValueError: 预训练的权重不在或不是这种编码器；输入大小不能整除图像块。
     """
 
-    probabilistic = False
-    can_forecast = False
     encodes: Predict = "state"
+    starts_anew = ("latents.",)
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -135,19 +134,6 @@ class Model(nn.Module):
             features = features + sigma * torch.randn_like(features)
         mae, mse = field_errors(self._fields(features), fields, batch.valid.flatten(0, 1))
         return {"loss": mae + self.config.mse_weight * mse, "mae": mae, "mse": mse}
-
-    def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
-    ) -> Tensor:
-        """自编码器不预报。
-
-        Raises:
-            ValueError: 总是；写明它用在哪里。
-        """
-        raise ValueError(
-            "rae is an autoencoder and makes no forecast; give its checkpoint as model.first_stage of a latent model, "
-            "e.g. config/dit_dh.yaml, or train config/rae_direct.yaml"
-        )
 
 
 def start_decoder(decoder: nn.Module, path: str) -> None:

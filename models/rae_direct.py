@@ -15,13 +15,13 @@ from typing import Any
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict, to_state
+from models.layers.frames import to_state
 from models.layers.images import RGB
 from models.layers.latents import resize
 from models.layers.losses import field_errors, refuse_members
 from models.layers.rae_autoencoder import RAEOptions
 from models.layers.scaling import ChannelScaling, Scaling
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 
 
 class Config(RAEOptions):

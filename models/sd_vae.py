@@ -21,15 +21,15 @@ from typing import Any, Literal
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from pydantic import Field, field_validator, model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from models.layers.frames import Predict, frames_of
+from models.layers.frames import frames_of
 from models.layers.images import RGB, Adapter, Channels
 from models.layers.latents import LatentScaling, in_chunks, resize
 from models.layers.losses import zonal_amplitudes
 from models.layers.pretrained import RANDOM, load_pretrained
 from models.layers.scaling import ChannelScaling, Scaling
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict, validate
 
 
@@ -99,9 +99,8 @@ class Model(nn.Module):
         ValueError: 网格不能逐次减半；预训练的权重不在、不全、不是这种结构。
     """
 
-    probabilistic = False
-    can_forecast = False
     encodes: Predict = "state"
+    starts_anew = ("latents.",)
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -232,19 +231,6 @@ class Model(nn.Module):
         """(N, C, H, W) → 每个场的误差 (N, C)。"""
         difference = made - truth
         return (difference.abs() if self.config.loss == "l1" else difference.square()).mean((-2, -1))
-
-    def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
-    ) -> Tensor:
-        """自编码器不预报。
-
-        Raises:
-            ValueError: 总是；写明它用在哪里。
-        """
-        raise ValueError(
-            "sd_vae is an autoencoder and makes no forecast; give its checkpoint as model.first_stage of a latent "
-            "model, e.g. config/latent_unet.yaml"
-        )
 
 
 def build_vae(config: Config) -> tuple[Any, Architecture]:

@@ -25,11 +25,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import check_heads
-from models.layers.frames import Predict, to_state
+from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
 from models.layers.position import sincos_codes
 from models.layers.transformer import DecoderLayer, EncoderLayer, sinusoid
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 log = logging.getLogger("ar_pred")

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
-from models.layers.frames import Predict, partner_frames, to_state
+from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
 from models.layers.padding import PaddedConv2d, Padding, check_padding
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 SPATIAL_GROUPS = 2  # 编码器、解码器的 GroupNorm

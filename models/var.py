@@ -108,6 +108,7 @@ class Model(nn.Module):
     probabilistic = True
     can_forecast = True
     at_inference = ("sampling",)
+    starts_anew = ("first_stage.quantizer.codebook.dead", "first_stage.quantizer.codebook.replacements")
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Any) -> None:
         super().__init__()

@@ -18,16 +18,15 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field, model_validator
-from torch import Generator, Tensor, cat, nn, no_grad
+from torch import Tensor, cat, nn, no_grad
 
 from models.layers.codebook import Learned
-from models.layers.frames import Predict, encoded_fields
 from models.layers.latents import LatentScaling, in_chunks, solve_tendency
 from models.layers.losses import field_errors, zonal_amplitudes
 from models.layers.multiscale import MultiScaleQuantizer, Scales, check_scales, rectangular_scales
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from models.layers.vqvae_gan import Shape, make_decoder, make_encoder
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict, encoded_fields
 from util.strict import PositiveInt, Strict
 
 
@@ -81,9 +80,7 @@ class Model(nn.Module):
         ValueError: 网格不能逐次减半；尺度不合；circular_lon 而经度不成一圈。
     """
 
-    probabilistic = False
-    can_forecast = False
-    frozen_are_trained = False
+    starts_anew = ("inputs.", "latents.", "quantizer.codebook.dead", "quantizer.codebook.replacements")
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -214,19 +211,6 @@ class Model(nn.Module):
         shares = quantized.errors / f.detach().float().square().mean()
         left = {f"residual_{h}x{w}": shares[k] for k, (h, w) in enumerate(self.quantizer.scales)}
         return {"loss": loss, **terms, "usage": quantized.usage, "perplexity": quantized.perplexity, **left}
-
-    def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
-    ) -> Tensor:
-        """自编码器不预报。
-
-        Raises:
-            ValueError: 总是；写明它用在哪里。
-        """
-        raise ValueError(
-            "vqvae is an autoencoder and makes no forecast; give its checkpoint as model.first_stage of var or of a "
-            "latent model, e.g. config/latent_unet.yaml"
-        )
 
 
 def latent_grid(config: Config, spec: DataSpec) -> tuple[int, int]:

@@ -22,10 +22,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor, nn
 
 from models.layers.attention import GroupAttention, check_heads
-from models.layers.frames import Predict, to_state
+from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
-from util.batch import Batch, DataSpec
+from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 MLP_RATIO = 4

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Predict = Literal["state", "tendency"]  # 网络给出的（自编码器编码的）是场本身，还是与前一帧（最后一帧历史）之差
 
 
 class Batch(NamedTuple):
@@ -22,6 +24,14 @@ class Batch(NamedTuple):
     future: Tensor
     time: Tensor
     valid: Tensor
+
+
+def encoded_fields(batch: Batch, encodes: Predict) -> tuple[Tensor, Tensor]:
+    """阶段一逐个看的场 (N, C, H, W) 与 valid (N, C)：各帧，或相邻两帧之差（两帧都有效才有效）。"""
+    frames, valid = torch.cat([batch.history, batch.future], 1), batch.valid
+    if encodes == "tendency":
+        frames, valid = frames.diff(dim=1), valid[:, 1:] & valid[:, :-1]
+    return frames.flatten(0, 1), valid.flatten(0, 1)
 
 
 class Wire(NamedTuple):

@@ -77,7 +77,7 @@ def draw(codecs: Mapping[str, Any], data: WeatherData, split: str, device: torch
     from engine.codecs.scores import reconstruction, what_they_encode
     from engine.codecs.tokens import by_scale
     from models.interface import TokenAutoencoder
-    from models.layers.frames import encoded_fields
+    from util.batch import encoded_fields
     from util.calendar import time_text
     from util.data.batches import all_starts
     from util.plot.maps import forecast_figure

@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from engine.codecs.tokens import describe_tokens, token_sums
 from models.interface import TokenAutoencoder
-from models.layers.frames import Predict, encoded_fields
-from util.batch import DataSpec
+from util.batch import DataSpec, Predict, encoded_fields
 from util.data.batches import every_frame
 from util.data.dataset import WeatherData
 from util.data.feed import feed

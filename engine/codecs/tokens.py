@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from models.interface import TokenAutoencoder
-from models.layers.memory_bank import perplexity
 from util.batch import DataSpec
-from util.scores.metrics import area_mean
+from util.scores.metrics import area_mean, perplexity
 from util.scores.tabulate import plain
 
 

@@ -23,6 +23,7 @@ from engine.forecasting.perturbation import check_members
 from engine.loading import check_same_data, load_forecaster
 from engine.one_pass import Check
 from engine.progress import Progress, training_cost
+from models.interface import can_forecast
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
@@ -149,7 +150,7 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "evaluate.log" if main else None, quiet=not main)
     model, spec = load_forecaster(content, fabric.device, options.set)
-    if not model.can_forecast:
+    if not can_forecast(model):
         raise ValueError(f"{path}: this configuration of {config.model['name']} makes no forecasts, nothing to score")
     data = open_data(config.data, out / "missing.csv", announce=main)
     check_same_data(spec, data.spec, path)

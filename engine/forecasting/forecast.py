@@ -14,6 +14,7 @@ import torch
 from engine.forecasting.perturbation import check_members, perturb
 from engine.forecasting.rollout import rollout
 from engine.loading import load_forecaster
+from models.interface import can_forecast
 from util.batch import DataSpec
 from util.calendar import moment_of, parse_time, time_text
 from util.checkpoint import load_checkpoint
@@ -61,7 +62,7 @@ def forecast(
     config: RunConfig = validate(RunConfig, content["config"], checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     model, spec = load_forecaster(content, device, changes)
-    if not model.can_forecast:
+    if not can_forecast(model):
         raise ValueError(f"{checkpoint}: this configuration of {config.model['name']} reconstructs, it cannot forecast")
     check_members(model, config.model["name"], members, noise, smooth)
     steps = steps or spec.frames_out

@@ -22,7 +22,7 @@ from engine.one_pass import Check
 from engine.progress import training_cost
 from engine.training.know_latents import know_latents
 from engine.training.validation import validation_loss
-from models.interface import is_codec
+from models.interface import can_forecast, is_codec
 from util.atomic import replacing
 from util.batch import DataSpec
 from util.calendar import time_text
@@ -56,7 +56,7 @@ def finish(run: Run) -> None:
     test_loss = validation_loss(model, run.data, "test", config, fabric, check)
     about = {"run": run.name, "checkpoint": str(run.best), "step": content["progress"]["step"]}
     result = None
-    if model.can_forecast:
+    if can_forecast(model):
         options = Options(split="test", stride=config.data.eval_stride)
         result = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, about, check)
     elif not codec:

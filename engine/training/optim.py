@@ -7,6 +7,7 @@ import math
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from models.interface import Undecayed
 from util.config import Schedule, TrainConfig
 
 
@@ -15,7 +16,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:
 
     二维的编码（位置、尺度的表）由模型在 no_decay 里点名。参数在显卡上时，各步合成一个核（fused）。
     """
-    tables = set(getattr(model, "no_decay", ()))
+    tables = set(model.no_decay) if isinstance(model, Undecayed) else set()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {name for name, p in trainable.items() if p.ndim >= 2 and name not in tables}
     groups = [

@@ -12,7 +12,7 @@ from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import read_initial
 from engine.training.state import State, build_state, train_step
-from models.interface import OnePass, is_codec
+from models.interface import OnePass, can_forecast, is_codec
 from util.batch import Batch, DataSpec, window_time
 from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from util.config import DataConfig, RunConfig
@@ -74,7 +74,7 @@ def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec,
     loss = train_step(fabric, state, config, batches)["loss"] if state.optimizer is not None else None
     state.model.eval()
     with torch.inference_mode(), fabric.autocast():
-        if not state.model.can_forecast:
+        if not can_forecast(state.model):
             return float(state.model.loss(batches[0])["loss"]) if loss is None else loss
         one = batches[0].history[:1]
         forecast = state.model.forecast(one, window_time(batches[0].time[:1, : spec.frames_in], spec))

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from models import first_stage_file
-from models.layers.codebook import Codebook
-from models.layers.latents import LatentScaling
+from models.interface import PartlyPretrained, StartsAnew
 from util.batch import DataSpec
 from util.checkpoint import file_sha256, forecast_weights, load_checkpoint
 
@@ -52,7 +51,7 @@ def check_start(
             "give its checkpoints/RUN/best.ckpt"
         )
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    from_files = first_stage or getattr(model, "frozen_are_trained", False)
+    from_files = first_stage or (isinstance(model, PartlyPretrained) and model.frozen_are_trained)
     if frozen and initial is None and not from_files:
         raise ValueError(
             f"{frozen} parameters of {options['name']} are frozen at their random start; "
@@ -76,17 +75,13 @@ def read_initial(path: str) -> Initial:
 def start_from(model: nn.Module, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:
     """名字相同的张量抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
 
-    不抄的：潜变量的统计量（权重接着学，它就过时了，引擎会重新看一遍）；码本上一步记下要换的（那里的数据）；
-    阶段一不是同一个文件时，阶段一的权重。
+    不抄的：模型说要从头来的（StartsAnew）；阶段一不是同一个文件时，阶段一的权重。
 
     Raises:
         ValueError: 同名的张量形状不同；没有一个同名。
     """
     own = model.state_dict()
-    scalings = (name for name, module in model.named_modules() if isinstance(module, LatentScaling))
-    anew = tuple(f"{name}." for name in scalings if not name.startswith(FIRST_STAGE))
-    codebooks = (name for name, module in model.named_modules() if isinstance(module, Codebook))
-    anew += tuple(f"{name}.{part}" for name in codebooks for part in ("dead", "replacements"))
+    anew = model.starts_anew if isinstance(model, StartsAnew) else ()
     if first_stage.get("sha256") != initial.first_stage.get("sha256"):
         anew += (FIRST_STAGE,)
     taken = {name: value for name, value in initial.weights.items() if name in own and not name.startswith(anew)}

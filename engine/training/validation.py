@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from engine.one_pass import Check
 from engine.parallel import reduce_tensor
-from models.layers.frames import encoded_fields
-from util.batch import Batch
+from models.interface import is_codec
+from util.batch import Batch, encoded_fields
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import WeatherData
@@ -22,7 +22,6 @@ def validation_loss(
     model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
     """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式、固定种子，不动全局随机数。"""
-    from models.interface import is_codec  # 那里也用这里的 eval_batch_size
 
     def counted(batch: Batch) -> torch.Tensor:  # 损失平均的是哪些场
         if is_codec(model):

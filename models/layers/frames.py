@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from util.batch import Batch
-
-Predict = Literal["state", "tendency"]  # 网络给出的是场本身，还是与最后一帧历史之差
+from util.batch import Batch, Predict
 
 
 def to_state(made: Tensor, history: Tensor, predict: Predict) -> Tensor:
@@ -26,11 +22,3 @@ def partner_frames(frames_in: int, frames_out: int) -> list[int]:
 def frames_of(batch: Batch) -> Tensor:
     """窗口的全部帧摊平，(N, C, H, W)，N = B·(T_in + T_out)；自编码器逐帧看。"""
     return torch.cat([batch.history, batch.future], 1).flatten(0, 1)
-
-
-def encoded_fields(batch: Batch, encodes: Predict) -> tuple[Tensor, Tensor]:
-    """阶段一逐个看的场 (N, C, H, W) 与 valid (N, C)：各帧，或相邻两帧之差（两帧都有效才有效）。"""
-    frames, valid = torch.cat([batch.history, batch.future], 1), batch.valid
-    if encodes == "tendency":
-        frames, valid = frames.diff(dim=1), valid[:, 1:] & valid[:, :-1]
-    return frames.flatten(0, 1), valid.flatten(0, 1)

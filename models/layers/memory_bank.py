@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from util.scores.metrics import perplexity
+
 DECAY = 0.99
 EPSILON = 1e-5  # 计数小于它就不再相除
 
@@ -89,8 +91,3 @@ def add_ranks(*values: Tensor) -> None:
     if several_ranks():
         for value in values:
             dist.all_reduce(value)
-
-
-def perplexity(shares: Tensor) -> Tensor:
-    """各码所占的份额 (K,)，和为 1 → e 的熵次方：1 是只用一个码，K 是均匀地用。"""
-    return torch.special.entr(shares).sum().exp()

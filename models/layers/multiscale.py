@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.codebook import Codebook, Learned
-from models.layers.memory_bank import perplexity
 from models.layers.padding import PaddedConv2d, Padding
+from util.scores.metrics import perplexity
 
 Scales = tuple[tuple[int, int], ...]
 BLEND = 0.5  # φ 里卷积的份额（VAR 的 quant_resi）

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from engine.forecasting.rollout import rollout
 from engine.training.preflight import imagined_spec
 from models import build_config, build_model, change_options, model_names
-from models.interface import ForecastModel, OnePass
+from models.interface import Autoencoder, ForecastModel, OnePass, StartsAnew, can_forecast, is_codec
+from models.layers.codebook import Codebook
+from models.layers.latents import LatentScaling
 from tests.engine.runs import ROOT
 from tests.models.small import small_batch, small_spec
 from util.batch import Batch, DataSpec
@@ -97,9 +99,10 @@ def test_every_model_has_a_config() -> None:
 def test_file_holds_a_strict_config_and_a_forecast_model(path: Path) -> None:
     options, model = small_config(path).model, make(path)
     assert isinstance(build_config(options), Strict)
-    assert isinstance(model, ForecastModel) and isinstance(model, nn.Module)
+    assert isinstance(model, nn.Module) and isinstance(model, ForecastModel) != isinstance(model, Autoencoder)
     assert list(inspect.signature(type(model)).parameters) == ["config", "spec", "first_stage"]
-    assert isinstance(model.probabilistic, bool) and isinstance(model.can_forecast, bool)
+    if not is_codec(model):
+        assert isinstance(model.probabilistic, bool) and isinstance(model.can_forecast, bool)
     with pytest.raises(ValueError, match=r"unknown key model\.no_such_key = 1; (nearest|valid keys): "):
         build_config({**options, "no_such_key": 1})
 
@@ -135,6 +138,8 @@ def check_training_and_forecast(model: Any, spec: DataSpec) -> None:
     model.eval()
     batch = small_batch(spec, count=2)
     assert torch.equal(loss_of(model, batch), loss_of(model, batch))
+    if is_codec(model):
+        return
     if not model.can_forecast:
         with pytest.raises(ValueError, match="forecast"):
             forecast_of(model, batch)
@@ -154,10 +159,30 @@ def test_the_one_pass_takes_batches_from_the_processor(path: Path) -> None:
         model.accumulate(small_batch(SMALL))
 
 
+def starting_anew(model: object) -> tuple[str, ...]:
+    return model.starts_anew if isinstance(model, StartsAnew) else ()
+
+
+@every_config
+def test_what_starts_anew_is_every_statistic_of_its_own_and_every_mark_of_a_codebook(path: Path) -> None:
+    """train.init 不抄的：自己的（不是阶段一的）潜变量的统计量，码本记下要换的；按层数出来的与模型说的相同。"""
+    model = make(path)
+    told = starting_anew(model)
+    wanted: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LatentScaling) and not name.startswith("first_stage."):
+            wanted |= {f"{name}.{part}" for part in module.state_dict()}
+        elif isinstance(module, Codebook):
+            wanted |= {f"{name}.dead", f"{name}.replacements"}
+    names = model.state_dict().keys()
+    assert {name for name in names if name.startswith(told)} == wanted
+    assert all(any(name.startswith(prefix) for name in names) for prefix in told)
+
+
 @every_config
 def test_members_come_from_the_model_or_from_perturb(path: Path) -> None:
     model, batch = make(path).eval(), small_batch(SMALL)
-    if not model.can_forecast:
+    if not can_forecast(model):
         return
     if model.probabilistic:
         assert forecast_of(model, batch, members=3).shape == shape_of(SMALL, 3, members=3)
@@ -170,7 +195,7 @@ def test_members_come_from_the_model_or_from_perturb(path: Path) -> None:
 def test_members_do_not_depend_on_how_the_engine_cuts(path: Path) -> None:
     """两个窗口各三个成员：窗口分开要、成员分几次要、后面没有窗口，都是同样的；末几位随批的大小变。"""
     model, batch = make(path).eval(), small_batch(SMALL, count=2)
-    if not model.can_forecast or not model.probabilistic:
+    if not can_forecast(model) or not model.probabilistic:
         return
     time = batch.time[:, : SMALL.frames_in]
 
@@ -189,7 +214,7 @@ def test_members_do_not_depend_on_how_the_engine_cuts(path: Path) -> None:
 @every_config
 def test_loss_ignores_invalid_targets(path: Path) -> None:
     model, batch = make(path).eval(), small_batch(SMALL)
-    if not model.can_forecast:  # 重建：目标也是输入，改了它别处的输出也变
+    if not can_forecast(model):  # 重建：目标也是输入，改了它别处的输出也变
         return
     channels = slice(None) if model.probabilistic else 1  # 扩散的输入里有加了噪声的目标，各通道相干
     batch.valid[0, -1, channels] = False
@@ -208,7 +233,7 @@ def test_checkpoint_carries_the_whole_model(path: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = build_model(small_config(path).model, SMALL)
     other.load_state_dict(load_checkpoint(tmp_path / "one.ckpt")["model"])
-    compare = forecast_of if one.can_forecast else loss_of
+    compare = forecast_of if can_forecast(one) else loss_of
     assert torch.equal(compare(one.eval(), batch), compare(other.eval(), batch))
 
 
@@ -235,14 +260,15 @@ def test_bf16_autocast_trains_and_forecasts(path: Path) -> None:
     batch = waves(SMALL)
     whole = loss_of(make(path).train(), batch).item()
     model = make(path).train()  # 另造一个：训练模式的一次前向就会动码本
+    learnt = trainable(model)
     with torch.autocast("cpu", torch.bfloat16):
         half = loss_of(model, batch)
-        if trainable(model):
+        if learnt:
             half.backward()
-        made = forecast_of(model.eval(), batch) if model.can_forecast else half
+        made = forecast_of(model.eval(), batch) if can_forecast(model) else half
     assert half.item() == pytest.approx(whole, rel=0.02)
     assert made.isfinite().all()
-    for name, p in trainable(model).items():
+    for name, p in learnt.items():
         assert p.grad is not None and p.grad.isfinite().all(), name
 
 

@@ -210,3 +210,8 @@ def in_pieces(function: Callable[..., Tensor], *fields: Tensor) -> Tensor:
     """沿第 0 维分成不超过 PIECE 个数的段（至少一行）逐段计算，再接起来。"""
     rows = max(1, PIECE * len(fields[0]) // max(1, fields[0].numel()))
     return torch.cat([function(*piece) for piece in zip(*(f.split(rows) for f in fields), strict=True)])
+
+
+def perplexity(shares: Tensor) -> Tensor:
+    """各码所占的份额 (K,)，和为 1 → e 的熵次方：1 是只用一个码，K 是均匀地用。"""
+    return torch.special.entr(shares).sum().exp()

@@ -29,9 +29,8 @@ class Config(Strict):
 class Model(nn.Module):
     """(N, C, H, W) ⇄ (N, width, H/4, W/4)。"""
 
-    probabilistic = False
-    can_forecast = False
     encodes = "state"
+    starts_anew = ("latents.",)
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -79,9 +78,6 @@ class Model(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         fields, valid = _frames(batch), batch.valid.flatten(0, 1)[..., None, None]
         return {"loss": ((self.decode(self.encode(fields)) - fields).square() * valid).mean()}
-
-    def forecast(self, history: Tensor, time: Any, num_members: int = 1, generator: Any = None) -> Tensor:
-        raise ValueError("tiny_codec is an autoencoder and makes no forecast")
 
 
 def _frames(batch: Batch) -> Tensor:

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from engine.training.validation import validation_loss
-from models.layers.frames import encoded_fields, frames_of
+from models.layers.frames import frames_of
 from models.layers.latents import LatentScaling
 from models.layers.losses import field_errors
 from tests.engine.codecs import tiny_codec
 from tests.engine.runs import checkpoint, run_script, train_here, write_run
-from util.batch import Batch
+from util.batch import Batch, encoded_fields
 from util.config import load_config
 from util.data.batches import every_frame
 from util.data.dataset import open_data

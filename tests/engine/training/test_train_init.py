@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_one_line(run, tmp_path, weights, message):
 
 
 def test_a_missing_file_is_said_before_the_data_are_opened(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.loop.open_data", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("engine.training.run.open_data", lambda *_: pytest.fail("opened"))
     saved(tmp_path / "near.ckpt", {})
     with pytest.raises(ValueError, match=r"no checkpoint .*none.ckpt; there: near.ckpt"):
         train_here(run, f"model={FORECAST}", f"train.init={tmp_path / 'none.ckpt'}")
