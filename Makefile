@@ -21,7 +21,7 @@ $(STAMP)-dev: requirements-dev.txt $(STAMP)
 	@touch $@
 
 train: $(STAMP)  ## environment, sample data, quickstart run, its scores and a forecast; goes on where it stopped
-	$(PYTHON) -m util.data.sample --root data/sample
+	$(PYTHON) dataset.py sample --root data/sample
 	$(PYTHON) train.py --config config/quickstart.yaml --resume auto run.name=quickstart
 	$(PYTHON) evaluate.py --checkpoint checkpoints/quickstart/best.ckpt --split test --out log/quickstart/evaluation
 	$(PYTHON) inference.py --checkpoint checkpoints/quickstart/best.ckpt --time $(QUICKSTART_TIME) --out forecast/quickstart

@@ -58,7 +58,7 @@ def main() -> int:
     run = load_config(args.config, args.overrides)
     config = run.data
     if config.store is None:
-        raise ValueError("data.store is needed, a packed copy of data.root: python -m util.data.pack --help")
+        raise ValueError("data.store is needed, a packed copy of data.root: python dataset.py pack --help")
     data = {source: open_data(DataConfig(**{**config.model_dump(), "source": source})) for source in ("tree", "store")}
     tree = data["tree"]
     every = np.array([s for s in all_starts(tree.segments["train"], tree.spec.window) if complete(tree, s)])

@@ -64,7 +64,7 @@ def compare_steps(config: RunConfig, steps: int, rounds: int) -> None:
         ValueError: 没有存档；一轮的批数不够。
     """
     if config.data.store is None:
-        raise ValueError("data.store is needed, a packed copy of data.root: python -m util.data.pack --help")
+        raise ValueError("data.store is needed, a packed copy of data.root: python dataset.py pack --help")
     if min(steps, rounds) < 1:
         raise ValueError("--steps and the rounds must be at least 1")
     fabric = make_fabric(config)

@@ -137,13 +137,15 @@ class Model(nn.Module):
 
 
 def start_decoder(decoder: nn.Module, path: str) -> None:
-    """解码器从直接预报的权重起步（engine.stage1_direct 写的）；输出层除外，那里给的是全部未来帧。
+    """解码器从直接预报的权重起步（engine.studies.stage1_direct 写的）；输出层除外，那里给的是全部未来帧。
 
     Raises:
         ValueError: 文件不在、坏了，或是另一种大小的解码器。
     """
     if not Path(path).is_file():
-        raise ValueError(f"model.decoder_weights = {path}: no such file; python -m engine.stage1_direct writes it")
+        raise ValueError(
+            f"model.decoder_weights = {path}: no such file; python -m engine.studies.stage1_direct writes it"
+        )
     try:
         held = load_file(path)
     except SafetensorError as error:

@@ -3,7 +3,7 @@
 历史叠进通道，1 × 1 的 in_adapter 变成三个通道，缩放到主干的输入大小，得到 token；解码器见 models/layers/rae.py。
 与重建（models/rae.py）不同：in_adapter 的输出就是主干看到的像素，不再减均值、除标准差，那是照片的；
 解码器的输出层给 T_out·C 个通道，就是模型里的尺度，也不乘回去。
-`python -m engine.stage1_direct` 写成绩、图，以及阶段 B 要的半精度权重。
+`python -m engine.studies.stage1_direct` 写成绩、图，以及阶段 B 要的半精度权重。
 
 字母：B 批，T_in / T_out 帧数，C 通道，H×W 网格，c×h×w 主干的 token。
 """

@@ -73,7 +73,7 @@ class Splits(Strict):
 
 
 class DataConfig(Strict):
-    """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 util.data.pack 写的存档，不看 root。"""
+    """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 dataset.py pack 写的存档，不看 root。"""
 
     root: str
     source: Literal["tree", "store"] = "tree"
@@ -101,7 +101,7 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _store_named(self) -> DataConfig:
         if self.source == "store" and self.store is None:
-            raise ValueError("source = store needs store, the folder that python -m util.data.pack wrote")
+            raise ValueError("source = store needs store, the folder that python dataset.py pack wrote")
         if self.residency == "memory" and self.source != "store":
             raise ValueError("residency = memory needs source = store")
         return self

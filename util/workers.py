@@ -36,8 +36,12 @@ Work = Callable[[Any, Any], Any]  # (各进程共有的, 一件事) → 结果
 Runner = Callable[[Work, Sequence[Any]], Iterable[Any]]
 
 
+def add_workers_option(parser: argparse.ArgumentParser, kind: str = "processes") -> None:
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help=f"{kind} (%(default)s)")
+
+
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    add_workers_option(parser)
     parser.add_argument(
         "--scheduler",
         nargs="?",
@@ -48,7 +52,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_worker_options(workers: int, scheduler: str | None) -> None:
+def check_worker_options(workers: int, scheduler: str | None = None) -> None:
     """
     Raises:
         ValueError: --workers 小于 1；--scheduler 把后面的 key=value 当成了地址。
@@ -59,17 +63,17 @@ def check_worker_options(workers: int, scheduler: str | None) -> None:
         raise ValueError(f"--scheduler {scheduler}: not an address; write key=value before --scheduler")
 
 
-def recorded_command(module: str, argv: Sequence[str] | None) -> str:
-    """记进存档的命令，不含 --workers、--scheduler：怎样分工、接着做时换了分工，写出的字节都相同。argv 同 main。"""
+def recorded_command(word: str, argv: Sequence[str]) -> str:
+    """记进存档的 dataset.py 命令，不含 --workers、--scheduler：怎样分工、接着做时换了分工，写出的字节都相同。"""
     parser = argparse.ArgumentParser(add_help=False)
     add_worker_options(parser)
-    _, words = parser.parse_known_args(sys.argv[1:] if argv is None else argv)  # 余下的照原来的次序
-    return shlex.join(["python", "-m", module, *words])
+    _, rest = parser.parse_known_args(argv)  # 余下的照原来的次序
+    return shlex.join(["python", "dataset.py", word, *rest])
 
 
 @contextmanager
 def distribute(workers: int, scheduler: str | None, shared: Any, paths: Sequence[Path] = ()) -> Iterator[Runner]:
-    """`with spread(...) as run: for result in run(work, items)`，result 是 work(shared, item)；出错时不再做余下的。
+    """`with distribute(...) as run: for result in run(work, items)`，result 是 work(shared, item)；出错时不再做余下的。
 
     Args:
         shared: 各进程共有的，每个进程只送一次；work 与 items 按件送，要小。

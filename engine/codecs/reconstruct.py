@@ -1,4 +1,4 @@
-"""比较自编码器的重建：`python -m engine.reconstruct --checkpoint CKPT | --config YAML … [--split test] [--out DIR]`。
+"""比较自编码器的重建：`python -m engine.codecs.reconstruct --checkpoint CKPT | --config YAML …`。
 
 在潜变量上训练之前，先看阶段一丢了多少：阶段二再好，也好不过它的解码。每个自编码器每个通道一行：纬度加权的 RMSE、MAE
 （物理单位）与相关系数，SSIM 与 PSNR（像素范围与评测相同，±3 倍训练标准差）；只算有效的场。
@@ -147,7 +147,7 @@ def compare_codecs(
 
 def reconstruct_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.reconstruct",
+        prog="python -m engine.codecs.reconstruct",
         description="Compare autoencoders by what is left of a field after encoding and decoding.",
         allow_abbrev=False,
     )

@@ -1,4 +1,4 @@
-"""编码的内在维数：`python -m engine.intrinsic_dimension --checkpoint CKPT [--windows N] [--neighbours K]`。
+"""编码的内在维数：`python -m engine.studies.intrinsic_dimension --checkpoint CKPT [--windows N] [--neighbours K]`。
 
 PastNet 的编码器把一帧的每个位置变成 D 个数；这些数实际上在几维的流形上变化，就是码该有多少维（latent_dim）的依据。
 码要多少个（codebook_size）没有公式：看同样的这些编码实际用到几个（困惑度），留一倍的余地。
@@ -142,7 +142,7 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.intrinsic_dimension",
+        prog="python -m engine.studies.intrinsic_dimension",
         description="Estimate the intrinsic dimension of PastNet's latents on the training dates.",
         allow_abbrev=False,
     )

@@ -1,4 +1,4 @@
-"""直接预报的成绩与阶段 B 要的权重：`python -m engine.stage1_direct --checkpoint CKPT --out DIR`。
+"""直接预报的成绩与阶段 B 要的权重：`python -m engine.studies.stage1_direct --checkpoint CKPT --out DIR`。
 
 DIR 里写（名字照需求）：
 * metrics_stage1_direct.json：各通道、各时效的 RMSE、MAE，物理单位，按纬度加权；旁边是各基线的。
@@ -112,7 +112,7 @@ def write_half(module: nn.Module, path: Path) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.stage1_direct",
+        prog="python -m engine.studies.stage1_direct",
         description="Scores, an example and half-precision weights of a trained rae_direct.",
         allow_abbrev=False,
     )

@@ -90,7 +90,7 @@ def finish(run: Run) -> None:
 
 
 def reconstruct(run: Run, model: Any, check: Check) -> tuple[Table, list[Path]]:
-    """阶段一的成绩：测试集的每一帧编码再解码；写进 reconstruction/，与 python -m engine.reconstruct 相同。"""
+    """阶段一的成绩：测试集的每一帧编码再解码；写进 reconstruction/，与 python -m engine.codecs.reconstruct 相同。"""
     codecs, device = {run.name: model}, run.fabric.device
     table = score_codecs(codecs, run.data, "test", 1, eval_batch_size(run.config), device, check)
     table["codecs"][run.name]["source"] = str(run.best)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+from importlib import import_module
+
 import pytest
 
 from engine.codecs.reconstruct import reconstruct_parser
 from engine.commands import compare_parser, evaluate_parser, inference_parser, train_parser
 from tests.engine.runs import run_script, write_run
+from util.commands.dataset import WORDS
 
 FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "overrides"},
@@ -20,12 +24,38 @@ FLAGS = {
     compare_parser: {"--runs", "--suite", "--out"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},
 }
+DATA_FLAGS = {
+    "sample": {
+        *("--root", "--grid", "--years", "--train-years", "--interval", "--levels", "--seed", "--standardize"),
+        *("--drop", "--corrupt", "--overwrite"),
+    },
+    "import": {
+        *("--source", "--root", "--store", "--dtype", "--variable", "--map", "--select", "--filter"),
+        *("--train", "--val", "--test", "--crop", "--rows", "--cols", "--regrid", "--latitude", "--longitude"),
+        *("--yaml", "--overwrite"),
+    },
+    "check": {"--config", "overrides", "--out", "--workers"},
+    "scan": {"--config", "overrides", "--rebuild"},
+    "statistics": {"--config", "overrides", "--write", "--overwrite", "--workers", "--scheduler"},
+    "pack": {"--config", "overrides", "--out", "--dtype", "--workers", "--scheduler"},
+    "verify": {"--out", "--workers"},
+    "export": {"--store", "--root", "--netcdf", "--overwrite"},
+}
+
+
+def flags(parser: argparse.ArgumentParser) -> set[str]:
+    return {(a.option_strings or [a.dest])[0] for a in parser._actions} - {"-h"}
 
 
 @pytest.mark.parametrize("parser", FLAGS, ids=lambda p: p.__name__)
 def test_flags_are_closed(parser):
-    actions = parser()._actions
-    assert {(a.option_strings or [a.dest])[0] for a in actions} - {"-h"} == FLAGS[parser]
+    assert flags(parser()) == FLAGS[parser]
+
+
+def test_words_of_dataset_are_closed():
+    parsers = {name: import_module(word.module).make_parser() for name, word in WORDS.items()}
+    assert {name: flags(parser) for name, parser in parsers.items()} == DATA_FLAGS
+    assert {name: parser.prog for name, parser in parsers.items()} == {name: f"dataset.py {name}" for name in WORDS}
 
 
 @pytest.mark.parametrize(

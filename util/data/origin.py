@@ -21,7 +21,7 @@ class DataError(ValueError):
 
 
 class Origin(Protocol):
-    """数据从哪里来：目录树（Tree）或存档（util.data.store.Store）。通道一律以 channels 里的序号指称。
+    """数据从哪里来：目录树（Tree）或存档（util.data.store_origin.Store）。通道一律以 channels 里的序号指称。
 
     standardized：load 给的场已经标准化；dtype：它们存着的精度，插值得来的场也舍入到它。
     """

@@ -184,7 +184,7 @@ class FieldReader:
                 raise DataError(
                     f"{self.spec.channels[c]} at {time_text(hour)}: unreadable files leave a gap of more than "
                     f"data.max_gap_hours = {self.config.max_gap_hours}; delete them, then the gap ends a segment "
-                    "(python -m util.data.check lists them)"
+                    "(python dataset.py check lists them)"
                 )
             hours = [p + self.start for p in near]
             fields = [field for h in hours if (field := self._try_raw(c, h)) is not None]

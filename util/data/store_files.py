@@ -18,7 +18,7 @@ from util.files.zarr_metadata import FILE_TYPES, chunk_name, write_json
 FORMAT = 2
 MARK = "store.json"
 PLAN = "pack/plan.json"
-LIST_DAMAGE = "python -m util.data.pack --verify --out"
+LIST_DAMAGE = "python dataset.py verify --out"
 MAY_GROW = ("years", "root", "commands", "standardize", "extremes")  # 再次打包时可以与从前不同的
 TIMES, PRESENT = "time/0", "present.npy"
 DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
@@ -74,7 +74,7 @@ def read_mark(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: 不是存档、没有打包完、坏了。
     """
-    command = "python -m util.data.pack --config CONFIG --out"
+    command = "python dataset.py pack --config CONFIG --out"
     if not (path / MARK).is_file():
         if (path / PLAN).is_file():
             raise ValueError(f"the store {path} is not complete; run {command} {path} again, it goes on from there")

@@ -1,4 +1,4 @@
-"""存档：一棵目录树打成的一个 Zarr 文件夹，训练时按行映射进内存；由 `python -m util.data.pack` 写。
+"""存档：一棵目录树打成的一个 Zarr 文件夹，训练时按行映射进内存；由 `python dataset.py pack` 写。
 
     STORE/fields/12.0.0.0     第 12 块：连续若干个时刻的 (时刻, 通道, 纬度, 经度)，已标准化，不压缩
     STORE/{time,channel,…}    坐标与统计量；连同 fields 就是 xarray 能打开的 Zarr 第 2 版
@@ -36,7 +36,7 @@ log = logging.getLogger("ar_pred")
 
 
 class Store:
-    """存档作为数据的来源（util.data.reader.Origin）；通道以配置里的次序编号。"""
+    """存档作为数据的来源（util.data.origin.Origin）；通道以配置里的次序编号。"""
 
     standardized = True
 
@@ -73,7 +73,7 @@ class Store:
         if absent:
             raise ValueError(
                 f"data.splits need {', '.join(map(str, absent))}, the store {self.path} holds {self.plan.years_text}; "
-                "later years are appended by python -m util.data.pack with wider splits"
+                "later years are appended by python dataset.py pack with wider splits"
             )
         start = year_start(years[0])
         present = np.zeros((len(self.picks), year_start(years[-1] + 1) - start), dtype=bool)

@@ -177,7 +177,7 @@ def select_channels(config: DataConfig) -> list[str]:
     if not root.is_dir():
         raise ValueError(
             f"data.root {root} is not a directory; give the folder that holds t2m_npy/ and the others "
-            "(a sample: python -m util.data.sample --root data/sample)"
+            "(a sample: python dataset.py sample --root data/sample)"
         )
     if not config.variables:
         raise ValueError("data.variables is empty; choose at least one, e.g. {t2m: single, z: [level_00]}")

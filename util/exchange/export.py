@@ -1,4 +1,4 @@
-"""把存档还原成目录树、NetCDF，或两样都要：`python -m util.data.export --store STORE --root TREE --netcdf FILE`。
+"""把存档还原成目录树、NetCDF，或两样都要（dataset.py export）。
 
 还原的是打包时有文件的场（存档的 valid）；插值得来的不写：目录树里没有那个文件，NetCDF 里是 NaN。
 存档里是标准化的 float32，换回物理单位差在舍入之内（z 的相对误差至多两次舍入，约 1e-7 · |x - mean|）；
@@ -7,42 +7,16 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from util.cli import run_command
-
 if TYPE_CHECKING:
     from util.batch import DataSpec
     from util.data.store_files import StorePlan
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m util.data.export",
-        description="Write a packed store back as a tree of .npy fields or as NetCDF.",
-    )
-    parser.add_argument("--store", type=Path, required=True, help="what util.data.pack wrote")
-    parser.add_argument("--root", type=Path, metavar="TREE", help="the tree to write")
-    parser.add_argument("--netcdf", type=Path, metavar="FILE", help="the NetCDF file to write, in physical units")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """命令行入口。"""
-    arguments = parse_arguments(argv)
-    if arguments.root is None and arguments.netcdf is None:
-        raise ValueError("nothing to write; give --root TREE, --netcdf FILE or both")
-    fields = export(arguments.store, arguments.root, arguments.netcdf, arguments.overwrite)
-    places = " and ".join(str(place) for place in (arguments.root, arguments.netcdf) if place is not None)
-    print(f"{fields} fields of {arguments.store} written to {places}")
-    return 0
 
 
 def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool = False) -> int:
@@ -134,7 +108,3 @@ def _spec(plan: StorePlan) -> DataSpec:
         interval_hours=plan.interval_hours,
         standardized=plan.standardized,
     )
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,6 +1,6 @@
 """直接导入成存档，中间不写目录树：先过一遍全部场（统计量、哪些场含缺测），再由源文件当场换算、打包。
 
-源文件因此读两遍；打包就是 packing.pack_from，这里只给它换一个读数的地方，所以与先导入成树、再打包的逐字节相同。
+源文件因此读两遍；打包就是 packing/pack.pack_from，这里只给它换一个读数的地方，所以与先导入成树、再打包的逐字节相同。
 第一遍的结果记在 STORE/pack/survey.json，中断之后不重来；一个进程做：NetCDF、GRIB 的解压不宜跨进程。
 """
 
@@ -26,7 +26,7 @@ from util.data.tree_files import FieldError
 from util.exchange.plan import ImportPlan, block_parts, read_block, survey
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
-from util.packing.packing import locked, make_plan, pack_from, refuse_other
+from util.packing.pack import locked, make_plan, pack_from, refuse_other
 
 BLOCKS_KEPT = 2  # 每个变量留住的块：眼下的，和空缺另一侧的
 log = logging.getLogger("ar_pred")
@@ -45,7 +45,7 @@ def import_to_store(
     """按 plan 写成存档，或接着写；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
 
     Raises:
-        ValueError: 见 packing.pack_from；读不出；某通道在训练日期内没有场，或全是同一个数。
+        ValueError: 见 packing/pack.pack_from；读不出；某通道在训练日期内没有场，或全是同一个数。
     """
     refuse_other(store)
     with locked(store):
@@ -95,7 +95,7 @@ def _stamps(sources: Sequence[str]) -> list[Any]:
 
 
 class SourceFiles:
-    """源文件作为数据的来源（util.data.reader.Origin）；场是写进目录树的那些数。"""
+    """源文件作为数据的来源（util.data.origin.Origin）；场是写进目录树的那些数。"""
 
     standardized = False
     dtype = torch.float32

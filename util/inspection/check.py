@@ -1,29 +1,25 @@
-"""检查整棵目录树：`python -m util.data.check --config config/X.yaml [key=value ...] [--out report.json]`。
+"""检查整棵目录树（dataset.py check）。
 
 读配置所选通道、三个划分全部抽样小时的每一个文件，查：缺、打不开、形状、类型、非有限值；再查每个通道的
 mean_std.json、min_max.json，并把训练段量到的均值、标准差与 json 相比（文件是原始值还是已标准化，都认得）。
-遇到一处毛病不停，全部查完再报。退出码：0 没有毛病，1 有，2 命令或配置写错。
+遇到一处毛病不停，全部查完再报。
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from tqdm import tqdm
 
 from util.calendar import time_text
-from util.cli import aligned, run_command
-from util.config import DataConfig, load_config
+from util.cli import aligned
+from util.config import DataConfig
 from util.data.index import SPLITS, sampled_hours, split_hours
 from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
@@ -37,7 +33,6 @@ from util.data.tree_files import (
 )
 
 FILES_PER_TASK = 256
-LINES_SHOWN = 20
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
@@ -240,49 +235,3 @@ def as_json(config_path: str, config: DataConfig, reports: list[ChannelReport], 
         ],
         "bad_files": [{**item._asdict(), "time": time_text(item.hour)} for item in bad],
     }
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m util.data.check", description="Check a whole tree of .npy fields.")
-    parser.add_argument("--config", required=True, help="run YAML; its channels and split dates say what is checked")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
-    parser.add_argument("--out", type=Path, help="write a JSON report there, with every bad file")
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """命令行入口，返回退出码。
-
-    Raises:
-        ValueError: 配置或参数写错。
-    """
-    arguments = parse_arguments(argv)
-    if arguments.workers < 1:
-        raise ValueError(f"--workers {arguments.workers}: must be at least 1")
-    config = load_config(arguments.config, arguments.overrides).data
-    if arguments.out:  # 先试写：查了一夜才发现写不下去就晚了
-        try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.touch()
-        except OSError as error:
-            raise ValueError(f"--out {arguments.out}: cannot be written ({error.strerror})") from None
-    reports, bad = check_tree(config, arguments.workers)
-    print(table(reports))
-    lines = describe_bad(bad, config.interval_hours)
-    print(*lines[:LINES_SHOWN], sep="\n", end="\n" if lines else "")
-    if len(lines) > LINES_SHOWN:
-        print(f"... and {len(lines) - LINES_SHOWN} more lines like these; --out FILE keeps every one")
-    wrong = [r for r in reports if r.problems]
-    for report in wrong:
-        print(f"{report.channel}: {'; '.join(report.problems)}")
-    if arguments.out:
-        content = as_json(arguments.config, config, reports, bad)
-        arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    total = sum(r.expected for r in reports)
-    print(f"{total} files of {len(reports)} channels checked: {len(bad)} bad, {len(wrong)} channels with problems")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,22 +1,19 @@
-"""各通道的均值、标准差、最小、最大：`python -m util.data.statistics --config config/X.yaml [key=value ...] [--write]`。
+"""各通道的均值、标准差、最小、最大（dataset.py statistics）。
 
 读目录树里训练日期内、每 interval_hours 小时的文件，逐块在双精度里算、按时间的次序合并：几个进程、用不用 dask 都一样。
-印出来与已有的 mean_std.json 并排；--write 写 mean_std.json 与 min_max.json（已有的要 --overwrite）。
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from util.cli import aligned, run_command
-from util.config import DataConfig, load_config
+from util.cli import aligned
+from util.config import DataConfig
 from util.data.index import sampled_hours, split_hours
 from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
@@ -32,7 +29,7 @@ from util.data.tree_files import (
 )
 from util.moments import Moments, check_moments, measure
 from util.variables import channel_folder
-from util.workers import add_worker_options, check_worker_options, distribute
+from util.workers import distribute
 
 BLOCK_BYTES = 16 * 2**20  # 一次读进内存的 float32；双精度的副本是它的两倍
 
@@ -55,7 +52,7 @@ class Result(NamedTuple):
 
 
 def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | None = None) -> dict[str, Result]:
-    """训练日期内各通道的统计量；缺的、坏的文件略去，只计个数。workers、scheduler 见 workers.spread。
+    """训练日期内各通道的统计量；缺的、坏的文件略去，只计个数。workers、scheduler 见 workers.distribute。
 
     Raises:
         ValueError: 根目录、变量、层、划分写错；没有目录树。
@@ -141,37 +138,3 @@ def write_all(config: DataConfig, results: dict[str, Result]) -> None:
             )
     for channel, (moments, _) in results.items():
         write_moments(config.root, channel, moments, dates)
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m util.data.statistics",
-        description="Mean, std, min and max of every channel of a tree over the training dates.",
-    )
-    parser.add_argument("--config", required=True, help="run YAML; its channels and training dates are measured")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
-    parser.add_argument("--write", action="store_true", help="write mean_std.json and min_max.json of every channel")
-    parser.add_argument("--overwrite", action="store_true", help="with --write: replace those that exist")
-    add_worker_options(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """命令行入口。"""
-    arguments = parse_arguments(argv)
-    check_worker_options(arguments.workers, arguments.scheduler)
-    if arguments.overwrite and not arguments.write:
-        raise ValueError("--overwrite needs --write; without it nothing is written")
-    config = load_config(arguments.config, arguments.overrides).data
-    if arguments.write and not arguments.overwrite:
-        refuse_written(config)
-    results = channel_statistics(config, arguments.workers, arguments.scheduler)
-    print(table(config, results))
-    if arguments.write:
-        write_all(config, results)
-        print(f"mean_std.json and min_max.json of {len(results)} channels written to {config.root}")
-    return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,4 +1,4 @@
-"""存档的一块：读出它的各个时刻，写下块、插值的邻居和一份记录；查验一个文件。各块互不相干，哪个进程先做都一样。"""
+"""存档的一块：读出它的各个时刻，写下块、插值的邻居和一份记录。各块互不相干，哪个进程先做都一样。"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from util.atomic import replacing
 from util.data.origin import DataError
 from util.data.reader import FieldReader
-from util.data.store_files import StorePlan, file_digest, torch_type
+from util.data.store_files import StorePlan, torch_type
 from util.files.zarr_metadata import chunk_name, write_json
 
 
@@ -167,14 +167,3 @@ def write_bytes(path: Path, data: bytes | memoryview) -> str:
         file.flush()
         os.fsync(file.fileno())
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def damaged(store: Path, name: str, digest: str) -> str | None:
-    """这个文件哪里不对；没有不对是 None。"""
-    path = store / name
-    if not path.is_file():
-        return "missing"
-    try:
-        return None if file_digest(path) == digest else "checksum differs"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"

@@ -1,24 +1,20 @@
-"""存档各块做完之后：坐标、统计量、出处写成 Zarr，合并各块的记录，最后写完成的标志；以及日后的查验。"""
+"""存档各块做完之后：坐标、统计量、出处写成 Zarr，合并各块的记录，最后写完成的标志。"""
 
 from __future__ import annotations
 
 import io
 import logging
 import platform
-import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from util.calendar import time_text
-from util.data.store_files import PRESENT, TIMES, StorePlan, file_digest, read_hours, read_mark, write_mark
+from util.data.store_files import PRESENT, StorePlan, file_digest, write_mark
 from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
-from util.packing.chunks import PackJob, chunk_path, damaged, raw_path, read_record, write_bytes
+from util.packing.chunks import PackJob, chunk_path, raw_path, read_record, write_bytes
 from util.variables import variable_info
 
 DIMS = ("time", "channel", "latitude", "longitude")
@@ -143,34 +139,6 @@ def report(plan: StorePlan, gaps: list[list[Any]], faults: list[list[Any]], erro
         if errors:
             largest, rms = errors["max"][c], errors["rms"][c]
             log.info("%s: rounding to %s, max %.3g, rms %.3g standard deviations", channel, plan.dtype, largest, rms)
-
-
-def verify(store: Path, workers: int) -> list[str]:
-    """逐个文件核对校验和；返回每个坏文件一行，块还说出它的时刻。
-
-    Raises:
-        ValueError: 不是存档、没有打包完，或 store.json 自己坏了。
-    """
-    content = read_mark(store)
-    plan, files = StorePlan(**content["plan"]), content["files"]
-    hours = read_hours(store, plan) if damaged(store, TIMES, files[TIMES]) is None else np.zeros(0, dtype=np.int64)
-    lines = []
-    total = sum(path.stat().st_size for name in files if (path := store / name).is_file())
-    bar = tqdm(total=total, desc="verify", unit="B", unit_scale=True)
-    with bar, ThreadPoolExecutor(workers) as pool:  # 读盘与 blake2b 都不占解释器的锁
-        for name, fault in zip(files, pool.map(lambda n: damaged(store, n, files[n]), files), strict=True):
-            if fault:
-                lines.append(f"{store / name}: {fault}{_times(plan, hours, name)}")
-            bar.update((store / name).stat().st_size if fault != "missing" else 0)
-    return lines
-
-
-def _times(plan: StorePlan, hours: np.ndarray, name: str) -> str:
-    """这个文件管着哪些时刻：块与它的邻居；别的文件、时刻自己坏了（hours 是空的），是空文本。"""
-    match = re.fullmatch(r"fields/(\d+)[.0]*|pack/(\d+)\.raw", name)
-    first = int(match[1] or match[2]) * plan.chunk_rows if match else hours.size
-    held = hours[first : first + plan.chunk_rows]
-    return f" (times {time_text(held[0])} to {time_text(held[-1])})" if held.size else ""
 
 
 def _name(store: Path, path: Path) -> str:

@@ -1,63 +1,200 @@
-"""把目录树打成存档：`python -m util.data.pack --config config/X.yaml --out STORE [key=value ...]`。
-
-打的是三个划分所涉及的整年、所选通道、每 interval_hours 小时。中断后原样再跑一次就接着做，做完的块不重做；
-划分往后放宽再跑一次就是追加。`--verify --out STORE` 只核对校验和。布局见 util/data/store.py。
-`--scheduler [ADDRESS]`：由 dask 分给许多机器，写出的字节相同。
-"""
+"""打包：排出各块，多进程地做，末了写完成的标志。"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import errno
+import fcntl
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from util.cli import run_command
-from util.config import load_config
+import numpy as np
+from tqdm import tqdm
+
+from util.batch import DataSpec
+from util.calendar import year_start
+from util.config import DataConfig
+from util.data.dataset import open_data
+from util.data.index import sampled_hours, split_years
+from util.data.reader import FieldReader
+from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
+from util.data.tree_files import read_extremes
 from util.files.zarr_metadata import FILE_TYPES
-from util.workers import add_worker_options, check_worker_options, recorded_command
+from util.packing.chunks import PackJob, make_job, pack_chunk, read_record
+from util.packing.finish_store import finish_store
+from util.workers import Runner, distribute
+
+CHUNK_BYTES = 32 * 2**20  # 一块约这么大：大到读得连续，小到一块的内存不算什么
+MOST_BYTES = 256 * 2**20  # 打包的每个进程要拿住一块
+LOCK_SECONDS = 10.0  # 上一次刚被 kill -9，它的子进程随后就退
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+log = logging.getLogger("ar_pred")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m util.data.pack",
-        description="Pack a tree of .npy fields into one Zarr folder for data.source=store.",
-    )
-    parser.add_argument("--config", help="run YAML; its channels, years and interval are packed")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="STORE", help="the folder to write, go on with or grow"
-    )
-    parser.add_argument("--dtype", choices=FILE_TYPES, default="float32", help="how values are stored (%(default)s)")
-    add_worker_options(parser)
-    parser.add_argument("--verify", action="store_true", help="write nothing: compare every file with its checksum")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """命令行入口，返回退出码：--verify 发现坏文件时为 1。
+def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str, scheduler: str | None = None) -> None:
+    """打包、接着打包，或追加；没有事可做时只说一声。scheduler 见 workers.distribute。
 
     Raises:
-        ValueError: 配置、参数、数据或存档不对。
+        ValueError: 数据或划分不对；STORE 里是别的东西；盘上放不下；另一个打包正在进行；工人都死了。
     """
-    arguments = parse_arguments(argv)
-    check_worker_options(arguments.workers, arguments.scheduler)
-    from util.logger import setup_logging
-    from util.packing.finish_store import verify
-    from util.packing.packing import pack  # torch：--help 用不着等它
-
-    if arguments.verify:
-        lines = verify(arguments.out, arguments.workers)
-        repair = f"{len(lines)} files are damaged; remove them and run the packing again, it makes these anew"
-        print(*lines, f"{arguments.out}: {repair if lines else 'every checksum is right'}", sep="\n")
-        return 1 if lines else 0
-    if arguments.config is None:
-        raise ValueError("--config is needed to pack; only --verify goes without")
-    setup_logging(None)
-    config = load_config(arguments.config, arguments.overrides).data
-    command = recorded_command("util.packing.pack", argv)
-    pack(config, arguments.out, arguments.dtype, arguments.workers, command, arguments.scheduler)
-    return 0
+    refuse_other(store)
+    lenient = {"source": "tree", "residency": "disk", "max_missing": 1.0}  # 容许缺多少，由读存档的那一份配置管
+    there = {"root": str(Path(config.root).absolute())}  # 别处的工人不在这个文件夹里
+    data = open_data(config.model_copy(update=lenient | there))
+    extremes = [read_extremes(config.root, channel) for channel in data.spec.channels]
+    plan = make_plan(config, data.spec, extremes, dtype, command)
+    pack_from(data.windows.reader, plan, store, workers, scheduler)
 
 
-if __name__ == "__main__":
-    run_command(main)
+def pack_from(
+    reader: FieldReader, plan: StorePlan, store: Path, workers: int = 1, scheduler: str | None = None
+) -> None:
+    """reader 读得到的，照 plan 打包。"""
+    with locked(store):
+        old = read_plan(store)
+        plan = merge(store, old, plan) if old else plan
+        hours = packed_hours(reader, plan)
+        job = make_job(store, plan, hours, reader)
+        todo = [number for number in range(job.chunks) if read_record(job, number) is None]
+        if not todo and old and old.years == plan.years and is_whole(store):
+            log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
+            return
+        check_space(store, len(todo) * plan.chunk_bytes)
+        paths = (job.store, Path(reader.origin.root))
+        with disk_full(store):
+            with distribute(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
+                (store / MARK).unlink(missing_ok=True)
+                write_plan(store, plan)
+                run_chunks(job, todo, run)
+            finish_store(job)
+    log.info("store %s: %s, %d times in %d chunks, %s", store, plan.years_text, hours.size, job.chunks, plan.dtype)
+
+
+def refuse_other(store: Path) -> None:
+    if store.exists() and not (store / "pack").is_dir() and any(store.iterdir()):
+        raise ValueError(f"{store} is a folder with other things in it; give a new one")
+
+
+def is_whole(store: Path) -> bool:
+    """有完成的标志，列在里面的文件都在。"""
+    return (store / MARK).is_file() and all((store / name).is_file() for name in read_mark(store)["files"])
+
+
+def make_plan(
+    config: DataConfig, spec: DataSpec, extremes: Sequence[tuple[float, float] | None], dtype: str, command: str
+) -> StorePlan:
+    """这份配置要的存档；extremes: 各通道的最小、最大，不知道的是 None。
+
+    一块的行数往后追加时不变。
+    """
+    row_bytes = spec.num_channels * spec.height * spec.width * FILE_TYPES[dtype].itemsize
+    return StorePlan(
+        channels=list(spec.channels),
+        units=list(spec.units),
+        pressures=list(spec.pressures),
+        latitudes=list(spec.latitudes),
+        longitudes=list(spec.longitudes),
+        mean=list(spec.mean),
+        std=list(spec.std),
+        standardized=spec.standardized,
+        standardize=config.standardize,
+        utc_offset_hours=config.utc_offset_hours,
+        interval_hours=spec.interval_hours,
+        max_gap_hours=config.max_gap_hours,
+        dtype=dtype,
+        chunk_rows=chunk_rows(row_bytes, spec),
+        years=split_years(config),
+        root=config.root,
+        commands=[command],
+        extremes=[pair and list(pair) for pair in extremes],
+    )
+
+
+def chunk_rows(row_bytes: int, spec: DataSpec) -> int:
+    """一块几行：约 CHUNK_BYTES，至少一个窗口（它至多跨两块；一块不大过 MOST_BYTES），至多一年。"""
+    window = min(spec.window, MOST_BYTES // row_bytes)
+    return max(1, min(max(round(CHUNK_BYTES / row_bytes), window), 366 * 24 // spec.interval_hours))
+
+
+def merge(store: Path, old: StorePlan, new: StorePlan) -> StorePlan:
+    """在已有的存档上接着做：只有年份可以往后加。
+
+    Raises:
+        ValueError: 别的什么不同，或年份不是往后加的。
+    """
+    for name, held in asdict(old).items():
+        asked = getattr(new, name)
+        if name not in (*MAY_GROW, "chunk_rows") and held != asked:
+            if isinstance(held, list) and len(held) == len(asked):  # 几十个通道的表，只说第一处不同
+                i = next(i for i, pair in enumerate(zip(held, asked, strict=True)) if pair[0] != pair[1])
+                name, held, asked = f"{name}[{i}]", held[i], asked[i]
+            raise ValueError(f"{store} was packed with {name} = {held}, this asks for {asked}; give another --out")
+    if new.years[: len(old.years)] != old.years:
+        raise ValueError(
+            f"{store} holds {old.years_text}, data.splits need {new.years_text}: only later years can be appended "
+            "(chunks are numbered from the first time), and the splits must still span the years packed before"
+        )
+    commands = old.commands if new.commands[0] in old.commands else old.commands + new.commands
+    return replace(new, commands=commands, chunk_rows=old.chunk_rows)
+
+
+def packed_hours(reader: FieldReader, plan: StorePlan) -> np.ndarray:
+    """(N,) 各行的小时：抽样时刻里，max_gap_hours 以内至少有一个通道有文件的；再远的哪种配置也用不到。"""
+    years = [range(year_start(year), year_start(year + 1)) for year in plan.years]
+    hours = np.concatenate([sampled_hours(year, plan.interval_hours) for year in years])
+    there = np.concatenate([[0], np.cumsum(reader.present.numpy().any(axis=0))])
+    low = np.clip(hours - plan.max_gap_hours - reader.start, 0, there.size - 1)
+    high = np.clip(hours + plan.max_gap_hours + 1 - reader.start, 0, there.size - 1)
+    return hours[there[high] > there[low]]
+
+
+def check_space(store: Path, needed: int) -> None:
+    free = shutil.disk_usage(store).free
+    if needed > free:
+        raise ValueError(f"{store} needs {needed / 1e9:.2f} GB more, its disk has {free / 1e9:.2f} GB free")
+
+
+def run_chunks(job: PackJob, todo: Sequence[int], run: Runner) -> None:
+    """做 todo 各块；进度条给出 GB/s 与还要多久。"""
+    size = job.plan.chunk_bytes
+    done = job.chunks - len(todo)
+    if done:
+        log.info("%d of %d chunks are done already", done, job.chunks)
+    with tqdm(total=job.chunks * size, initial=done * size, desc="pack", unit="B", unit_scale=True) as bar:
+        for count in run(pack_chunk, todo):
+            bar.update(count)
+
+
+@contextmanager
+def disk_full(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ValueError(
+            f"{store}: {error.strerror}; the store is not complete, make room and run the same command again"
+        ) from None
+
+
+@contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """同一个存档同时只由一个命令写；顺便扫掉上一次被杀时写到一半的临时文件。"""
+    (store / "pack").mkdir(parents=True, exist_ok=True)
+    with (store / "pack" / "lock").open("w") as file:
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(f"{store}: another packing is at work there") from None
+                time.sleep(0.1)
+        for leftover in store.rglob(".*.tmp"):
+            leftover.unlink()
+        yield

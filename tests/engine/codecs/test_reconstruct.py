@@ -248,5 +248,5 @@ def test_help_is_light() -> None:
     script = str(ROOT / "engine" / "reconstruct.py")
     done = subprocess.run([sys.executable, "-c", HELP, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     usage, _, heavy = done.stdout.rpartition("heavy:")
-    assert done.returncode == 0 and usage.startswith("usage: python -m engine.reconstruct"), done.stderr
+    assert done.returncode == 0 and usage.startswith("usage: python -m engine.codecs.reconstruct"), done.stderr
     assert not heavy.strip()

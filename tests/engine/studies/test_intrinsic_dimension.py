@@ -131,5 +131,5 @@ def test_help_is_light() -> None:
     script = str(ROOT / "engine" / "intrinsic_dimension.py")
     done = subprocess.run([sys.executable, "-c", HELP, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     usage, _, heavy = done.stdout.rpartition("heavy:")
-    assert done.returncode == 0 and usage.startswith("usage: python -m engine.intrinsic_dimension"), done.stderr
+    assert done.returncode == 0 and usage.startswith("usage: python -m engine.studies.intrinsic_dimension"), done.stderr
     assert not heavy.strip()

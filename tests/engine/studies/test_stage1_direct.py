@@ -1,4 +1,4 @@
-"""engine.stage1_direct：成绩与 evaluate.py 的相同，图与半精度的权重在；主干从本地文件夹读来。"""
+"""engine.studies.stage1_direct：成绩与 evaluate.py 的相同，图与半精度的权重在；主干从本地文件夹读来。"""
 
 from __future__ import annotations
 

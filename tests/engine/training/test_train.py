@@ -321,7 +321,7 @@ def test_real_input(real_data, tmp_path):
     """真实的 NCEP 气温：导入、训练、计分一条路走完；持续性预报的成绩等于用 xarray 与 NumPy 直接算的。"""
     import xarray as xr
 
-    from util.exchange import import_fields
+    from util.commands import import_fields
 
     source = next((real_data / "ncep_air_namerica_6h").glob("*.zarr"))
     splits = {

@@ -210,7 +210,7 @@ def test_xarray_opens_it(tree, tmp_path: Path):
             read_mean_std(tree.root, c) for c in CHANNELS
         ]
         assert dataset.attrs["source"] == str(tree.root)
-        assert dataset.attrs["history"] == "python -m util.data.pack ..."
+        assert dataset.attrs["history"] == "python dataset.py pack ..."
         assert dataset.attrs["interval_hours"] == 6
         there = dataset.sel(time=[np.datetime64(moment_of(h)) for h in tree.hours])
         physical = (there.fields * there["std"] + there["mean"]).transpose(*dataset.fields.dims).values

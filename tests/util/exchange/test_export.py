@@ -9,10 +9,11 @@ import xarray as xr
 from tests.trees import DAYS, config_of, standardize_files
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.packing.stores import compare, pack_small
+from util.commands.export import main
+from util.commands.import_fields import main as import_main
 from util.config import DataConfig, read_mapping
 from util.data.tree_files import field_path, read_mean_std
-from util.exchange.export import export, main
-from util.exchange.import_fields import main as import_main
+from util.exchange.export import export
 from util.strict import validate
 
 CHANNELS = ("t2m", "z_level_00", "z_level_01")

@@ -13,15 +13,15 @@ import pytest
 import xarray as xr
 
 from util.calendar import moment_of
+from util.commands.import_fields import main
 from util.config import DataConfig, load_config, read_mapping
 from util.data.index import find_segments, scan, split_years
 from util.data.tree_files import field_path, read_field, read_mean_std
-from util.exchange import import_fields
 from util.exchange import plan as importing
-from util.exchange.import_fields import main
 from util.exchange.plan import ImportPlan, plan_import, read_blocks, write_fields
 from util.exchange.request import Request
 from util.exchange.source import open_source, read_axis
+from util.exchange.summary import summarize
 from util.moments import Moments, measure
 from util.strict import validate
 
@@ -157,7 +157,7 @@ def test_non_finite_fields_are_left_out(tmp_path):
     assert len(list(tmp_path.rglob("*.npy"))) == len(hours) - 2
     kept = np.delete(dataset.air.values[:20], 3, axis=0).astype(np.float32).astype(np.float64)
     np.testing.assert_allclose(read_mean_std(tmp_path, "air"), (kept.mean(), kept.std()), rtol=1e-12)
-    assert any("air 2000-01-01T18" in line for line in import_fields.summarize(plan, holes))
+    assert any("air 2000-01-01T18" in line for line in summarize(plan, holes))
 
 
 def test_moments_keep_precision():
@@ -179,7 +179,7 @@ def test_unsorted_times_and_gaps(tmp_path):
         np.testing.assert_array_equal(np.load(field_path(tmp_path, "air", hour)), expected(dataset, "air", hour))
     start = min(hours_of(dataset))
     assert plan.gaps == [(start + 90, start + 108)]
-    summary = "\n".join(import_fields.summarize(plan, holes))
+    summary = "\n".join(summarize(plan, holes))
     assert "gaps      1 longer than 6 h" in summary
     assert "2000-01-04T18 to 2000-01-05T12, 18 h" in summary
     assert "not sorted" in summary
@@ -310,7 +310,7 @@ def test_bad_files(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / name)
-    command = [sys.executable, "-m", "util.exchange.import_fields", "--root", str(tmp_path / "tree"), *DATES]
+    command = [sys.executable, "dataset.py", "import", "--root", str(tmp_path / "tree"), *DATES]
     done = subprocess.run([*command, "--source", "absent.nc"], capture_output=True, text=True, cwd=CONFIGS.parents[1])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: absent.nc: no such file or folder\n"

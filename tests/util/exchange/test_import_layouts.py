@@ -15,9 +15,9 @@ import xarray as xr
 
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from util.calendar import moment_of
+from util.commands.import_fields import main, read_target
 from util.config import Axis, DataConfig, read_mapping
 from util.data.tree_files import field_path, read_mean_std
-from util.exchange.import_fields import main, read_target
 from util.exchange.plan import plan_import, write_fields
 from util.exchange.regrid import Target, make_regridder
 from util.exchange.request import read_request

@@ -18,12 +18,12 @@ from tests.engine.runs import ROOT
 from tests.util.exchange.test_export import rounding
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.packing.stores import compare, contents
+from util.commands.import_fields import main
 from util.config import DataConfig, read_mapping
 from util.exchange import plan as importing
 from util.exchange.export import export
-from util.exchange.import_fields import main
-from util.packing import packing as pack_module
-from util.packing.packing import pack
+from util.packing import pack as pack_module
+from util.packing.pack import pack
 from util.strict import validate
 
 WORDS = ["--variable", "air=air", "--variable", "wind=u", *DATES]
@@ -92,13 +92,14 @@ def test_same_as_through_a_tree_and_back(source: xr.Dataset, tmp_path: Path):
 def test_killed_and_run_again(source: xr.Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """打到一半 kill -9：没有完成的标志；再跑一次不重过一遍，与一气呵成的相同。"""
     code = (
-        f"import time\nfrom util.data import chunks, import_fields, importing, packing\npacking.CHUNK_BYTES = {CHUNK}\n"
-        f"importing.BLOCK_BYTES = {7 * 5 * 8 * 8}\nreal = chunks.write_bytes\n"
-        "chunks.write_bytes = lambda path, data: (time.sleep(0.1), real(path, data))[1]\nimport_fields.main()"
+        f"import time\nfrom util.commands.dataset import dataset_command\nfrom util.exchange import plan\n"
+        f"from util.packing import chunks, pack\npack.CHUNK_BYTES = {CHUNK}\n"
+        f"plan.BLOCK_BYTES = {7 * 5 * 8 * 8}\nreal = chunks.write_bytes\n"
+        "chunks.write_bytes = lambda path, data: (time.sleep(0.1), real(path, data))[1]\ndataset_command()"
     )
     store, words = tmp_path / "store", [*options(tmp_path), "--store", str(tmp_path / "store")]
     killed = subprocess.Popen(
-        [sys.executable, "-c", code, *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", code, "import", *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     until = time.monotonic() + 60

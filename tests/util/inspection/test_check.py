@@ -17,8 +17,8 @@ import pytest
 from tests.engine.runs import ROOT, write_run
 from tests.trees import DAMAGE, DAYS, SPLITS, damage, rewrite, standardize_files
 from util.calendar import parse_time, time_text
+from util.commands.check import main
 from util.data.tree_files import field_path
-from util.inspection.check import main
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "tp", "z_level_00")
@@ -219,7 +219,7 @@ def test_processes_change_nothing(tree, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "util.inspection.check", *arguments]
+    command = [sys.executable, "dataset.py", "check", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
@@ -252,9 +252,3 @@ def test_user_mistakes(tree, tmp_path: Path, arguments: list[str], said: str):
     arguments = [a.format(folder=tmp_path) if a.startswith("{") else a for a in arguments]
     with pytest.raises(ValueError, match=re.escape(said.format(folder=tmp_path))):
         main(["--config", config, *arguments])
-
-
-def test_needs_no_torch():
-    code = "import sys, util.data.check; print({'torch', 'xarray', 'matplotlib'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "set()", done.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.runs import write_run
+from util.commands.scan import main
 from util.data.tree_files import field_path
-from util.inspection.scan import main
 
 
 def test_scan_command(make_tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,9 +12,9 @@ import yaml
 
 from tests.engine.runs import write_run
 from tests.trees import DAYS, SPLITS, config_of, damage, standardize_files
-from util.cli import run_command
+from util.commands.statistics import main
 from util.inspection import statistics
-from util.inspection.statistics import channel_statistics, main
+from util.inspection.statistics import channel_statistics
 
 CHANNELS = ("t2m", "z_level_00")
 
@@ -80,13 +80,9 @@ def test_write(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert line.split()[-1] == "raw"
 
 
-def test_overwrite_without_write(
-    tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr("sys.argv", ["statistics", *command(tree, tmp_path), "--overwrite"])
-    with pytest.raises(SystemExit, match="2"):
-        run_command(main)
-    assert capsys.readouterr().err == "error: --overwrite needs --write; without it nothing is written\n"
+def test_overwrite_without_write(tree, tmp_path: Path):
+    with pytest.raises(ValueError, match="--overwrite needs --write; without it nothing is written"):
+        main([*command(tree, tmp_path), "--overwrite"])
 
 
 def test_standardised_files_keep_their_statistics(tree, tmp_path: Path):

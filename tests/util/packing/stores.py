@@ -17,7 +17,7 @@ from util.data.batches import all_starts, split_batches
 from util.data.dataset import WeatherData, open_data
 from util.data.index import SPLITS
 from util.data.origin import DataError
-from util.packing import packing as pack_module
+from util.packing import pack as pack_module
 
 ROWS = 5  # 测试里一块的行数
 
@@ -31,7 +31,7 @@ def pack_small(
     size = pack_module.CHUNK_BYTES
     pack_module.CHUNK_BYTES = rows * row * channels * config.latitude.count * config.longitude.count
     try:
-        pack_module.pack(config, store, dtype, workers, "python -m util.data.pack ...")
+        pack_module.pack(config, store, dtype, workers, "python dataset.py pack ...")
     finally:
         pack_module.CHUNK_BYTES = size
     return from_store(config, store)

@@ -24,29 +24,32 @@ from tests.trees import DAYS, SPLITS, config_of, damage
 from tests.util.packing.stores import assert_same, contents, from_store, outcomes, pack_small
 from util.atomic import replacing
 from util.calendar import parse_time
+from util.commands import verify
+from util.commands.dataset import dataset_command
+from util.commands.pack import main
 from util.config import DataConfig
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import open_data
 from util.data.index import SPLITS as NAMES
 from util.data.tree_files import field_path
 from util.packing import chunks as chunks_module
-from util.packing import packing as pack_module
-from util.packing.pack import main
-from util.packing.packing import chunk_rows
+from util.packing import pack as pack_module
+from util.packing.pack import chunk_rows
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "z_level_00")
 CHUNK = 5 * len(CHANNELS) * 4 * 8 * 4  # 每块 5 行，1280 字节
 HOOKED = """
 from util.cli import run_command
-from util.data import chunks, pack, packing
-packing.CHUNK_BYTES = {chunk}
+from util.commands.dataset import dataset_command
+from util.packing import chunks, pack
+pack.CHUNK_BYTES = {chunk}
 real = chunks.write_bytes
 def hooked(path, data):
     {hook}
     return real(path, data)
 chunks.write_bytes = hooked
-run_command(pack.main)
+run_command(dataset_command)
 """
 
 
@@ -76,7 +79,7 @@ def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
     """在 folder 里打包，每写一个文件先等一会儿。"""
     code = HOOKED.format(chunk=CHUNK, hook="import time; time.sleep(0.1)")
     return subprocess.Popen(
-        [sys.executable, "-c", code, *options], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", code, "pack", *options], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -162,18 +165,18 @@ def test_a_flipped_byte_is_found(tree, tmp_path: Path, capsys: pytest.CaptureFix
     config, store = config_of(tree), tmp_path / "store"
     pack_small(config, store)
     whole = contents(store)
-    assert main(["--verify", "--out", str(store)]) == 0
+    assert verify.main(["--out", str(store)]) == 0
     assert "every checksum is right" in capsys.readouterr().out
     path = store / name
     values = bytearray(path.read_bytes())
     values[len(values) // 2] ^= 1
     path.write_bytes(values)
-    assert main(["--verify", "--out", str(store), "--workers", "2"]) == 1
+    assert verify.main(["--out", str(store), "--workers", "2"]) == 1
     first, last = capsys.readouterr().out.splitlines()
     assert first == f"{path}: {said}"
     assert last.startswith(f"{store}: 1 files are damaged; remove them and run the packing again")
     path.unlink()
-    assert main(["--verify", "--out", str(store)]) == 1
+    assert verify.main(["--out", str(store)]) == 1
     assert f"{path}: missing" in capsys.readouterr().out
     pack_small(config, store)  # 删去之后再打一次就修好
     assert contents(store) == whole
@@ -187,7 +190,7 @@ def test_damaged_times_and_a_damaged_chunk_are_both_listed(tree, tmp_path: Path,
         values = bytearray((store / name).read_bytes())
         values[7] ^= 64  # 第一个时刻的最高字节：远在 datetime 之外
         (store / name).write_bytes(values)
-    assert main(["--verify", "--out", str(store)]) == 1
+    assert verify.main(["--out", str(store)]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert lines == [f"{store / name}: checksum differs" for name in ("fields/0.0.0.0", "fields/2.0.0.0", "time/0")]
     assert last.startswith(f"{store}: 3 files are damaged")
@@ -230,7 +233,7 @@ def test_the_kernel_refuses_to_write_more(tree, tmp_path: Path):
     """文件大小的限额：写到一半由内核拒绝，临时文件也收走。"""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({CHUNK - 10}, {resource.RLIM_INFINITY}))"
     options = ["--config", str(write_config(tmp_path, tree)), "--out", str(tmp_path / "store"), "--workers", "1"]
-    command = [sys.executable, "-c", HOOKED.format(chunk=CHUNK, hook=limit), *options]
+    command = [sys.executable, "-c", HOOKED.format(chunk=CHUNK, hook=limit), "pack", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert f"error: {tmp_path}/store: File too large; the store is not complete, make room" in done.stderr
@@ -387,15 +390,15 @@ def test_a_chunk_holds_a_window():
 def test_command_line(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = write_config(tmp_path, tree)
     for arguments, said in (
-        (["--out", str(tmp_path / "s")], "--config is needed to pack"),
-        (["--out", str(tmp_path / "s"), "--config", str(config), "--workers", "0"], "--workers 0: must be at least 1"),
-        (["--verify", "--out", str(tmp_path / "s")], "is not a store"),
+        (["pack", "--config", str(config), "--workers", "0"], "--workers 0: must be at least 1"),
+        (["verify", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["verify"], "is not a store"),
     ):
         with pytest.raises(ValueError, match=said):
-            main(arguments)
+            dataset_command([*arguments, "--out", str(tmp_path / "s")])
     assert main(["--config", str(config), "data.workers=0", "--out", str(tmp_path / "s"), "--workers", "1"]) == 0
     said = capsys.readouterr().err
     assert re.search(r"pack: 100%.*B/s\]", said)
     assert "2000, 52 times in 1 chunks, float32" in said
     with xr.open_zarr(tmp_path / "s", chunks=None) as dataset:
-        assert dataset.attrs["history"].startswith(f"python -m util.data.pack --config {config}")
+        assert dataset.attrs["history"].startswith(f"python dataset.py pack --config {config}")

@@ -21,17 +21,16 @@ from tests.trees import DAYS, config_of, damage
 from tests.util.packing.stores import contents, pack_small
 from tests.util.packing.test_pack import CHANNELS, T0, write_config
 from util import workers as workers_module
+from util.commands.pack import main
 from util.config import load_config
 from util.inspection.statistics import channel_statistics
-from util.packing import packing as pack_module
-from util.packing.pack import main
+from util.packing import pack as pack_module
 from util.workers import check_worker_options, distribute, recorded_command
 
-MODULE = "util.packing.pack"
 HOOK = """
 import os, time
 from pathlib import Path
-from util.data import chunks
+from util.packing import chunks
 real = chunks.write_bytes
 def hooked(path, data, real=real):
     {hook}
@@ -80,7 +79,7 @@ def test_same_bytes_and_same_numbers(tree, tmp_path: Path, address: str, monkeyp
     monkeypatch.setattr(pack_module, "CHUNK_BYTES", 5 * len(CHANNELS) * 4 * 8 * 4)
     monkeypatch.chdir(tmp_path)
     relative = config.model_copy(update={"root": "tree"})
-    pack_module.pack(relative, Path("there"), "float32", 1, "python -m util.data.pack ...", address)
+    pack_module.pack(relative, Path("there"), "float32", 1, "python dataset.py pack ...", address)
     mine, other = contents(tmp_path / "here"), contents(tmp_path / "there")
     about_root = {"store.json", "pack/plan.json", ".zattrs", ".zmetadata"}  # 里面写着 root
     assert {name for name in mine if mine[name] != other[name]} <= about_root
@@ -109,7 +108,9 @@ def test_the_recorded_command_leaves_out_who_did_the_work(
     assert main(["--workers=1", *words]) == 0
     found = [contents(tmp_path / name / "store") for name in ways]
     assert found[0] == found[1] == found[2]
-    assert json.loads(Path("store/.zattrs").read_text())["history"] == shlex.join(["python", "-m", MODULE, *words])
+    assert json.loads(Path("store/.zattrs").read_text())["history"] == shlex.join(
+        ["python", "dataset.py", "pack", *words]
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,11 @@ def test_the_recorded_command_leaves_out_who_did_the_work(
     ids=" ".join,
 )
 @pytest.mark.parametrize("place", [0, 3, 5, 7])  # 不在 key=value 前：会被当成地址，命令行不收
-def test_recorded_command(options: list[str], place: int, monkeypatch: pytest.MonkeyPatch):
+def test_recorded_command(options: list[str], place: int):
     words = ["--config", "my run.yaml", "data.workers=0", "--out", "store", "--latitude", "-89.5"]
     given = [*words[:place], *options, *words[place:]]
-    expected = f"python -m {MODULE} --config 'my run.yaml' data.workers=0 --out store --latitude -89.5"
-    assert recorded_command(MODULE, given) == expected
-    monkeypatch.setattr("sys.argv", ["pack.py", *given])
-    assert recorded_command(MODULE, None) == expected
+    expected = "python dataset.py import --config 'my run.yaml' data.workers=0 --out store --latitude -89.5"
+    assert recorded_command("import", given) == expected
 
 
 def work(shared: int, item: int) -> int:
@@ -156,7 +155,7 @@ def test_a_worker_dies(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     die = f"path.name == '3.0.0.0' and not {there}.exists() and ({there}.touch(), os._exit(1))"
     preload(tmp_path, monkeypatch, die)
     monkeypatch.setattr(pack_module, "CHUNK_BYTES", 5 * len(CHANNELS) * 4 * 8 * 4)
-    pack_module.pack(config, tmp_path / "there", "float32", 1, "python -m util.data.pack ...", workers_module.LOCAL)
+    pack_module.pack(config, tmp_path / "there", "float32", 1, "python dataset.py pack ...", workers_module.LOCAL)
     assert marker.exists()
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
@@ -179,9 +178,12 @@ def test_killed_and_run_again(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     options = ["--config", str(config), "--out", str(store)]
     size = 5 * len(CHANNELS) * 4 * 8 * 4
     preload(tmp_path, monkeypatch, "time.sleep(0.2)")
-    code = f"from util.data import pack, packing\npacking.CHUNK_BYTES = {size}\npack.main()"
+    code = (
+        "from util.commands.dataset import dataset_command\nfrom util.packing import pack\n"
+        f"pack.CHUNK_BYTES = {size}\ndataset_command()"
+    )
     killed = subprocess.Popen(
-        [sys.executable, "-c", code, *options, "--workers", "1", "--scheduler"],
+        [sys.executable, "-c", code, "pack", *options, "--workers", "1", "--scheduler"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     until = time.monotonic() + 60
@@ -195,7 +197,7 @@ def test_killed_and_run_again(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (store / "store.json").exists()
     stamps = {path: path.stat().st_mtime_ns for path in done}
     monkeypatch.setattr(pack_module, "CHUNK_BYTES", size)
-    command = recorded_command(MODULE, options)
+    command = recorded_command("pack", options)
     data = load_config(str(config), []).data
     pack_module.pack(data, store, "float32", 1, command, address)
     assert stamps == {path: path.stat().st_mtime_ns for path in done}

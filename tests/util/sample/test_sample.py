@@ -12,22 +12,25 @@ import numpy as np
 import pytest
 from scipy.special import lpmv
 
+from tests.engine.runs import ROOT
 from util.calendar import year_start
+from util.commands import sample as command
 from util.data.tree_files import read_field, read_mean_std
-from util.sample import sample, simulation, weather
+from util.sample import simulation, weather
+from util.sample import tree as sample_tree
 from util.sample.sphere import RADIUS, balance, legendre, make_transform, make_viewer, to_grid, to_spectrum, view
 from util.variables import channel_folder
 
 Frames = Iterator[tuple[int, list[np.ndarray]]]
 CHANNELS = ["t2m", "tp", "u10", "v10", "r_level_00", "t_level_00", "u_level_00", "v_level_00", "z_level_00"]
-SMALL = sample.Settings((16, 32), (1979, 1979), (1979, 1979), 6, ("level_00",), 42, False, 0.0, 0.0)
+SMALL = sample_tree.Settings((16, 32), (1979, 1979), (1979, 1979), 6, ("level_00",), 42, False, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """整年、6 小时、原始单位。"""
     root = tmp_path_factory.mktemp("plain") / "sample"
-    assert sample.main(["--root", str(root), "--grid", "16x32", "--years", "1979"]) == 0
+    assert command.main(["--root", str(root), "--grid", "16x32", "--years", "1979"]) == 0
     return root
 
 
@@ -37,12 +40,12 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("damaged") / "sample"
     options = ["--interval", "24", "--standardize", "--drop", "0.01", "--corrupt", "0.02", "--levels", "level_07"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "sample_frames", _random_frames)
-        assert sample.main(["--root", str(root), "--grid", "16x32", "--years", "1980", *options]) == 0
+        patch.setattr(sample_tree, "sample_frames", _random_frames)
+        assert command.main(["--root", str(root), "--grid", "16x32", "--years", "1980", *options]) == 0
     return root
 
 
-def _random_frames(settings: sample.Settings, first: int, last: int, channels: list[str]) -> Frames:
+def _random_frames(settings: sample_tree.Settings, first: int, last: int, channels: list[str]) -> Frames:
     rng = np.random.default_rng(0)
     for hour in range(first, last, settings.interval):
         yield hour, [rng.normal(5e4, 3e3, settings.grid).astype(np.float32) for _ in channels]
@@ -52,7 +55,7 @@ def _random_frames(settings: sample.Settings, first: int, last: int, channels: l
 def fields() -> dict[str, np.ndarray]:
     """默认网格与截断，30 天，各通道 (N, 32, 64) float64。"""
     settings, first = SMALL._replace(grid=(32, 64)), year_start(1979)
-    frames = [f for _, f in sample.sample_frames(settings, first, first + 30 * 24, CHANNELS, spin_up=30 * 24)]
+    frames = [f for _, f in sample_tree.sample_frames(settings, first, first + 30 * 24, CHANNELS, spin_up=30 * 24)]
     return dict(zip(CHANNELS, np.stack(frames, axis=1).astype(np.float64), strict=True))
 
 
@@ -106,20 +109,20 @@ def test_physical_ranges(tree: Path, fields: dict[str, np.ndarray]) -> None:
 def test_train_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """统计量只来自训练年份：两年各给一个常数场。"""
     frames = [(year_start(year), [np.full((8, 8), year, np.float32)] * 9) for year in (1979, 1980, 1981)]
-    monkeypatch.setattr(sample, "sample_frames", lambda *args: iter(frames))
+    monkeypatch.setattr(sample_tree, "sample_frames", lambda *args: iter(frames))
     settings = SMALL._replace(years=(1979, 1981), train_years=(1979, 1980))
-    sample.write_tree(tmp_path, settings)
+    sample_tree.write_tree(tmp_path, settings)
     assert read_mean_std(tmp_path, "t2m") == pytest.approx((1979.5, 0.5))
     for text, expected in (("1979-1982", (1979, 1980)), ("1979-1981", (1979, 1979)), ("1979", (1979, 1979))):
-        assert sample.parse_arguments(["--root", "x", "--years", text])[1].train_years == expected
+        assert command.read_arguments(["--root", "x", "--years", text])[1].train_years == expected
 
 
 def test_seed(tree: Path) -> None:
     """同一种子逐字节相同（与命令写的文件也相同），另一种子不同；6 小时的序列是逐小时的抽样。"""
     first = year_start(1979)
 
-    def run(settings: sample.Settings, spin_up: int = 24) -> list[bytes]:
-        return [b"".join(f.tobytes() for f in frame) for _, frame in sample.sample_frames(
+    def run(settings: sample_tree.Settings, spin_up: int = 24) -> list[bytes]:
+        return [b"".join(f.tobytes() for f in frame) for _, frame in sample_tree.sample_frames(
             settings, first, first + 24, CHANNELS, spin_up)]  # fmt: skip
 
     again = run(SMALL, simulation.SPIN_UP_HOURS)
@@ -153,28 +156,28 @@ def test_standardized_dropped_corrupted(damaged: Path) -> None:
 def test_marker_and_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def quick(root: Path, settings: sample.Settings) -> dict:
-        marker = {"arguments": sample.as_json(settings), "files": 0, "dropped": [], "corrupted": {}}
+    def quick(root: Path, settings: sample_tree.Settings) -> dict:
+        marker = {"arguments": sample_tree.as_json(settings), "files": 0, "dropped": [], "corrupted": {}}
         (root / "sample.json").write_text(json.dumps(marker))
         return marker
 
-    monkeypatch.setattr(sample, "write_tree", quick)
+    monkeypatch.setattr(sample_tree, "write_tree", quick)
     root = tmp_path / "sample"
     arguments = ["--root", str(root)]
-    assert sample.main(arguments) == 0
+    assert command.main(arguments) == 0
     (root / "witness").touch()
-    assert sample.main(arguments) == 0
+    assert command.main(arguments) == 0
     assert "already there" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"seed 42 \(asked: 7\).*--overwrite"):
-        sample.main([*arguments, "--seed", "7"])
+        command.main([*arguments, "--seed", "7"])
     assert (root / "witness").exists()
-    assert sample.main([*arguments, "--seed", "7", "--overwrite"]) == 0
+    assert command.main([*arguments, "--seed", "7", "--overwrite"]) == 0
     assert not (root / "witness").exists()
 
     foreign = tmp_path / "own" / "t2m_npy"
     foreign.mkdir(parents=True)
     with pytest.raises(ValueError, match="did not write"):
-        sample.main(["--root", str(foreign.parent), "--overwrite"])
+        command.main(["--root", str(foreign.parent), "--overwrite"])
     assert foreign.exists()
 
 
@@ -182,9 +185,9 @@ def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "sample_frames", stopped)
+    monkeypatch.setattr(sample_tree, "sample_frames", stopped)
     with pytest.raises(KeyboardInterrupt):
-        sample.main(["--root", str(tmp_path / "sample")])
+        command.main(["--root", str(tmp_path / "sample")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,12 +209,12 @@ def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )  # fmt: skip
 def test_bad_arguments(arguments: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        sample.main(["--root", str(tmp_path / "sample"), *arguments.split()])
+        command.main(["--root", str(tmp_path / "sample"), *arguments.split()])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_command_line_error_is_one_line() -> None:
-    done = subprocess.run([sys.executable, "-m", "util.sample.sample"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "dataset.py", "sample"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: the following arguments are required: --root"]
 
@@ -272,7 +275,7 @@ def test_winds_come_from_the_stream_function(state: tuple[simulation.Planet, sim
 def test_temperature_is_hydrostatic(state: tuple[simulation.Planet, simulation.State]) -> None:
     """测厚公式：相邻两层位势差 = R × 平均温度 × ln(p1/p2)。"""
     planet, now = state
-    scene = weather.make_scene(planet, *sample.coordinates((32, 64)))
+    scene = weather.make_scene(planet, *sample_tree.coordinates((32, 64)))
     snapshot = weather.take_snapshot(scene, planet, now)
 
     def field(variable: str, level: int) -> np.ndarray:
@@ -288,7 +291,7 @@ def test_temperature_is_hydrostatic(state: tuple[simulation.Planet, simulation.S
 
 def test_persistence_loses_skill(fields: dict[str, np.ndarray]) -> None:
     """6 小时持续性胜过（样本内、按钟点的）气候态，误差随时效增长，几天后不如气候态；降水的 6 小时误差小于 0.9 σ。"""
-    weight = np.cos(np.deg2rad(sample.coordinates((32, 64))[0]))[:, None]
+    weight = np.cos(np.deg2rad(sample_tree.coordinates((32, 64))[0]))[:, None]
 
     def rmse(error: np.ndarray) -> float:
         return float(np.sqrt((weight * error**2).mean() / weight.mean()))

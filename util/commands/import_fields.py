@@ -1,0 +1,127 @@
+"""dataset.py import：把 NetCDF、Zarr 或 GRIB 导入成目录树（--root）或存档（--store）。"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+from util.config import Axis
+from util.data.index import SPLITS
+from util.exchange.plan import ImportPlan, plan_import, write_fields
+from util.exchange.regrid import Method, Target
+from util.exchange.request import Request, read_request
+from util.exchange.source import listed, open_source, open_wanted
+from util.exchange.summary import data_yaml, summarize
+from util.files.zarr_metadata import FILE_TYPES
+from util.workers import recorded_command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dataset.py import",
+        description="Write NetCDF, Zarr or GRIB fields into a tree of .npy files, or into a packed store.",
+    )
+    add = parser.add_argument
+    add(
+        "--source",
+        required=True,
+        action="extend",
+        nargs="+",
+        metavar="FILE",
+        help="NetCDF or GRIB files or Zarr folders, one after the other in time",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--root", help="the tree to write, e.g. data/my_set")
+    text = "the packed store to write, go on with or grow, without a tree in between; the source is read twice"
+    where.add_argument("--store", type=Path, help=text)
+    text = "with --store: how values are stored (%(default)s)"
+    add("--dtype", choices=FILE_TYPES, default="float32", help=text)
+    several = "variable in the file and its name in the tree, all its levels; repeatable"
+    add("--variable", action="append", default=[], metavar="SOURCE=NAME", help=several)
+    add("--map", metavar="FILE", help="YAML with variables, levels and conversions, instead of --variable")
+    add("--select", action="append", default=[], metavar="DIM=VALUE", help="take one member, step, ...; repeatable")
+    text = "choose GRIB messages, e.g. typeOfLevel=isobaricInhPa; repeatable"
+    add("--filter", action="append", default=[], metavar="KEY=VALUE", help=text)
+    for name in SPLITS:
+        text = f"dates of the {name} split, both included" + ("; mean_std.json is from them" if name == "train" else "")
+        add(f"--{name}", nargs=2, required=True, metavar=("START", "END"), help=text)
+    add("--crop", metavar="HxW", help="keep the middle H rows and W columns")
+    add("--rows", metavar="A:B", help="keep rows A to B-1 of the file, counted from 0")
+    add("--cols", metavar="A:B", help="keep columns A to B-1 of the file, counted from 0")
+    add("--regrid", choices=get_args(Method), help="to the even grid that --latitude and --longitude give")
+    for name in ("latitude", "longitude"):
+        text = "cell centres of the new grid, degrees; with --regrid"
+        add(f"--{name}", nargs=3, type=float, metavar=("FIRST", "STEP", "COUNT"), help=text)
+    add("--yaml", metavar="FILE", help="write the data-set YAML there (otherwise it is printed)")
+    add("--overwrite", action="store_true", help="replace files of a tree, and the --yaml, that exist")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    args = make_parser().parse_args(argv)
+    if args.yaml and Path(args.yaml).exists() and not args.overwrite:
+        raise ValueError(f"--yaml {args.yaml} exists; give --overwrite to replace it")
+    request = read_request(args.map, args.variable, args.select, args.filter)
+    target = read_target(args.regrid, args.latitude, args.longitude)
+    splits = {name: getattr(args, name) for name in SPLITS}
+    if not request.variables:
+        _refuse_nothing(args.source[0], request)
+    with ExitStack() as stack:
+        sources = [open_wanted(path, request, stack) for path in args.source]
+        root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
+        plan = plan_import(sources, root, request, splits, args.crop, args.rows, args.cols, target)
+        holes = _write(plan, args, argv)
+    names = Path(args.source[0]).name + (f" 等 {len(args.source)} 个文件" if len(args.source) > 1 else "")
+    text = data_yaml(plan, names, args.regrid, args.store)
+    print("\n".join(summarize(plan, holes)))
+    if args.yaml:
+        Path(args.yaml).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.yaml).write_text(text, encoding="utf-8")
+        print(f"data set  written to {args.yaml}")
+    else:
+        print(f"data set  put this into a file such as config/data/NAME.yaml\n{text}", end="")
+    return 0
+
+
+def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str]) -> list[tuple[str, int]]:
+    """写目录树或存档；返回略去的 (通道, 小时)。"""
+    if args.store is None:
+        if args.dtype != "float32":
+            raise ValueError(f"--dtype {args.dtype} is for --store; the files of a tree are float32")
+        return write_fields(plan, args.overwrite)
+    from util.exchange.into_store import import_to_store  # torch：写目录树用不到
+    from util.logger import setup_logging
+
+    setup_logging(None)
+    command = recorded_command("import", argv)
+    return import_to_store(plan, args.source, args.store, args.dtype, command)
+
+
+def read_target(
+    method: Method | None, latitude: Sequence[float] | None, longitude: Sequence[float] | None
+) -> Target | None:
+    """命令行的 --regrid、--latitude、--longitude → 目标网格；都没有给是 None。
+
+    Raises:
+        ValueError: 三个没有给全，COUNT 不是正整数。
+    """
+    if not method and latitude is None and longitude is None:
+        return None
+    if not method or latitude is None or longitude is None:
+        raise ValueError("--regrid METHOD, --latitude FIRST STEP COUNT and --longitude FIRST STEP COUNT go together")
+    axes = []
+    for name, (first, step, count) in (("--latitude", latitude), ("--longitude", longitude)):
+        if count < 1 or count != int(count) or step == 0:
+            raise ValueError(f"{name} {first:g} {step:g} {count:g}: COUNT must be a whole number, STEP not 0")
+        axes.append(Axis(first=first, step=step, count=int(count)))
+    return Target(method, *axes)
+
+
+def _refuse_nothing(path: str, request: Request) -> None:
+    """没有说要什么变量：列出文件里有的。"""
+    with open_source(path, request.filter) as dataset:
+        there = [str(name) for name in dataset.data_vars]
+    raise ValueError(f"no --variable; choose at least one of {listed(there)}, e.g. --variable {there[0]}={there[0]}")

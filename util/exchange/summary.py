@@ -1,0 +1,66 @@
+"""导入之后：写给 config/data/ 的数据集 YAML，给人看的几行。"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from util.calendar import time_text
+from util.exchange.plan import ImportPlan
+from util.exchange.source import SHOWN, listed
+
+
+def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: Path | None = None) -> str:
+    """数据集 YAML 的文本，每个键带一句说明；store 是写成的存档，没有写就是目录树。"""
+    import yaml
+
+    comments = {
+        "root": "目录树所在，或存档导自哪里",
+        "source": "读存档，不读目录树",
+        "variables": "single 单层，all 全部层",
+        "units": "取自源文件，或导入时写明",
+        "pressure_hpa": "依次为 level_00、level_01……",
+        "latitude": "step 为负是由北向南",
+        "longitude": "单位为度",
+        "interval_hours": "源文件的最小步长",
+        "splits": "起止两端都含；统计量只用 train",
+        "standardize": "源文件为物理单位，要标准化",
+    }
+    kind = {"source": "store", "store": str(store)} if store else {}
+    values = kind | {key: value for key, value in plan.values.items() if value}
+    text = yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=1000, allow_unicode=True)
+    rows, cols = plan.region
+    origin = f"{source}，行 {rows.start}:{rows.stop}，列 {cols.start}:{cols.stop}"
+    lines = [f"# 由 dataset.py import 导入：{origin}{f'，换网格 {method}' if method else ''}"]
+    for line in text.splitlines():
+        comment = comments.get(line.partition(":")[0])
+        lines.append(f"{line}  # {comment}" if comment else line)
+    return "\n".join(lines) + "\n"
+
+
+def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
+    """导入之后给人看的几行。"""
+    hours, config, step = np.sort(plan.hours), plan.config, plan.config.interval_hours
+    latitude, longitude = (f"{axis.first:g} to {axis.values()[-1]:g}" for axis in (config.latitude, config.longitude))
+    lines = [
+        f"times     {hours.size}, {time_text(hours[0])} to {time_text(hours[-1])}, every {step} h",
+        f"channels  {len(plan.names)}: {listed(plan.names)}",
+        f"grid      {config.latitude.count} x {config.longitude.count}, latitude {latitude}, longitude {longitude}",
+    ]
+    if (np.diff(plan.hours) < 0).any():
+        lines.append("order     the times in the file are not sorted; each field is in the file of its own time")
+    if config.pressure_hpa:
+        pairs = [f"level_{i:02d} = {pressure:g} hPa" for i, pressure in enumerate(config.pressure_hpa)]
+        lines.append(f"levels    {listed(pairs)}")
+    lines.append(f"gaps      {len(plan.gaps)} longer than {step} h (data.max_gap_hours says which are bridged)")
+    lines += _shown([f"          {time_text(a)} to {time_text(b)}, {b - a} h" for a, b in plan.gaps])
+    lines.append(f"left out  {len(holes)} fields with non-finite values")
+    lines += _shown([f"          {name} {time_text(hour)}" for name, hour in holes])
+    missing = [name for name in config.variables if name not in config.units]
+    lines += [f"units     none for {listed(missing)} in the file; add them to units"] if missing else []
+    return lines
+
+
+def _shown(lines: list[str]) -> list[str]:
+    return lines[:SHOWN] + ([f"          and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
