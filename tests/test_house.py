@@ -39,8 +39,9 @@ LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/studies/intrinsic_dimension.py": "--help",
     "engine/studies/stage1_direct.py": "--help",
     "util/exchange/export.py": "--help",
-    "util/exchange/import_fields.py": "--help",
-    "util/packing/pack.py": "--help",
+    "util/commands/import_fields.py": "--help",
+    "util/commands/pack.py": "--help",
+    "util/commands/verify.py": "--help",
     "engine/comparison/suite.py": "它等着各次训练，几小时里不必占着 torch 的内存",
 }
 HEAVY = {  # 函数里才引用的库：引入要零点几秒到几秒，或不是人人装着

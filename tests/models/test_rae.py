@@ -237,7 +237,7 @@ def test_decoder_starts_from_the_direct_forecasts(tmp_path: Path) -> None:
         ({"encoder_input_size": 20}, r"model\.encoder_input_size = \[20, 20\]: 20 is not .* patch 8; 16 or 24"),
         ({"decoder_config_path": "vit_mae-bse"}, "no such decoder; nearest: vit_mae-base"),
         ({"decoder_config_path": {**DECODER, "num_attention_heads": 3}}, "does not divide"),
-        ({"decoder_weights": "none.safetensors"}, r"no such file; python -m engine\.stage1_direct writes it"),
+        ({"decoder_weights": "none.safetensors"}, r"no such file; python -m engine\.studies\.stage1_direct writes it"),
         ({"encoder_cls": "CLIP"}, r"model\.encoder_cls"),
     ],
 )

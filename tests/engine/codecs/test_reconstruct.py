@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ from engine.codecs.results import reconstruction_text
 from engine.codecs.scores import score_codecs
 from models import build_model
 from tests.engine.codecs.tiny_codec import register
-from tests.engine.runs import ROOT, train_here, write_run
-from tests.test_imports import HELP
+from tests.engine.runs import train_here, write_run
 from tests.util.scores.test_metrics import ssim_loop
 from util.config import load_config
 from util.data.batches import every_frame
@@ -242,11 +239,3 @@ def test_equal_names_are_numbered() -> None:
     assert unique_names(opened) == ["run-best", "run-best-2", "run-last", "one"]
     taken = [("a", "x/a.yaml"), ("a", "y/a.yaml"), ("a-a-2", "b.yaml")]
     assert unique_names(taken) == ["a-a", "a-a-2", "a-a-2-2"]
-
-
-def test_help_is_light() -> None:
-    script = str(ROOT / "engine" / "reconstruct.py")
-    done = subprocess.run([sys.executable, "-c", HELP, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    usage, _, heavy = done.stdout.rpartition("heavy:")
-    assert done.returncode == 0 and usage.startswith("usage: python -m engine.codecs.reconstruct"), done.stderr
-    assert not heavy.strip()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,7 @@ import torch
 
 from engine.studies.intrinsic_dimension import advise_size, advise_width, intrinsic_dimension, main, measure
 from models import build_model
-from tests.engine.runs import ROOT, train_here, write_run
-from tests.test_imports import HELP
+from tests.engine.runs import train_here, write_run
 from util.checkpoint import load_checkpoint, save_checkpoint
 
 PASTNET = {
@@ -125,11 +122,3 @@ def test_the_command_on_a_checkpoint(tree, tmp_path: Path, capsys: pytest.Captur
         main(["--checkpoint", str(tmp_path / "other.ckpt")])
     with pytest.raises(ValueError, match="--neighbours 1: must be at least 2"):
         main(["--checkpoint", path, "--neighbours", "1"])
-
-
-def test_help_is_light() -> None:
-    script = str(ROOT / "engine" / "intrinsic_dimension.py")
-    done = subprocess.run([sys.executable, "-c", HELP, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    usage, _, heavy = done.stdout.rpartition("heavy:")
-    assert done.returncode == 0 and usage.startswith("usage: python -m engine.studies.intrinsic_dimension"), done.stderr
-    assert not heavy.strip()
