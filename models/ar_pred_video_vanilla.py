@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator, model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from models.layers.attention import (
@@ -32,6 +32,7 @@ from models.layers.attention import (
     token_mask,
 )
 from models.layers.losses import refuse_members
+from models.layers.members import Generators
 from models.layers.position import spatial_codes, token_places
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
@@ -309,7 +310,7 @@ class Model(nn.Module):
         return {"loss": (error.square() * weight).sum() / weight.sum().clamp(min=1)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, t-1, k, H, W) → (B, 1, 1, k, H, W)，标准化空间。
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import ValidationInfo, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -125,7 +126,7 @@ class Model(nn.Module):
         return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("cnn", num_members)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from pydantic import field_validator, model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
 from models.layers.dit_flow import between, draw_times, euler, sampling_times, time_shift
@@ -36,7 +36,7 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
-from models.layers.members import sample_generators
+from models.layers.members import Generators, sample_generators
 from models.layers.position import sincos_codes
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -236,9 +236,9 @@ class Model(nn.Module):
         return {"loss": (error.mean((-2, -1), keepdim=True) * valid).sum() / valid.sum().clamp(min=1)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一次采样、解码 sample_chunk 个，每个成员有自己的种子。"""
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一次采样、解码 sample_chunk 个，每个成员有自己的发生器。"""
         past = encode_frames(self.first_stage, history)
         generators = sample_generators(len(past) * num_members, generator)
         noise = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(past.device)

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from models.layers.members import Generators
 from util.batch import Batch, Predict
 
 if TYPE_CHECKING:
@@ -56,11 +57,14 @@ class ForecastModel(Network, Protocol):
         ...
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) 标准化的历史 → (B, M, T_out, C, H, W)。
 
         time: (B, T_in + T_out) int64 UTC 小时；只给了输入文件而不知时刻时为 None。
+        generator: 引擎给 B·M 个 CPU 上的发生器，窗口在前、成员在后；每个样本的随机数只取自自己的那一个，
+            滚动的下一步接着取，成员因此与怎样分批无关（layers/members.py 的 sample_generators 收下它）。
+            只有一个、没有给的，B·M 个种子依次取自它、取自全局。确定性的模型不看。
 
         Raises:
             ValueError: 确定性模型要求 num_members > 1（集合预报用引擎的 --perturb）；需要时刻而没有；不能预报。

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.attention import check_heads
 from models.layers.diffusion_schedule import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
@@ -32,7 +32,7 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
-from models.layers.members import sample_generators
+from models.layers.members import Generators, sample_generators
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import Width
 from util.batch import Batch, DataSpec, Predict
@@ -185,9 +185,9 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；每个成员由 generator 得到自己的种子。"""
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；每个成员有自己的发生器。"""
         config = self.config
         past = encode_frames(self.first_stage, history)  # (B, T_in, c, h, w)
         condition = past.flatten(1, 2)

@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.latents import require_states
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import UNet, Width
 from util.batch import Batch, DataSpec, Predict
@@ -113,7 +114,7 @@ class Model(nn.Module):
         return {"loss": error.sum() / whole.sum().clamp(min=1)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("latent_unet", num_members)

@@ -23,11 +23,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.frames import partner_frames, to_state
 from models.layers.inception import GROUPS, KERNELS, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from models.layers.memory_bank import MemoryBank
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
@@ -277,7 +278,7 @@ class Model(nn.Module):
         return {"loss": error + self.config.commitment * commitment, **logged}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1、只作重建的模型是 ValueError。"""
         refuse_members("pastnet", num_members)

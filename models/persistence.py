@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from util.batch import Batch, DataSpec
 from util.strict import Strict
 
@@ -28,7 +29,7 @@ class Model(nn.Module):
         return {"loss": target_mse(self.forecast(batch.history, batch.time)[:, 0], batch)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("persistence", num_members)

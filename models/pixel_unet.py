@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from models.layers.padding import Padding, check_padding
 from models.layers.scaling import ChannelScaling, Scaling
 from models.layers.unet import UNet, Width
@@ -74,7 +75,7 @@ class Model(nn.Module):
         return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("pixel_unet", num_members)

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.frames import to_state
 from models.layers.images import RGB
 from models.layers.latents import resize
 from models.layers.losses import field_errors, refuse_members
+from models.layers.members import Generators
 from models.layers.rae_autoencoder import RAEOptions
 from models.layers.scaling import ChannelScaling, Scaling
 from util.batch import Batch, DataSpec, Predict
@@ -92,7 +93,7 @@ class Model(nn.Module):
         return {"loss": mae + self.config.mse_weight * mse, "mae": mae, "mse": mse}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("rae_direct", num_members)

@@ -22,11 +22,12 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator, model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.attention import check_heads
 from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from models.layers.position import sincos_codes
 from models.layers.transformer import DecoderLayer, EncoderLayer, sinusoid
 from util.batch import Batch, DataSpec, Predict
@@ -191,7 +192,7 @@ class Model(nn.Module):
         return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T, C, H, W) → (B, 1, τ, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("sequence_transformer", num_members)

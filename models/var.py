@@ -24,12 +24,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.interface import TokenAutoencoder
 from models.layers.attention import check_heads
 from models.layers.latents import encode_frames, require_states
-from models.layers.members import sample_generators
+from models.layers.members import Generators, sample_generators
 from models.layers.var_blocks import ScaleTransformer, initialise
 from models.layers.var_condition import MONTHS, TABLES, HistoryCondition, LabelCondition, month_of, patches_of
 from models.layers.var_sampling import Sampling, sample
@@ -244,7 +244,7 @@ class Model(nn.Module):
         return terms
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；一帧一个金字塔。
 

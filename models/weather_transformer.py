@@ -19,11 +19,12 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.layers.attention import GroupAttention, check_heads
 from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
+from models.layers.members import Generators
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -136,7 +137,7 @@ class Model(nn.Module):
         return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
-        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generator | None = None
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T, C, H, W) → (B, 1, τ, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("weather_transformer", num_members)

@@ -19,7 +19,7 @@ from engine.evaluation.page import command_line, curves_section, data_section, e
 from engine.evaluation.results import Seen, Table, scores_text, write_results, write_table
 from engine.evaluation.scoring import score
 from engine.evaluation.task import Options, Task, find_starts, threshold_table
-from engine.forecasting.perturbation import check_members
+from engine.forecasting.members import check_members
 from engine.loading import check_same_data, load_forecaster
 from engine.one_pass import Check
 from engine.progress import Progress, training_cost

@@ -9,16 +9,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 
 from engine.evaluation.kept import Kept
 from engine.evaluation.task import Scored, Task, standardize_thresholds
-from engine.forecasting.perturbation import perturb
-from engine.forecasting.rollout import roll
+from engine.forecasting.members import Ensemble, ensemble
 from engine.one_pass import Check
 from util.batch import Batch
 from util.calendar import time_text
@@ -104,22 +102,9 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
 
 def roll_model(task: Task, name: str, batch: Batch) -> Iterator[Tensor]:
     """一个模型在一批窗口上逐时效的预报 (B, M, C, H, W)；基线只有一个成员，被评的有 options.members 个。"""
-    spec, options = task.spec, task.options
-    model, history, when = task.models[name], batch.history, batch.time[:, : spec.frames_in]
-    count = options.members if name == task.judged else 1
-    if count > 1 and options.perturb > 0:  # 初值扰动：每个窗口自己的种子，与怎样分批无关
-        generators = [Generator().manual_seed(_seed(task.seed, int(t))) for t in when[:, -1].tolist()]
-        noisy = perturb(history, options.perturb, count, generators, spec, options.smooth)
-        rolled = roll(model, noisy, when.repeat_interleave(count, 0), task.steps, spec, limit=task.batch_size)
-        for frame in rolled:  # (B·M, 1, C, H, W)
-            yield frame.unflatten(0, (-1, count))[:, :, 0]
-    else:
-        generator = Generator().manual_seed(_seed(task.seed, int(when[0, -1])))
-        yield from roll(model, history, when, task.steps, spec, count, generator, limit=task.batch_size)
-
-
-def _seed(seed: int, hour: int) -> int:
-    return int(np.random.SeedSequence([seed, hour % 2**32]).generate_state(1)[0])
+    options, time = task.options, batch.time[:, : task.spec.frames_in]
+    wanted = Ensemble(options.members if name == task.judged else 1, options.perturb, options.smooth, task.seed)
+    return ensemble(task.models[name], batch.history, time, task.steps, task.spec, wanted, limit=task.batch_size)
 
 
 def timed(frames: Iterator[Tensor], name: str, seconds: dict[str, float], device: torch.device) -> Iterator[Tensor]:

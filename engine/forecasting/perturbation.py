@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -11,39 +10,25 @@ from torch import Generator, Tensor
 from util.batch import DataSpec
 
 
-def check_members(model: Any, name: str, members: int, noise: float, smooth: float) -> None:
-    """成员数与扰动说得通。
-
-    Raises:
-        ValueError: 确定性模型要几个成员而没有扰动；有扰动而只有一个成员；要平滑而没有扰动。
-    """
-    if members > 1 and not model.probabilistic and noise == 0:
-        raise ValueError(f"{name} is deterministic: --members {members} needs --perturb, e.g. --perturb 0.05")
-    if members == 1 and noise > 0:
-        raise ValueError(f"--perturb {noise:g} with one member changes nothing: member 0 is unperturbed; add --members")
-    if smooth > 0 and noise == 0:
-        raise ValueError(f"--smooth {smooth:g} shapes the noise of --perturb, which is 0")
-
-
 def perturb(
-    history: Tensor, std: float, members: int, generators: Sequence[Generator], spec: DataSpec, smooth: float = 0.0
+    history: Tensor, std: float, generators: Sequence[Generator], spec: DataSpec, smooth: float = 0.0
 ) -> Tensor:
     """初值扰动：(B, T, C, H, W) → (B·M, T, C, H, W)，各成员、各帧、各通道加独立的高斯噪声，零号成员不加。
 
     Args:
         std: 每个格点上噪声的标准差，以标准化单位计。
-        generators: B 个（在 CPU 上），每个窗口自己的；同一个窗口的噪声因此与怎样分批无关。
+        generators: B·M 个（在 CPU 上），窗口在前、成员在后，每个成员的噪声取自自己的那一个。
         smooth: 噪声在空间的相关长度 L，度，相关系数 exp(-d²/2L²)；0 为格点之间独立。
     """
-    shape = (members, *history.shape[1:])
-    drawn = [torch.randn(shape, generator=g, dtype=history.dtype) for g in generators]
-    assert len(drawn) == len(history), f"{len(drawn)} generators for {len(history)} windows"
-    noise = torch.stack(drawn)  # (B, M, T, C, H, W)
+    members = len(generators) // len(history)
+    assert members * len(history) == len(generators), f"{len(generators)} generators for {len(history)} windows"
+    drawn = [torch.randn(history.shape[1:], generator=g, dtype=history.dtype) for g in generators]
+    noise = torch.stack(drawn)  # (B·M, T, C, H, W)
     if smooth > 0:
         noise = smooth_noise(noise, spec, smooth)
     noise = noise * std
-    noise[:, 0] = 0
-    return history.repeat_interleave(members, 0) + noise.flatten(0, 1).to(history.device)
+    noise[::members] = 0
+    return history.repeat_interleave(members, 0) + noise.to(history.device)
 
 
 def smooth_noise(noise: Tensor, spec: DataSpec, length: float) -> Tensor:

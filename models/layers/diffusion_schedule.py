@@ -8,7 +8,7 @@ Ho et al. 2020（DDPM）；Song et al. 2021（DDIM）；Lu et al. 2022（DPM-Sol
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +96,7 @@ def sample(
     network: Callable[[Tensor, Tensor], Tensor],
     scheduler: Any,
     shape: tuple[int, ...],
-    generators: list[Generator],
+    generators: Sequence[Generator],
     device: torch.device,
 ) -> Tensor:
     """从纯噪声走到样本 (N, …)。
@@ -110,5 +110,5 @@ def sample(
     state = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)  # (N, …)
     for t in scheduler.timesteps:
         made = network(state, t.to(device)).float()
-        state = scheduler.step(made, t, state, generator=generators, return_dict=False)[0]
+        state = scheduler.step(made, t, state, generator=list(generators), return_dict=False)[0]
     return state

@@ -1,4 +1,4 @@
-"""滚动预报与写开的循环相比：历史、时刻、成员、多帧输出、分块；初值扰动的大小、相关、独立。"""
+"""滚动预报与写开的循环相比：历史、时刻、成员各自的噪声、多帧输出、分块；初值扰动的大小、相关、独立。"""
 
 from __future__ import annotations
 
@@ -8,46 +8,59 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from engine.forecasting.perturbation import perturb, smooth_noise
 from engine.forecasting.rollout import roll, rollout
+from models.layers.members import Generators, sample_generators
 from tests.models.small import small_batch, small_spec
-from util.batch import DataSpec, window_time
+from util.batch import Batch, DataSpec, window_time
 
 
-class Toy:
+class Toy(nn.Module):
     """下一帧 = 历史的加权和 + 时刻的函数 + 成员噪声；记下每次收到什么。"""
 
-    probabilistic = True
+    probabilistic = can_forecast = True
 
     def __init__(self, frames_in: int, frames_out: int) -> None:
+        super().__init__()
         self.weights = torch.linspace(0.2, 0.5, frames_in)
         self.frames_out = frames_out
         self.calls: list[tuple[int, torch.Size, Tensor | None]] = []
 
-    def forecast(self, history: Tensor, time: Tensor | None, num_members: int, generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def forecast(
+        self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
+    ) -> Tensor:
         self.calls.append((num_members, history.shape, time))
         base = (history * self.weights[:, None, None, None]).sum(1)  # (B, C, H, W)
         frames = torch.stack([base * (lead + 1) for lead in range(self.frames_out)], 1)
         if time is not None:
             frames = frames + (time[:, -self.frames_out :] % 100).float()[:, :, None, None, None] / 100
-        shape = (num_members, *frames.shape)
-        noise = torch.randn(shape, generator=generator) if num_members > 1 else torch.zeros(shape)
-        return (frames + noise).transpose(0, 1)  # (B, M, T_out, C, H, W)
+        made = frames[:, None].repeat_interleave(num_members, 1)  # (B, M, T_out, C, H, W)
+        if generator is not None:
+            generators = sample_generators(len(history) * num_members, generator)
+            made += torch.stack([torch.randn(frames.shape[1:], generator=g) for g in generators]).view_as(made)
+        return made
 
 
-def written_out(toy: Toy, history: Tensor, time: list[int] | None, steps: int, interval: int) -> Tensor:
-    """一个窗口 (T_in, C, H, W) 一帧一帧地接：第一次调用之后没有成员噪声。"""
+def written_out(
+    toy: Toy, history: Tensor, time: list[int] | None, steps: int, interval: int, seed: int | None = None
+) -> Tensor:
+    """一个窗口 (T_in, C, H, W) 的一个成员，一帧一帧地接；噪声一路取自同一个发生器，seed 为 None 时没有。"""
+    generator = Generator().manual_seed(seed or 0)
     frames, made = list(history), []
     last = time[-1] if time else 0
     while len(made) < steps:
         base = torch.zeros_like(history[0])
         for weight, frame in zip(toy.weights, frames[-len(toy.weights) :], strict=True):
             base = base + weight * frame
+        noise = torch.randn(toy.frames_out, *base.shape, generator=generator) * (seed is not None)
         for lead in range(toy.frames_out):
             last += interval
-            new = base * (lead + 1) + ((last % 100) / 100 if time else 0.0)
+            new = base * (lead + 1) + ((last % 100) / 100 if time else 0.0) + noise[lead]
             frames.append(new)
             made.append(new)
     return torch.stack(made[:steps])
@@ -79,16 +92,13 @@ def test_members_fold_into_the_batch_after_the_first_call() -> None:
     spec = small_spec(channels=2, grid=(2, 4))
     batch, toy = small_batch(spec), Toy(3, 1)
     time = batch.time[:, :3]
-    found = rollout(toy, batch.history, time, 4, spec, 5, torch.Generator().manual_seed(0))
+    found = rollout(toy, batch.history, time, 4, spec, seeded(*range(15)))
     assert found.shape == (3, 5, 4, 2, 2, 4)
     assert [call[:2] for call in toy.calls] == [(5, (3, 3, 2, 2, 4)), *[(1, (15, 3, 2, 2, 4))] * 3]
-    first = toy.forecast(batch.history, batch.time, 5, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(found[:, :, :1], first)
     for b in range(3):
         for m in range(5):
-            history = torch.cat([batch.history[b, 1:], found[b, m, :1]])
-            later = written_out(toy, history, (time[b] + 6).tolist(), 3, 6)
-            torch.testing.assert_close(found[b, m, 1:], later)
+            alone = written_out(toy, batch.history[b], time[b].tolist(), 4, 6, seed=5 * b + m)
+            torch.testing.assert_close(found[b, m], alone)
 
 
 def test_window_time_appends_the_target_hours() -> None:
@@ -124,21 +134,12 @@ def test_limit_caps_every_call_and_changes_nothing(limit: int, frames_in: int, f
 def test_members_are_asked_for_in_chunks(limit: int, first: list[tuple[int, int]], later: list[int]) -> None:
     spec = small_spec(channels=2, grid=(2, 4))
     batch, toy = small_batch(spec), Toy(3, 1)
-    found = rollout(toy, batch.history, None, 3, spec, 5, Generator().manual_seed(0), limit)
+    found = rollout(toy, batch.history, None, 3, spec, seeded(*range(15)), limit)
     made = [(members, shape[0]) for members, shape, _ in toy.calls]
     assert made == first + [(1, count) for count in later] * 2
-    generator, window, parts = Generator().manual_seed(0), 0, {0: [], 1: [], 2: []}
-    for members, windows in first:  # 照同样的次序向同一个发生器要
-        frames = toy.forecast(batch.history[window : window + windows], None, members, generator)
-        for offset in range(windows):
-            parts[window + offset].append(frames[offset])
-        window += windows if sum(map(len, parts[window])) == 5 else 0
-    expected = torch.stack([torch.cat(parts[b]) for b in range(3)])  # (B, M, 1, C, H, W)
-    torch.testing.assert_close(found[:, :, :1], expected)
     for b in range(3):
         for m in range(5):
-            history = torch.cat([batch.history[b, 1:], found[b, m, :1]])
-            torch.testing.assert_close(found[b, m, 1:], written_out(toy, history, None, 2, 6))
+            torch.testing.assert_close(found[b, m], written_out(toy, batch.history[b], None, 3, 6, seed=5 * b + m))
 
 
 def test_roll_goes_lead_by_lead_and_keeps_only_the_history() -> None:
@@ -155,9 +156,9 @@ def test_roll_goes_lead_by_lead_and_keeps_only_the_history() -> None:
     held: list[int] = []
 
     class Watching(Toy):
-        def forecast(self, history: Tensor, time: Tensor | None, num_members: int, generator: Any) -> Tensor:
+        def forecast(self, history: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             held.append(history.untyped_storage().nbytes())
-            return super().forecast(history, time, num_members, generator)
+            return super().forecast(history, *args, **kwargs)
 
     rollout(Watching(3, 2), batch.history, None, 20, spec)
     assert set(held[1:]) == {3 * 3 * 2 * 2 * 4 * 4}  # 恰好 (B, T_in, C, H, W) 个单精度数，没有拖着走过的路
@@ -168,7 +169,7 @@ def test_a_deterministic_model_gives_no_members() -> None:
     toy = Toy(3, 1)
     toy.probabilistic = False
     with pytest.raises(AssertionError, match="deterministic"):
-        next(roll(toy, small_batch(spec).history, None, 1, spec, 2, limit=1))
+        next(roll(toy, small_batch(spec).history, None, 1, spec, seeded(*range(6)), limit=1))
 
 
 def seeded(*seeds: int) -> list[Generator]:
@@ -179,11 +180,11 @@ def seeded(*seeds: int) -> list[Generator]:
 def test_perturb_adds_independent_noise_and_leaves_member_zero(smooth: float) -> None:
     spec = small_spec(channels=2, grid=(16, 16))
     history = torch.randn(2, 3, 2, 16, 16, generator=Generator().manual_seed(0))
-    made = perturb(history, 0.1, 4, seeded(1, 2), spec, smooth).unflatten(0, (2, 4))
+    made = perturb(history, 0.1, seeded(*range(8)), spec, smooth).unflatten(0, (2, 4))
     noise = made - history[:, None]
     assert torch.equal(noise[:, 0], torch.zeros_like(noise[:, 0]))
     assert noise[:, 1:].std().item() == pytest.approx(0.1, rel=0.05 if smooth == 0 else 0.15)
-    again = perturb(history, 0.1, 4, seeded(1, 2), spec, smooth).unflatten(0, (2, 4))
+    again = perturb(history, 0.1, seeded(*range(8)), spec, smooth).unflatten(0, (2, 4))
     assert torch.equal(made, again)
     if smooth == 0:
         correlation = torch.corrcoef(noise[:, 1:].flatten(0, 1).flatten(1))
@@ -193,22 +194,22 @@ def test_perturb_adds_independent_noise_and_leaves_member_zero(smooth: float) ->
 def test_perturb_without_smoothing_is_plain_noise() -> None:
     spec = small_spec(channels=2, grid=(4, 8))
     history = small_batch(spec, count=1).history
-    made = perturb(history, 0.1, 4, seeded(7), spec)
-    noise = torch.randn(4, 3, 2, 4, 8, generator=Generator().manual_seed(7)) * 0.1
+    made = perturb(history, 0.1, seeded(4, 5, 6, 7), spec)
+    noise = torch.stack([torch.randn(3, 2, 4, 8, generator=g) for g in seeded(4, 5, 6, 7)]) * 0.1
     noise[0] = 0
     assert torch.equal(made, history.repeat_interleave(4, 0) + noise)
 
 
 @pytest.mark.parametrize("smooth", [0.0, 25.0])
-def test_noise_belongs_to_the_window_and_not_to_the_batch(smooth: float) -> None:
+def test_noise_belongs_to_the_member_and_not_to_the_batch(smooth: float) -> None:
     spec = small_spec(channels=2, grid=(8, 16))
     history = small_batch(spec, count=3).history
-    together = perturb(history, 0.3, 4, seeded(5, 6, 7), spec, smooth).unflatten(0, (3, 4))
-    for b, seed in enumerate((5, 6, 7)):
-        alone = perturb(history[b : b + 1], 0.3, 4, seeded(seed), spec, smooth)
-        torch.testing.assert_close(together[b], alone, rtol=0, atol=1e-6)
+    together = perturb(history, 0.3, seeded(*range(12)), spec, smooth).unflatten(0, (3, 4))
+    for b in range(3):
+        alone = perturb(history[b : b + 1], 0.3, seeded(4 * b, 4 * b + 1), spec, smooth)  # 头两个成员
+        torch.testing.assert_close(together[b, :2], alone, rtol=0, atol=1e-6)
     with pytest.raises(AssertionError, match="2 generators for 3 windows"):
-        perturb(history, 0.3, 4, seeded(5, 6), spec)
+        perturb(history, 0.3, seeded(5, 6), spec)
 
 
 def grid_spec(latitudes: list[float], longitudes: list[float]) -> DataSpec:
@@ -287,7 +288,7 @@ def test_smooth_noise_in_samples() -> None:
     """抽样核对：每个纬度的标准差、相邻点的相关、成员之间无关。"""
     spec = GRIDS["global"]
     history = torch.zeros(1, 4, 5, spec.height, spec.width)
-    noise = perturb(history, 0.2, 52, seeded(3), spec, 20.0)[1:]  # (51, 4, 5, H, W)
+    noise = perturb(history, 0.2, seeded(*range(52)), spec, 20.0)[1:]  # (51, 4, 5, H, W)
     flat = noise.flatten(0, 2)  # (1020, H, W) 个独立的场
     torch.testing.assert_close(flat.square().mean((0, 2)).sqrt(), torch.full((spec.height,), 0.2), rtol=0.12, atol=0)
     for away in (1, 2, 3):

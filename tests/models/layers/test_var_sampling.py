@@ -223,3 +223,7 @@ def test_generators_do_not_depend_on_how_many_are_asked_at_once() -> None:
     whole = [g.initial_seed() for g in sample_generators(6, source)]
     pieces = [g.initial_seed() for n in (4, 2) for g in sample_generators(n, again)]
     assert whole == pieces and len(set(whole)) == 6
+    given = [Generator() for _ in range(6)]  # 引擎给的，一个样本一个
+    assert sample_generators(6, given) is given
+    with pytest.raises(AssertionError, match="6 generators for 4 samples"):
+        sample_generators(4, given)

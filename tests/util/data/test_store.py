@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from engine.evaluation.baselines import training_fingerprint
-from engine.forecasting.forecast import read_tree
+from engine.forecasting.inputs import read_tree
 from tests.engine.runs import write_run
 from tests.trees import DAYS, config_of, damage, standardize_files
 from tests.util.packing.stores import assert_same, compare, from_store, outcomes, pack_small, shuffled_windows, spoil
