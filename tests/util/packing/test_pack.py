@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import resource
@@ -27,7 +28,7 @@ from util.calendar import parse_time
 from util.commands import verify
 from util.commands.dataset import dataset_command
 from util.commands.pack import main
-from util.config import DataConfig
+from util.config import DataConfig, load_config
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import open_data
 from util.data.index import SPLITS as NAMES
@@ -273,6 +274,19 @@ def test_growing_by_a_year(make_tree, tmp_path: Path, quiet_days: int):
     assert_same(outcomes(open_data(old), all_windows(past)), outcomes(open_data(past), all_windows(past)))
     with xr.open_zarr(store, chunks=None) as dataset:
         assert dataset.sizes["time"] == len(tree.hours) + 8  # 两端一天之内沿用
+
+
+def test_a_store_packed_by_a_command_of_another_name(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """命令改过名：已经打完的没有事可做；没有打完的接着打，两个命令都记着。"""
+    store, config = tmp_path / "store", write_config(tmp_path, tree)
+    pack_module.pack(load_config(config).data, store, "float32", 1, "python -m old.pack")
+    words = ["--config", str(config), "--out", str(store), "--workers", "1"]
+    assert main(words) == 0
+    assert "complete already, nothing to do" in capsys.readouterr().err
+    (store / "store.json").unlink()
+    assert main(words) == 0
+    history = f"python -m old.pack\npython dataset.py pack --config {config} --out {store}"
+    assert json.loads((store / ".zattrs").read_text())["history"] == history
 
 
 def test_only_later_years_can_be_appended(make_tree, tmp_path: Path):
