@@ -88,7 +88,7 @@ def test_rollout_equals_a_loop(steps: int, frames_in: int, frames_out: int, with
 
 
 def test_members_fold_into_the_batch_after_the_first_call() -> None:
-    """每个成员从自己的第一帧接着走；成员与窗口不串。"""
+    """每个成员从自己的第一帧接着走，噪声接着取自自己的发生器；成员与窗口不串。"""
     spec = small_spec(channels=2, grid=(2, 4))
     batch, toy = small_batch(spec), Toy(3, 1)
     time = batch.time[:, :3]
