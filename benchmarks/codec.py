@@ -16,7 +16,7 @@ import torch
 from engine.device import device_name, peak_memory, reset_peak_memory
 from engine.training.preflight import imagined_spec
 from models import build_model
-from models.interface import Autoencoder
+from models.interface import is_codec
 from util.batch import DataSpec
 from util.cli import run_command
 from util.config import load_config
@@ -31,7 +31,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     config = load_config(args.config, args.overrides)
     spec = imagined_spec(config.data)
-    if not isinstance(build_model(config.model, spec), Autoencoder):
+    if not is_codec(build_model(config.model, spec)):
         raise ValueError(f"{args.config}: model.name = {config.model['name']}: not an autoencoder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{spec.num_channels} channel(s), grid {spec.height} x {spec.width}, {device_name(device)}")
@@ -50,6 +50,7 @@ def main() -> int:
 def measure(options: dict[str, Any], spec: DataSpec, frames: int, device: torch.device) -> tuple[float, float, float]:
     """编码、解码各自的峰值减去开始时的 [MiB]；两步合计的秒数。"""
     model = build_model(options, spec).to(device).eval()
+    assert is_codec(model)
     fields = torch.randn(frames, spec.num_channels, spec.height, spec.width, device=device)
     model.decode(model.encode(fields[:1]))  # 第一次要的工作区不算
     reset_peak_memory(device)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from models import build_model, change_options, check_weights
+from models.interface import Learner, Network
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights
 
@@ -31,7 +32,7 @@ def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:
             raise ValueError(f"{path} was trained with {key} = {_brief(value)}, the data set has {_brief(other)}")
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return (
         str(value)
         if not isinstance(value, list) or len(value) <= 12
@@ -44,17 +45,18 @@ def model_options(content: Content) -> dict[str, Any]:
     return content.get("model_options") or content["config"]["model"]
 
 
-def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+def load_weights(model: Network, weights: dict[str, Any]) -> None:
     """把检查点的权重装进模型。
 
     Raises:
         ValueError: 名字或形状不符（检查点属于另一个网格、通道组或另一种大小的模型）。
     """
     check_weights(model, weights, "checkpoint does not fit this model")
+    assert isinstance(model, nn.Module)
     set_model_state_dict(model, weights, options=FULL)
 
 
-def load_forecaster(content: Content, device: torch.device, changes: Sequence[str] = ()) -> tuple[Any, DataSpec]:
+def load_forecaster(content: Content, device: torch.device, changes: Sequence[str] = ()) -> tuple[Learner, DataSpec]:
     """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec；changes 见 change_options。"""
     spec = DataSpec.from_dict(content["spec"])
     model = build_model(change_options(model_options(content), changes), spec)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.interface import Autoencoder
+from models.interface import Adjustable, Autoencoder, Learner, Network, is_codec
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
 from util.config import apply_overrides, load_config
-from util.strict import nearest, validate
+from util.strict import Strict, nearest, validate
 
 NOT_MODELS = {"__init__", "interface"}
 
@@ -21,7 +21,7 @@ def model_names() -> list[str]:
     return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NOT_MODELS)
 
 
-def build_config(options: Mapping[str, Any], where: str = "model") -> Any:
+def build_config(options: Mapping[str, Any], where: str = "model") -> Strict:
     """YAML 的 model 段 → 该模型的 Config（严格）。
 
     Raises:
@@ -36,7 +36,7 @@ def build_config(options: Mapping[str, Any], where: str = "model") -> Any:
     return validate(module.Config, {k: v for k, v in options.items() if k != "name"}, where, "model")
 
 
-def build_model(options: Mapping[str, Any], spec: DataSpec) -> Any:
+def build_model(options: Mapping[str, Any], spec: DataSpec) -> Learner:
     """造出模型（随机数取自全局发生器）。
 
     Raises:
@@ -44,9 +44,8 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Any:
     """
     config = build_config(options)
     module = importlib.import_module(f"models.{options['name']}")
-    if getattr(config, "first_stage", None) is None:
-        return module.Model(config, spec)
-    return module.Model(config, spec, open_first_stage(config.first_stage, spec))
+    source = options.get("first_stage")
+    return module.Model(config, spec) if source is None else module.Model(config, spec, open_first_stage(source, spec))
 
 
 def change_options(options: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -59,7 +58,8 @@ def change_options(options: Mapping[str, Any], changes: Sequence[str]) -> dict[s
         ValueError: 那个选项属于训练好的权重。
     """
     name = options["name"]
-    free = getattr(importlib.import_module(f"models.{name}").Model, "at_inference", ())
+    kind = importlib.import_module(f"models.{name}").Model
+    free = kind.at_inference if isinstance(kind, Adjustable) else ()
     for text in changes:
         section, _, key = text.partition("=")[0].strip().partition(".")
         if section != "model" or key.partition(".")[0] not in free:
@@ -95,7 +95,7 @@ def check_first_stage(options: Mapping[str, Any]) -> None:
     raise ValueError(f"{where}: no such file; python train.py --config config/{yaml}.yaml run.name={name} trains one")
 
 
-def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
+def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     """阶段二的 first_stage → 造好的阶段一。
 
     Args:
@@ -114,11 +114,10 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     if "model_options" not in content:  # 缓存的基线，或从前的检查点
         raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
     check_same_fields(DataSpec.from_dict(content["spec"]), spec, source)
-    model = build_model(content["model_options"], spec)
-    stage = _checked(model, source)
+    stage = _checked(build_model(content["model_options"], spec), source)
     weights = forecast_weights(content)
-    check_weights(model, weights, f"model.first_stage = {source}: made by another version, train it again")
-    model.load_state_dict(weights)
+    check_weights(stage, weights, f"model.first_stage = {source}: made by another version, train it again")
+    stage.load_state_dict(weights)
     hours = content["spec"]["interval_hours"]
     if stage.encodes == "tendency" and hours != spec.interval_hours:
         raise ValueError(
@@ -132,7 +131,7 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Any:
     return stage
 
 
-def check_weights(model: Any, weights: Mapping[str, Any], what: str) -> None:
+def check_weights(model: Network, weights: Mapping[str, Any], what: str) -> None:
     """检查点的权重与模型的名字、形状都相同。
 
     Raises:
@@ -158,7 +157,7 @@ def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
             raise ValueError(f"model.first_stage = {source}: trained with other {key}: {held}, here {asked}")
 
 
-def _checked(model: Any, source: str) -> Autoencoder:
-    if not isinstance(model, Autoencoder):
+def _checked(model: Learner, source: str) -> Autoencoder:
+    if not is_codec(model):
         raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
     return model

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -32,7 +33,7 @@ def _closest(word: str, options: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.6)), None)
 
 
-def validate(schema: type[BaseModel], values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
+def validate(schema: type[Schema], values: Mapping[str, Any], where: str, prefix: str = "") -> Schema:
     """按 schema 检查一段配置；第一个错误变成一行 ValueError。prefix 是这一段在整份配置里的位置。"""
     try:
         return schema.model_validate(dict(values))

@@ -16,12 +16,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
+    import torch
     from torch import Tensor
+
+    from models.interface import Memorising
+    from util.data.dataset import WeatherData
 
 ROWS = 1024  # 一次算多少行到全部点的距离
 
@@ -62,7 +66,9 @@ def intrinsic_dimension(points: Tensor, neighbours: int) -> float:
     return len(points) * (neighbours - 1) / total
 
 
-def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: int, device: Any) -> Estimate:
+def measure(
+    model: Memorising, data: WeatherData, windows: int, neighbours: int, batch_size: int, device: torch.device
+) -> Estimate:
     """训练日期上等距的 windows 个窗口的最后一帧历史，经模型的 latents 得到的点的内在维数。
 
     Raises:
@@ -71,9 +77,9 @@ def measure(model: Any, data: Any, windows: int, neighbours: int, batch_size: in
     import numpy as np
     import torch
 
-    from models.layers.memory_bank import perplexity
     from util.data.batches import all_starts, split_batches
     from util.data.feed import feed
+    from util.scores.metrics import perplexity
 
     starts = all_starts(data.segments["train"], data.spec.window)
     if windows > len(starts):
@@ -115,7 +121,7 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
     import torch
 
     from engine.loading import check_same_data, load_forecaster
-    from models.layers.inception import GROUPS
+    from models.interface import Memorising
     from util.checkpoint import load_checkpoint
     from util.config import RunConfig, eval_batch_size
     from util.data.dataset import open_data
@@ -127,7 +133,7 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
     config: RunConfig = validate(RunConfig, content["config"], path)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     model, spec = load_forecaster(content, device)
-    if not callable(getattr(model, "latents", None)):
+    if not isinstance(model, Memorising):
         raise ValueError(f"{path}: {config.model['name']} has no latents to measure; pastnet has")
     data = open_data(config.data)
     check_same_data(spec, data.spec, path)
@@ -135,8 +141,9 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
     first, second = found.halves
     print(f"{found.points} latents of {found.features} numbers, {windows} frames, {neighbours} neighbours")
     print(f"intrinsic dimension {found.dimension:.1f} (halves of the windows: {first:.1f}, {second:.1f})")
-    print(advise_width(found.dimension, model.config.latent_dim, GROUPS))
-    print(advise_size(found.perplexity, model.config.codebook_size))
+    codebook_size, latent_dim = model.memory.codes.shape
+    print(advise_width(found.dimension, latent_dim, model.latent_step))
+    print(advise_size(found.perplexity, codebook_size))
     return 0
 
 

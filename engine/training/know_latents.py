@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
 from engine.loading import Content, load_forecaster
 from engine.one_pass import Check
+from models.interface import Autoencoder, is_codec
 from util.batch import Batch
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.config import eval_batch_size
@@ -27,7 +28,7 @@ log = logging.getLogger("ar_pred")
 
 
 @torch.no_grad()
-def observe(model: Any, batches: Iterable[Batch]) -> None:
+def observe(model: Autoencoder, batches: Iterable[Batch]) -> None:
     """看过这些窗口，求出统计量。
 
     Raises:
@@ -47,6 +48,7 @@ def know_latents(run: Run, check: Check) -> None:
     fabric, data = run.fabric, run.data
     content = load_checkpoint(run.best)
     model, _ = load_forecaster(content, fabric.device)
+    assert is_codec(model)
     if not model.latents_known:
         batches = every_frame(
             data.segments["train"], data.spec.window, eval_batch_size(run.config), changes=model.encodes == "tendency"
@@ -68,7 +70,7 @@ def know_latents(run: Run, check: Check) -> None:
     fabric.barrier()
 
 
-def write_back(content: Content, model: torch.nn.Module) -> None:
+def write_back(content: Content, model: Autoencoder) -> None:
     """模型里变了的（只有统计量）写进检查点的内容：原样的权重与 EMA 里都是同一份。"""
     before = forecast_weights(content)
     for name, value in model.state_dict().items():

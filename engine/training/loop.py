@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
 from engine.device import device_name, peak_memory, reset_peak_memory
 from engine.one_pass import fit_one_pass
+from engine.progress import Progress
 from engine.training.finish import finish
+from engine.training.meter import Meter
 from engine.training.preflight import preflight
 from engine.training.resume import find_resume
 from engine.training.run import (
     Run,
+    copy_from_last,
     epoch_batches,
     errors_in_log,
     make_fabric,
@@ -30,7 +32,6 @@ from engine.training.validation import validation_loss
 from models import build_config, check_first_stage
 from models.interface import OnePass
 from util.calendar import time_text
-from util.checkpoint import copy_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import share_batches
 from util.data.feed import feed
@@ -84,14 +85,19 @@ def start_fresh(run: Run) -> None:
         log.info("split %s: %d samples, windows of %d", split, run.data.samples(split), spec.window)
     if run.config.train.preflight:
         preflight(run.fabric, run.config, spec, run.checkpoint_dir)
-    if run.state.optimizer is None:
-        return
-    batches = epoch_batches(run.config, run.data, run.fabric, 0)
-    first = next(share_batches(batches, run.fabric.global_rank, run.fabric.world_size, run.config.train.accumulate))
-    batch = run.fabric.to_device(run.data.windows.__getitems__(first))
-    devices = [run.fabric.device] if run.fabric.device.type == "cuda" else []
+    if run.state.optimizer is not None:
+        log_shapes(run)
+
+
+def log_shapes(run: Run) -> None:
+    """第一批走一次前向：每一层的输入与输出形状。"""
+    fabric, model = run.fabric, run.state.model
+    batches = epoch_batches(run.config, run.data, fabric, 0)
+    first = next(share_batches(batches, fabric.global_rank, fabric.world_size, run.config.train.accumulate))
+    batch = fabric.to_device(run.data.windows.__getitems__(first))
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
     model.eval()
-    with torch.random.fork_rng(devices), torch.no_grad(), record_shapes(model) as rows, run.fabric.autocast():
+    with torch.random.fork_rng(devices), torch.no_grad(), record_shapes(run.state.module) as rows, fabric.autocast():
         model.loss(batch)
     log.info("input and output shapes of every layer (first batch):\n%s", shape_table(rows))
 
@@ -124,77 +130,41 @@ def fit(run: Run) -> None:
         copy_from_last(run)
 
 
-def copy_from_last(run: Run) -> None:
-    """一轮之末刚存的 last 若正是最优的、或该留一份的那一轮，就复制出来；重复做也无妨。"""
-    progress = run.state.progress
-    if not run.fabric.is_global_zero:
-        return
-    if progress.best_step == progress.step:
-        copy_checkpoint(run.last, run.best)
-    if progress.epoch and progress.epoch % run.config.checkpoint.every_epochs == 0:
-        copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{progress.epoch:04d}.ckpt")
-
-
 def train_epoch(run: Run) -> None:
     """从 progress.batches 处接着走完这一轮。"""
-    config, progress, fabric = run.config, run.state.progress, run.fabric
+    config, progress, fabric, scheduler = run.config, run.state.progress, run.fabric, run.state.scheduler
+    assert scheduler is not None
     batches = epoch_batches(config, run.data, fabric, progress.epoch)
     parts = config.train.accumulate
-    mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
-    loader = feed(run.data, mine, fabric.device)
-    bar = tqdm(
-        total=len(batches), initial=progress.batches, desc=f"epoch {progress.epoch + 1}/{config.train.epochs}",
-        disable=not fabric.is_global_zero, leave=False,
-    )  # fmt: skip
-    begin, waited, samples = time.perf_counter(), 0.0, 0
-    for batch_number in range(progress.batches, len(batches)):
+    mine = share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts)
+    loader = feed(run.data, list(mine), fabric.device)
+    meter = Meter(progress, config.train.epochs, len(batches), fabric.is_global_zero)
+    for starts in batches[progress.batches :]:
         if time_to_save(run):
             save(run)
-        asked = time.perf_counter()
-        micro = [next(loader) for _ in range(parts)]
-        waited += time.perf_counter() - asked
+        micro = meter.wait(loader, parts)
         try:
             terms = train_step(fabric, run.state, config, micro)
         except NonFinite as error:
-            first = ", ".join(time_text(h) for h in batches[batch_number][:4])
-            place = f"epoch {progress.epoch + 1}, batch {batch_number + 1}; windows from {first} ..."
-            raise NonFinite(
-                f"{error} is not finite at step {progress.step + 1} ({place}); no weights were changed; "
-                "lower train.lr or set train.clip_norm, and check the data"
-            ) from None
+            raise NonFinite(where_it_broke(error, progress, starts)) from None
         progress.step += 1
-        progress.batches = batch_number + 1
+        progress.batches += 1
         progress.loss_sum += terms["loss"]
         progress.loss_count += 1
-        samples += len(batches[batch_number])
-        progress.samples += len(batches[batch_number])
-        progress.seconds += time.perf_counter() - asked
-        elapsed = time.perf_counter() - begin
-        assert run.state.scheduler is not None
-        now = {
-            **terms,
-            "lr": float(run.state.scheduler.get_last_lr()[0]),
-            "samples_per_second": samples / elapsed,
-            "data_wait_share": waited / elapsed,
-        }
-        bar.set_postfix(
-            step=progress.step,
-            loss=f"{terms['loss']:.4f}",
-            lr=f"{now['lr']:.1e}",
-            rate=f"{now['samples_per_second']:.1f}/s",
-            wait=f"{now['data_wait_share']:.0%}",
-            refresh=False,
-        )
-        bar.update()
+        row = meter.step(terms, float(scheduler.get_last_lr()[0]), len(starts))
         if progress.step % config.log.every_steps == 0:
-            run.record("train", now)
-    bar.close()
-    if samples:
-        elapsed = time.perf_counter() - begin
-        log.info(
-            "epoch %d: %.1f windows/s, %.2f %% of the time waiting for data",
-            progress.epoch + 1, samples / elapsed, 100 * waited / elapsed,
-        )  # fmt: skip
+            run.record("train", row)
+    meter.close()
+
+
+def where_it_broke(error: NonFinite, progress: Progress, starts: Sequence[int]) -> str:
+    """坏的那一步在哪里，该怎么办；starts 是这一批窗口的起点。"""
+    first = ", ".join(time_text(h) for h in starts[:4])
+    place = f"epoch {progress.epoch + 1}, batch {progress.batches + 1}; windows from {first} ..."
+    return (
+        f"{error} is not finite at step {progress.step + 1} ({place}); no weights were changed; "
+        "lower train.lr or set train.clip_norm, and check the data"
+    )
 
 
 def validate_epoch(run: Run) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from torch import nn, optim
+from torch import optim
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from models.interface import Undecayed
+from models.interface import Network, Undecayed
 from util.config import Schedule, TrainConfig
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> optim.Optimizer:
+def make_optimizer(model: Network, config: TrainConfig) -> optim.Optimizer:
     """Adam（默认）或 AdamW；权重衰减只作用于矩阵，偏置、归一化和编码不衰减。
 
     二维的编码（位置、尺度的表）由模型在 no_decay 里点名。参数在显卡上时，各步合成一个核（fused）。

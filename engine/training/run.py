@@ -1,4 +1,4 @@
-"""一次运行手里的东西，怎样打开；一轮的批次表，什么时候存、存什么。"""
+"""一次运行手里的东西，怎样打开；一轮的批次表；什么时候存、存成哪几份。"""
 
 from __future__ import annotations
 
@@ -8,27 +8,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from lightning.fabric import Fabric
 
-from engine.loading import check_same_data, versions
+from engine.loading import Content, check_same_data, versions
 from engine.parallel import reduce_tensor
 from engine.training.resume import windows_fingerprint
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
 from util.batch import DataSpec
-from util.checkpoint import save_checkpoint
+from util.checkpoint import copy_checkpoint, save_checkpoint
 from util.config import RunConfig
 from util.data.batches import epoch_starts, split_batches
 from util.data.dataset import WeatherData, open_data
-from util.logger import MetricsLog, open_wandb, setup_logging
+from util.logger import MetricsLog, WandbRun, open_wandb, setup_logging
 from util.signals import StopFlag
 
 log = logging.getLogger("ar_pred")
+
+
+def make_fabric(config: RunConfig) -> Fabric:
+    """设备、精度与多进程由 Fabric 管；循环是我们自己的。"""
+    run = config.run
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
+    fabric = Fabric(
+        accelerator=run.device,
+        devices=run.devices,
+        num_nodes=run.num_nodes,
+        strategy=run.strategy,
+        precision=config.train.precision,
+    )
+    fabric.launch()
+    parts = fabric.world_size * config.train.accumulate
+    if config.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
+        )
+    return fabric
 
 
 @dataclass
@@ -41,7 +61,7 @@ class Run:
     data: WeatherData
     state: State
     metrics: MetricsLog | None  # 只有零号进程记
-    wandb: Any
+    wandb: WandbRun
     stop: StopFlag
     saved_at: float
 
@@ -69,47 +89,8 @@ class Run:
             self.wandb.log(progress.step, {f"{split}/{name}": value for name, value in values.items()})
 
 
-@contextmanager
-def errors_in_log() -> Iterator[None]:
-    """屏幕上的那一行错误由命令行打印；日志文件里也留一行，第二天早上才知道为什么停了。"""
-    try:
-        yield
-    except ValueError as error:
-        log.debug("stopped: %s", error)
-        raise
-
-
-def save_for_later(run: Run) -> str:
-    """中途停下时存一次；返回怎样接着跑。没有梯度步的模型没有可接的，重跑就是。"""
-    if run.state.optimizer is None:
-        return "nothing to resume, run it again"
-    save(run)
-    return f"resume with: python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
-
-
-def make_fabric(config: RunConfig) -> Fabric:
-    """设备、精度与多进程由 Fabric 管；循环是我们自己的。"""
-    run = config.run
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
-    fabric = Fabric(
-        accelerator=run.device,
-        devices=run.devices,
-        num_nodes=run.num_nodes,
-        strategy=run.strategy,
-        precision=config.train.precision,
-    )
-    fabric.launch()
-    parts = fabric.world_size * config.train.accumulate
-    if config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
-        )
-    return fabric
-
-
 def open_run(
-    config: RunConfig, config_path: str, name: str, fabric: Fabric, content: dict[str, Any] | None, stop: StopFlag
+    config: RunConfig, config_path: str, name: str, fabric: Fabric, content: Content | None, stop: StopFlag
 ) -> Run:
     """建好日志、数据、模型；续训时读回状态。"""
     log_dir = Path(config.log.dir) / name
@@ -171,8 +152,38 @@ def time_to_save(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
+    """写 last.ckpt；各进程都要来。"""
     content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name)
     content["windows"] = windows_fingerprint(run.data)
     if run.fabric.is_global_zero:
         save_checkpoint(run.last, content)
     run.saved_at = time.monotonic()
+
+
+def copy_from_last(run: Run) -> None:
+    """一轮之末刚存的 last 若正是最优的、或该留一份的那一轮，就复制出来；重复做也无妨。"""
+    progress = run.state.progress
+    if not run.fabric.is_global_zero:
+        return
+    if progress.best_step == progress.step:
+        copy_checkpoint(run.last, run.best)
+    if progress.epoch and progress.epoch % run.config.checkpoint.every_epochs == 0:
+        copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{progress.epoch:04d}.ckpt")
+
+
+def save_for_later(run: Run) -> str:
+    """中途停下时存一次；返回怎样接着跑。没有梯度步的模型没有可接的，重跑就是。"""
+    if run.state.optimizer is None:
+        return "nothing to resume, run it again"
+    save(run)
+    return f"resume with: python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
+
+
+@contextmanager
+def errors_in_log() -> Iterator[None]:
+    """屏幕上的那一行错误由命令行打印；日志文件里也留一行，第二天早上才知道为什么停了。"""
+    try:
+        yield
+    except ValueError as error:
+        log.debug("stopped: %s", error)
+        raise

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricOptimizer
 from torch import optim
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -33,10 +34,10 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
     if (
         state.optimizer is not None and _raw(state.optimizer).state
     ):  # 一步没走时取状态会偷偷走一步空的，Adam 的步数就错了
-        optimizer = get_optimizer_state_dict(state.model, _raw(state.optimizer), options=FULL)
+        optimizer = get_optimizer_state_dict(state.module, _raw(state.optimizer), options=FULL)
     return {
         "run": run_name,
-        "model": get_model_state_dict(state.model, options=FULL),
+        "model": get_model_state_dict(state.module, options=FULL),
         "optimizer": optimizer,
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "ema": state.ema.state_dict() if state.ema else None,
@@ -60,7 +61,7 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     load_weights(state.model, content["model"])
     if state.optimizer is not None and state.scheduler is not None:
         if content["optimizer"] is not None:
-            set_optimizer_state_dict(state.model, _raw(state.optimizer), content["optimizer"], options=FULL)
+            set_optimizer_state_dict(state.module, _raw(state.optimizer), content["optimizer"], options=FULL)
         state.scheduler.load_state_dict(content["scheduler"])
     if state.ema is not None:
         state.ema.load_state_dict(content["ema"])
@@ -70,6 +71,6 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
         set_random_state(content["random"][fabric.global_rank])
 
 
-def _raw(optimizer: Any) -> optim.Optimizer:
+def _raw(optimizer: optim.Optimizer) -> optim.Optimizer:
     """Fabric 包过的优化器里原来的那个。"""
-    return getattr(optimizer, "optimizer", optimizer)
+    return optimizer.optimizer if isinstance(optimizer, _FabricOptimizer) else optimizer

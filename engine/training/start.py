@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from models import first_stage_file
-from models.interface import PartlyPretrained, StartsAnew
+from models.interface import Network, PartlyPretrained, StartsAnew
 from util.batch import DataSpec
 from util.checkpoint import file_sha256, forecast_weights, load_checkpoint
 
@@ -36,7 +35,7 @@ def first_stage_origin(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_start(
-    model: nn.Module, first_stage: Mapping[str, str], options: Mapping[str, Any], initial: Initial | None
+    model: Network, first_stage: Mapping[str, str], options: Mapping[str, Any], initial: Initial | None
 ) -> None:
     """新的运行里，学不动的参数不能是随机的。
 
@@ -72,7 +71,7 @@ def read_initial(path: str) -> Initial:
     return Initial(path, file_sha256(path), forecast_weights(content), spec, content.get("first_stage", {}))
 
 
-def start_from(model: nn.Module, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:
+def start_from(model: Network, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:
     """名字相同的张量抄进模型，并在日志里说抄了几个；数据不同（可以是有意的）时警告。
 
     不抄的：模型说要从头来的（StartsAnew）；阶段一不是同一个文件时，阶段一的权重。

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn, optim
+from lightning.fabric.wrappers import _FabricModule
+from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from engine.loading import Content, model_options
 from engine.parallel import reduce_tensor
@@ -20,11 +19,9 @@ from engine.progress import Progress
 from engine.training.optim import make_optimizer, make_scheduler
 from engine.training.start import Initial, first_stage_origin, start_from
 from models import build_model
-from models.interface import Scheduled
+from models.interface import Autoencoder, ForecastModel, Learner, Network, Scheduled
 from util.batch import Batch, DataSpec
 from util.config import RunConfig
-
-log = logging.getLogger("ar_pred")
 
 
 class NonFinite(ValueError):
@@ -38,8 +35,8 @@ class State:
     init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
     """
 
-    model: Any
-    wrapped: Any
+    model: Learner
+    wrapped: _FabricModule | None
     optimizer: optim.Optimizer | None
     scheduler: LRScheduler | None
     ema: AveragedModel | None
@@ -49,9 +46,18 @@ class State:
     total_steps: int = 0
 
     @property
-    def best_model(self) -> Any:
+    def module(self) -> nn.Module:
+        """model，给要真的 nn.Module 的库。"""
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    @property
+    def best_model(self) -> Learner:
         """拿去验证和预报的权重：有 EMA 用 EMA。"""
-        return self.ema.module if self.ema is not None else self.model
+        if self.ema is None:
+            return self.model
+        assert isinstance(self.ema.module, ForecastModel | Autoencoder)
+        return self.ema.module
 
 
 def build_state(
@@ -89,17 +95,17 @@ def build_state(
     return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps)
 
 
-def ema_average(decay: float) -> Callable[[Any, Any, Any], None]:
+def ema_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
     """滑动平均；整数的 buffer（位置的编号、计数）照抄，平均了会截断。同一次调用里的张量类型相同。"""
     average = get_ema_multi_avg_fn(decay)
 
-    def update(averaged: Any, current: Any, count: Any) -> None:
+    def update(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
         (average if averaged[0].is_floating_point() else copy_all)(averaged, current, count)
 
     return update
 
 
-def copy_all(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], _: Any) -> None:
+def copy_all(averaged: PARAM_LIST, current: PARAM_LIST, _: Tensor | int) -> None:
     for mine, theirs in zip(averaged, current, strict=True):
         mine.copy_(theirs)
 
@@ -110,38 +116,39 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     Raises:
         NonFinite: 损失或梯度不是有限值；权重与 buffer 都和这一步之前一样。
     """
-    assert state.optimizer is not None and state.scheduler is not None
-    state.wrapped.train()
+    wrapped, optimizer, scheduler = state.wrapped, state.optimizer, state.scheduler
+    assert wrapped is not None and optimizer is not None and scheduler is not None
+    wrapped.train()
     model = state.model
     if isinstance(model, Scheduled):
         model.at_step(state.progress.step, state.total_steps)
     buffers = running_buffers(state.model)
     before = [buffer.clone() for buffer in buffers]  # 前向就会改它们：BatchNorm 的平均、码本
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
-        with fabric.no_backward_sync(state.wrapped, enabled=i < len(batches) - 1):
-            terms = {name: term / len(batches) for name, term in state.wrapped.loss(batch).items()}
+        with fabric.no_backward_sync(wrapped, enabled=i < len(batches) - 1):
+            terms = {name: term / len(batches) for name, term in wrapped.loss(batch).items()}
             fabric.backward(terms["loss"])
         sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
     means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean").tolist()
     logged: dict[str, float] = dict(zip(sums, means, strict=True))
     limit = config.train.clip_norm or math.inf  # 不裁剪时也要梯度的范数：坏梯度不能进参数
-    norm = fabric.clip_gradients(state.wrapped, state.optimizer, max_norm=limit, error_if_nonfinite=False)
+    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
     assert norm is not None
     if not (math.isfinite(logged["loss"]) and math.isfinite(float(norm))):
-        state.optimizer.zero_grad()
+        optimizer.zero_grad()
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         raise NonFinite("loss" if not math.isfinite(logged["loss"]) else "gradient norm")
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.scheduler.step()
+    optimizer.step()
+    optimizer.zero_grad()
+    scheduler.step()
     if state.ema is not None:
-        state.ema.update_parameters(state.model)
+        state.ema.update_parameters(state.module)
     return {**logged, "grad_norm": float(norm)}  # 裁剪之前的；一次更新一个，与累积几个小批无关
 
 
-def running_buffers(model: nn.Module) -> list[torch.Tensor]:
+def running_buffers(model: Network) -> list[Tensor]:
     """随权重存下的 buffer；位置编码之类不随权重存的从不改变。"""
     parameters = {name for name, _ in model.named_parameters()}
     return [value for name, value in model.state_dict().items() if name not in parameters]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from engine.one_pass import Check
 from engine.parallel import reduce_tensor
-from models.interface import is_codec
+from models.interface import Learner, is_codec
 from util.batch import Batch, encoded_fields
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import all_starts, split_batches
@@ -19,7 +17,7 @@ from util.data.feed import feed
 
 
 def validation_loss(
-    model: Any, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
+    model: Learner, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
     """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式、固定种子，不动全局随机数。"""
 

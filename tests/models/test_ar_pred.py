@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.training.shapes import record_shapes
-from models import build_model
-from tests.models.small import outputs_of, remove, small_batch, small_spec, tiny_model, window_of, with_window
+from tests.models.small import (
+    make_model,
+    outputs_of,
+    remove,
+    small_batch,
+    small_spec,
+    tiny_model,
+    window_of,
+    with_window,
+)
 
 TUBES = {"order": "h w t", "size": 4}  # 每个地方四个时刻是一个区块
 
@@ -22,7 +30,7 @@ def test_every_shape_of_the_requirement(caplog: pytest.LogCaptureFixture) -> Non
     """t = 8，k = 9，128 × 256，其余取默认（即需求的数字）：128·t 个 token，每个 256·k 个值。"""
     spec = small_spec(channels=9, grid=(128, 256), frames_in=7)
     with caplog.at_level("INFO", "ar_pred"):
-        model = build_model({"name": "ar_pred_video_vanilla"}, spec)
+        model = make_model({"name": "ar_pred_video_vanilla"}, spec)
     assert "294912 values leaves the decoder through 65536 numbers, ratio 4.50" in caplog.text
     with torch.no_grad(), record_shapes(model) as rows:
         model.loss(small_batch(spec, count=1))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import build_model
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 
 SPEC = small_spec(channels=2, grid=(4, 6), frames_in=3, frames_out=2)
 every_variant = pytest.mark.parametrize("variant", ["cnn", "deep"])
@@ -19,7 +18,7 @@ every_padding = pytest.mark.parametrize("padding", ["zeros", "circular_lon"])
 def made(spec: Any = SPEC, **options: Any) -> Any:
     """评测模式；BN 的参数与统计量取随机数，免得都是 0 和 1。"""
     torch.manual_seed(0)
-    model = build_model({"name": "cnn", "width": 3, **options}, spec)
+    model = make_model({"name": "cnn", "width": 3, **options}, spec)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for name, tensor in module.state_dict().items():
@@ -117,10 +116,10 @@ def test_parameter_counts(channels: int) -> None:
     first, last = 12 * channels, 4 * channels
     norms = 2 * (64 + 128 + 128 + 256 + 128 + 64)
     convs = 9 * (first * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 128 * 64 + 64 * last) + last + 16 * 256 * 128
-    assert count(build_model({"name": "cnn"}, spec)) == convs + norms
+    assert count(make_model({"name": "cnn"}, spec)) == convs + norms
     blocks = 3 * 2 * (9 * 64 * 64 + 2 * 64)
     deep = 9 * first * 64 + 2 * 64 + blocks + 9 * 64 * last + last
-    assert count(build_model({"name": "cnn", "variant": "deep"}, spec)) == deep
+    assert count(make_model({"name": "cnn", "variant": "deep"}, spec)) == deep
 
 
 def count(model: Any) -> int:

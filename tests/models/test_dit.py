@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import build_config, build_model
+from models import build_config
 from models.layers.dit_flow import time_shift
 from models.layers.latents import encode_frames
 from tests.engine.codecs import tiny_codec
 from tests.models.dit_small import SMALL, SMALL_DH, randomize, small
-from tests.models.small import outputs_of, small_batch, small_spec
+from tests.models.small import make_model, outputs_of, small_batch, small_spec
 from util.batch import Batch, DataSpec
 
 Array = np.ndarray
@@ -23,7 +23,7 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-3}  # 批的大小不同，矩
 
 def counted(channels: int, side: int, **options: Any) -> int:
     with torch.device("meta"):
-        model = build_model({"name": "dit", **options}, small_spec(channels, (side, side), 1, 1))
+        model = make_model({"name": "dit", **options}, small_spec(channels, (side, side), 1, 1))
     return sum(p.numel() for p in model.parameters())
 
 
@@ -124,7 +124,7 @@ def test_portable_options_build_the_same_model(stage: dict[str, Any]) -> None:
     spec = small_spec(channels=2, grid=(16, 32), frames_out=2)
     model, history = small(spec, first_stage=stage, patch=2), small_batch(spec).history
     torch.manual_seed(1)
-    other = build_model(model.portable_options(), spec).eval()
+    other = make_model(model.portable_options(), spec).eval()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         one, two = (m.forecast(history, None, 2, torch.Generator().manual_seed(0)) for m in (model, other))

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model
 from tests.engine.codecs.tiny_codec import register
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from util.batch import DataSpec
 
 CODEC = {"name": "tiny_codec", "width": 4}
@@ -26,7 +25,7 @@ def codec(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(spec: DataSpec = SPEC, **options: Any) -> Any:
     """阶段一的统计量已经有了。"""
     torch.manual_seed(0)
-    model = build_model({**SMALL, **options}, spec)
+    model = make_model({**SMALL, **options}, spec)
     with torch.no_grad():
         model.first_stage.observe_latents(small_batch(spec, seed=9))
     model.first_stage.solve_latents()
@@ -36,7 +35,7 @@ def small(spec: DataSpec = SPEC, **options: Any) -> Any:
 def test_parameter_count_is_that_of_the_written_out_layers() -> None:
     """默认大小：12 → 4 帧、4 个潜通道、深 3；只比阶段一多出这些。"""
     spec = small_spec(1, (32, 64), frames_in=12, frames_out=4)
-    model = build_model({"name": "latent_unet", "first_stage": CODEC}, spec)
+    model = make_model({"name": "latent_unet", "first_stage": CODEC}, spec)
     total = 0
     for inside, out in [(48, 128), (128, 256), (256, 512), (512, 1024)]:  # 下去，最后一个是瓶颈
         total += 9 * inside * out + out + 9 * out * out + out + 2 * 2 * out
@@ -111,7 +110,7 @@ def test_the_options_it_saves_rebuild_it_from_nothing_else(tmp_path) -> None:
     model = small(first_stage={**CODEC, "weights": str(tmp_path / "pretrained.pt")}, freeze_decoder=False)
     options = model.portable_options()
     (tmp_path / "pretrained.pt").unlink()
-    again = build_model(options, SPEC)
+    again = make_model(options, SPEC)
     again.load_state_dict(model.state_dict())
     batch = small_batch(SPEC)
     assert torch.equal(again.eval().forecast(batch.history, None), model.eval().forecast(batch.history, None))
@@ -137,11 +136,11 @@ def test_at_32_x_64_the_stable_diffusion_latent_allows_depth_two() -> None:
     architecture = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}  # 减到 1/8
     vae = {"name": "sd_vae", "weights": "random", "architecture": architecture, "scaling": "zscore"}
     spec = small_spec(1, (32, 64))
-    assert build_model({**SMALL, "depth": 2, "first_stage": vae}, spec).first_stage.latent_shape == (4, 4, 8)
+    assert make_model({**SMALL, "depth": 2, "first_stage": vae}, spec).first_stage.latent_shape == (4, 4, 8)
     with pytest.raises(ValueError, match=r"the latent 4 x 8 3 times.*work: \[1, 2\].*image_size = \[64, 128\]"):
-        build_model({**SMALL, "depth": 3, "first_stage": vae}, spec)
+        make_model({**SMALL, "depth": 3, "first_stage": vae}, spec)
     vae["image_size"] = [64, 128]
-    assert build_model({**SMALL, "depth": 3, "first_stage": vae}, spec).first_stage.latent_shape == (4, 8, 16)
+    assert make_model({**SMALL, "depth": 3, "first_stage": vae}, spec).first_stage.latent_shape == (4, 8, 16)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_the_vae_freezes_and_thaws_whole_halves(channels: str) -> None:
     vae |= {"scaling": "zscore", "freeze_decoder": True}
     for encoder, decoder in ((True, True), (True, False), (False, True), (False, False)):
         options = {**SMALL, "first_stage": vae, "freeze_encoder": encoder, "freeze_decoder": decoder}
-        model = build_model(options, SPEC).train()
+        model = make_model(options, SPEC).train()
         model.loss(small_batch(SPEC, count=1))["loss"].backward()
         stage = model.first_stage
         for parameters, frozen in ((stage.encoder_parameters(), encoder), (stage.decoder_parameters(), decoder)):

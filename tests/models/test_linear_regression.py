@@ -12,9 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from engine.loading import load_weights
-from models import build_model
 from models.linear_regression import Dual, Primal
-from tests.models.small import small_spec
+from tests.models.small import make_model, small_spec
 from util.batch import Batch, DataSpec
 
 SPEC = small_spec(channels=2, grid=(4, 8), frames_in=3, frames_out=2)  # F = 64，D = 192，P = 128
@@ -47,7 +46,7 @@ def take(batch: Batch, rows: Any) -> Batch:
 
 def fitted(batch: Batch, max_frames: int, spec: DataSpec = SPEC, **options: Any) -> Any:
     """分几批、打乱次序看一遍。"""
-    model = build_model({"name": "linear_regression", "alpha": 1.0, "max_frames": max_frames, **options}, spec)
+    model = make_model({"name": "linear_regression", "alpha": 1.0, "max_frames": max_frames, **options}, spec)
     for part in torch.randperm(len(batch.time), generator=torch.Generator().manual_seed(1)).split(7):
         model.accumulate(take(batch, part))
     model.solve()
@@ -137,12 +136,12 @@ def test_weights_are_restored_from_a_checkpoint(max_frames: int) -> None:
     """buffer 的形状只由配置定，与看过多少窗口无关。"""
     options = {"name": "linear_regression", "variant": "multi_output", "alpha": 1.0, "max_frames": max_frames}
     batch = windows(series(20, seed=1))
-    model, again = fitted(windows(series(50)), max_frames, variant="multi_output"), build_model(options, SPEC)
+    model, again = fitted(windows(series(50)), max_frames, variant="multi_output"), make_model(options, SPEC)
     load_weights(again, model.state_dict())
     assert torch.equal(again.forecast(batch.history, None), model.forecast(batch.history, None))
     if isinstance(model.system, Dual):
         with pytest.raises(ValueError, match=r"system.frames is \(60, 64\) in the checkpoint, \(61, 64\) here"):
-            load_weights(build_model({**options, "max_frames": 61}, SPEC), model.state_dict())
+            load_weights(make_model({**options, "max_frames": 61}, SPEC), model.state_dict())
 
 
 @pytest.mark.parametrize("max_frames", [SMALL, LARGE])
@@ -163,7 +162,7 @@ def test_too_large_a_system_is_refused_before_any_allocation(monkeypatch: pytest
     options = {"name": "linear_regression", "alpha": 1.0, "max_frames": 60_000}
     monkeypatch.setattr(torch, "zeros", None)
     with pytest.raises(ValueError, match="^model.memory_gb = 8: .* " + needed):
-        build_model(options, spec)
+        make_model(options, spec)
 
 
 def test_more_frames_than_declared_are_refused() -> None:

@@ -154,7 +154,7 @@ def check_training_and_forecast(model: Any, spec: DataSpec) -> None:
 def test_the_one_pass_takes_batches_from_the_processor(path: Path) -> None:
     """引擎给的批在 CPU 上，模型可以在显卡上：这里换成 meta，混着两种设备的运算一样报错。"""
     torch.manual_seed(0)
-    model = build_model(small_config(path).model, SMALL).to("meta")
+    model = build_model(small_config(path).model, SMALL).to(torch.device("meta"))
     if isinstance(model, OnePass):
         model.accumulate(small_batch(SMALL))
 

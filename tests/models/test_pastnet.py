@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.training.preflight import smoke
-from models import build_model
 from models.pastnet import FourierBranch, FourierFilter, Halve, Residual
 from tests.engine.runs import ROOT
 from tests.models.layers.numpy_layers import batch_norm, conv, values
-from tests.models.small import count, on_paper, outputs_of, small_batch, small_spec
+from tests.models.small import count, make_model, on_paper, outputs_of, small_batch, small_spec
 from util.batch import Batch
 from util.config import load_config
 
@@ -26,7 +25,7 @@ MEMORY = {"name": "pastnet", "task": "reconstruct", **SIZES}
 
 def small(spec: Any, **options: Any) -> Any:
     torch.manual_seed(0)
-    return build_model({**SMALL, **options}, spec).eval()
+    return make_model({**SMALL, **options}, spec).eval()
 
 
 CODEBOOK, AVERAGES, SECOND_LINEAR = 512 * 64, 512 * 64, 256 * 128 + 128  # 公开的计数里从来没有梯度的三样
@@ -133,7 +132,7 @@ def test_the_two_branches_are_added() -> None:
     with outputs_of(model.decoder) as decoded, outputs_of(model.fourier) as filtered:
         made, _, _ = model(history)
     assert torch.equal(made.flatten(0, 1), decoded[0] + filtered[0])
-    last = build_model({**SMALL, "predict": "tendency"}, spec).eval()
+    last = make_model({**SMALL, "predict": "tendency"}, spec).eval()
     last.load_state_dict(model.state_dict())
     assert torch.equal(last(history)[0], made + history[:, -1:])
 
@@ -225,7 +224,7 @@ def test_reconstruction_covers_every_valid_field_of_the_window() -> None:
     spec = small_spec(frames_out=2)
     batch = some_invalid(small_batch(spec))
     torch.manual_seed(0)
-    model = build_model({**MEMORY, "commitment": 0.0}, spec).eval()
+    model = make_model({**MEMORY, "commitment": 0.0}, spec).eval()
     window = torch.cat([batch.history, batch.future], 1)
     frames = [model.decoder(model.memory(model.encoder(window[:, t]))[0]) for t in range(spec.window)]
     expected = masked_error(torch.stack(frames, 1), window, batch.valid)
@@ -236,7 +235,7 @@ def test_reconstruction_covers_every_valid_field_of_the_window() -> None:
 
 def test_both_tasks_name_their_common_parts_alike() -> None:
     spec = small_spec()
-    memory = build_model(MEMORY, spec)
+    memory = make_model(MEMORY, spec)
     forecast = small(spec).state_dict()
     assert not memory.can_forecast and {name for name, _ in memory.named_children()} == {"encoder", "memory", "decoder"}
     for name, value in memory.state_dict().items():
@@ -247,7 +246,7 @@ def test_both_tasks_name_their_common_parts_alike() -> None:
 def test_freezing_stops_the_encoder_and_the_codes(frozen: bool) -> None:
     spec = small_spec()
     torch.manual_seed(0)
-    model = build_model({**SMALL, "freeze_memory": frozen}, spec)
+    model = make_model({**SMALL, "freeze_memory": frozen}, spec)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     model.loss(small_batch(spec))["loss"].backward()  # 造好就训练，没有先叫 train()
@@ -291,7 +290,7 @@ def test_a_wrong_setting_is_named_with_its_rule(options: dict[str, Any], grid: t
 @pytest.mark.parametrize("option", [{"predict": "tendency"}, {"freeze_memory": True}, {"N_T": 8}, {"patch": [4, 4]}])
 def test_reconstruction_refuses_the_keys_of_the_forecast(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="has no meaning for model.task = reconstruct"):
-        build_model({**MEMORY, **option}, small_spec())
+        make_model({**MEMORY, **option}, small_spec())
 
 
 @pytest.mark.parametrize("grid", [(4, 12), (8, 12), (12, 16)])

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import build_model
 from models.interface import Autoencoder, Portable, Pretrained, is_codec
 from tests.engine.runs import ROOT
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from tests.models.tiny_rae import DECODER, KINDS, WIDE, make, options, random_options, save
 from util.checkpoint import load_checkpoint, save_checkpoint
 
@@ -143,7 +142,7 @@ def test_frozen_random_weights_are_not_trained(more: dict[str, Any], trained: bo
     spec = small_spec()
     assert make(spec, **more).frozen_are_trained == trained
     save("siglip", tmp_path)
-    model = build_model(options(tmp_path, **more), spec)
+    model = make_model(options(tmp_path, **more), spec)
     assert model.frozen_are_trained == (not more.get("freeze_decoder", False))
     assert not isinstance(model, Pretrained)  # 解码器的输出层总是随机的
 
@@ -156,7 +155,7 @@ def test_checkpoint_works_without_the_pretrained_folder(kind: str, name: str, tm
     save(kind, folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
     torch.manual_seed(0)
-    model, batch = build_model(options(folder, kind, name=name), spec).eval(), small_batch(spec)
+    model, batch = make_model(options(folder, kind, name=name), spec).eval(), small_batch(spec)
     model.accumulate(batch)
     model.solve()
     content = {"options": model.portable_options(), "model": model.state_dict()}
@@ -164,7 +163,7 @@ def test_checkpoint_works_without_the_pretrained_folder(kind: str, name: str, tm
     shutil.rmtree(folder)
     held = load_checkpoint(tmp_path / "x.ckpt")
     torch.manual_seed(1)
-    again = build_model(held["options"], spec).eval()
+    again = make_model(held["options"], spec).eval()
     again.load_state_dict(held["model"])
     assert again.portable_options() == held["options"]
     with torch.no_grad():
@@ -243,17 +242,17 @@ def test_decoder_starts_from_the_direct_forecasts(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        build_model({**random_options(), **more}, small_spec())
+        make_model({**random_options(), **more}, small_spec())
     assert "\n" not in str(error.value)
 
 
 def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     save("dinov2", tmp_path)
     with pytest.raises(ValueError, match=r"encoder_cls = SigLIP2wNorm: .* type dinov2, which is Dinov2withNorm"):
-        build_model(options(tmp_path, "siglip"), small_spec())
+        make_model(options(tmp_path, "siglip"), small_spec())
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"model\.encoder_config_path = .*: no config\.json and no model\.safetensors"):
-        build_model(options(tmp_path / "empty"), small_spec())
+        make_model(options(tmp_path / "empty"), small_spec())
 
 
 def test_latent_unet_runs_on_its_latents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +260,8 @@ def test_latent_unet_runs_on_its_latents(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(ROOT)
     spec = small_spec(channels=2)
     more = {"first_stage": "config/rae.yaml", "base_channels": 8, "depth": 1}
-    model, batch = build_model({"name": "latent_unet", **more}, spec), small_batch(spec)
+    model, batch = make_model({"name": "latent_unet", **more}, spec), small_batch(spec)
     model.loss(batch)["loss"].backward()
     assert all((p.grad is None) == name.startswith("first_stage.") for name, p in model.named_parameters())
     assert model.forecast(batch.history, batch.time).shape == (3, 1, 1, 2, 8, 16)
-    build_model(model.portable_options(), spec).load_state_dict(model.state_dict())
+    make_model(model.portable_options(), spec).load_state_dict(model.state_dict())

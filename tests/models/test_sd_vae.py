@@ -12,10 +12,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from models import build_model, open_first_stage
+from models import open_first_stage
 from models.interface import Autoencoder, Portable, can_forecast, is_codec
 from tests.engine.runs import ROOT
-from tests.models.small import SMALL_VAE, outputs_of, small_batch, small_spec
+from tests.models.small import SMALL_VAE, make_model, outputs_of, small_batch, small_spec
 from util.batch import Batch, DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 
@@ -29,7 +29,7 @@ def make(spec: DataSpec = SPEC, seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
     if "weights" not in options:
         options = {"weights": "random", "architecture": SIZES, **options}
-    model = build_model({"name": "sd_vae", **options}, spec).eval()
+    model = make_model({"name": "sd_vae", **options}, spec).eval()
     model.accumulate(small_batch(spec, seed=9))
     model.solve()
     return model
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_full_size_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         spec = small_spec(9, (32, 64))
-        model = build_model({"name": "sd_vae", "weights": "random", "architecture": PUBLISHED}, spec)
+        model = make_model({"name": "sd_vae", "weights": "random", "architecture": PUBLISHED}, spec)
     parts = (model.vae.encoder, model.vae.decoder, model.vae.quant_conv, model.vae.post_quant_conv)
     counts = [sum(p.numel() for p in part.parameters()) for part in parts]
     assert counts == [34_163_592, 49_490_179, 72, 20]
@@ -252,7 +252,7 @@ def test_the_checkpoint_rebuilds_it_without_the_folder(folder: Path, tmp_path: P
     save_checkpoint(tmp_path / "one.ckpt", {"options": model.portable_options(), "model": model.state_dict()})
     folder.rename(tmp_path / "gone")
     content = load_checkpoint(tmp_path / "one.ckpt")
-    again = build_model(content["options"], SPEC).eval()
+    again = make_model(content["options"], SPEC).eval()
     again.load_state_dict(content["model"])
     assert again.portable_options() == model.portable_options() and again.latents_known
     latents = model.encode(fields_of(batch))
@@ -311,5 +311,5 @@ def test_the_small_one_is_a_first_stage_by_its_yaml(monkeypatch: pytest.MonkeyPa
 )
 def test_a_wrong_setting_is_named_with_its_rule(options: dict[str, Any], grid: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  下一行逐字比对
-        build_model({"name": "sd_vae", **options}, small_spec(grid=grid))
+        make_model({"name": "sd_vae", **options}, small_spec(grid=grid))
     assert message in str(error.value) and "\n" not in str(error.value)

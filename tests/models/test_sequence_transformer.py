@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.evaluation.cost import flops_per_sample
-from models import build_config, build_model
+from models import build_config
 from models.layers.position import sincos_codes
 from models.layers.transformer import sinusoid
 from models.sequence_transformer import MAX_TOKENS, WARN_TOKENS
 from tests.models.layers.torch_layers import randomize, torch_decoder, torch_encoder
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 
 VARIANTS = ["transformer", "seq2seq", "spatial"]
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -66,7 +66,7 @@ def reference(variant: str, model: Any, history: Tensor, frames_out: int) -> Ten
 def test_the_network_equals_the_one_built_from_torch_layers(variant: str) -> None:
     torch.manual_seed(0)
     spec = small_spec(channels=2, grid=(3, 5), frames_in=4, frames_out=2)
-    model = build_model(small(variant), spec).double()
+    model = make_model(small(variant), spec).double()
     randomize(model)
     history = small_batch(spec).history.double()
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_the_network_equals_the_one_built_from_torch_layers(variant: str) -> Non
 def test_every_value_of_the_history_reaches_every_value_of_the_forecast(variant: str) -> None:
     torch.manual_seed(0)
     spec = small_spec(channels=2, grid=(4, 6), frames_in=3, frames_out=2)
-    model = build_model(small(variant), spec).double()
+    model = make_model(small(variant), spec).double()
     randomize(model)
     history = small_batch(spec, count=1).history.double()
     jacobian = torch.autograd.functional.jacobian(model, history)
@@ -107,7 +107,7 @@ def test_parameter_counts_of_the_default_sizes(channels: int) -> None:
         "spatial": (12 * channels + 1) * 128 + 3 * encoder + 129 * 4 * channels,
     }
     for variant in VARIANTS:
-        model = build_model({"name": "sequence_transformer", "variant": variant}, spec)
+        model = make_model({"name": "sequence_transformer", "variant": variant}, spec)
         assert sum(p.numel() for p in model.parameters()) == expected[variant], variant
 
 
@@ -131,7 +131,7 @@ def test_spatial_warns_above_its_first_limit(
 ) -> None:
     assert (grid[0] * grid[1] > WARN_TOKENS) == warned and grid[0] * grid[1] <= MAX_TOKENS
     with caplog.at_level(logging.WARNING, "ar_pred"):
-        build_model(small("spatial"), small_spec(grid=grid))
+        make_model(small("spatial"), small_spec(grid=grid))
     assert [r.levelname for r in caplog.records] == ["WARNING"] * warned
     if warned:
         assert f"{grid[0]} x {grid[1]} = {grid[0] * grid[1]} tokens" in caplog.text
@@ -148,11 +148,11 @@ def test_spatial_refuses_above_its_second_limit_and_names_what_works(grid: tuple
         f"model.name = weather_transformer with patch = {patch}"
     )
     with pytest.raises(ValueError, match="model.variant = spatial") as error:
-        build_model(small("spatial"), spec)
+        make_model(small("spatial"), spec)
     assert str(error.value) == said
     with torch.device("meta"):  # 说能用的真的能用；不占内存
         for options in (small("transformer"), small("seq2seq"), {"name": "weather_transformer", "patch": patch}):
-            made = build_model(options, spec)(torch.empty(1, 2, 1, *grid))
+            made = make_model(options, spec)(torch.empty(1, 2, 1, *grid))
             assert made.shape == (1, 1, 1, *grid)
 
 
@@ -184,5 +184,5 @@ def test_mistakes_in_the_config(options: dict[str, Any], said: str) -> None:
 @every_variant
 def test_every_weight_is_counted_as_work(variant: str) -> None:
     spec = small_spec(grid=(4, 6), frames_in=4, frames_out=2)
-    model = build_model(small(variant), spec).eval()
+    model = make_model(small(variant), spec).eval()
     assert flops_per_sample(model, spec) > 2 * sum(p.numel() for p in model.parameters() if p.ndim > 1)

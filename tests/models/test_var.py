@@ -12,13 +12,12 @@ from torch import Generator, Tensor, nn
 
 from engine.forecasting.rollout import rollout
 from engine.training.optim import make_optimizer
-from models import build_model
 from models.layers.latents import LatentScaling
 from models.layers.var_condition import month_of, patches_of
 from models.layers.var_sampling import sample
 from models.var import Progressive, scale_weights
 from tests.engine.runs import ROOT
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from util.batch import Batch, DataSpec
 from util.config import TrainConfig
 
@@ -34,7 +33,7 @@ FREE = {"cfg": 0.0, "top_k": None, "top_p": 1.0}
 def small(spec: DataSpec = SPEC, seed: int = 0, **options: Any) -> Any:
     """权重与码本放大过：随机的场用得到许多码，条件看得出来。"""
     torch.manual_seed(seed)
-    model = build_model({**TINY, **options}, spec)
+    model = make_model({**TINY, **options}, spec)
     nn.init.normal_(model.first_stage.quantizer.codebook.weight, std=0.3)
     for parameter in [*model.net.parameters(), *model.condition.parameters()]:
         nn.init.normal_(parameter, std=0.4)
@@ -318,7 +317,7 @@ def test_first_stage_is_frozen_and_travels_with_the_checkpoint() -> None:
     assert not model.first_stage.training and not any(p.requires_grad for p in model.first_stage.parameters())
     options = model.portable_options()
     assert options["first_stage"]["name"] == "vqvae"
-    again = build_model(options, SPEC)
+    again = make_model(options, SPEC)
     again.load_state_dict(model.state_dict())
     batch = small_batch(SPEC)
     assert torch.equal(model.eval().loss(batch)["loss"], again.eval().loss(batch)["loss"])
@@ -363,5 +362,5 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_mistakes_are_one_line(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=message) as error:
-        build_model({**TINY, **WRONG[message]}, SPEC)
+        make_model({**TINY, **WRONG[message]}, SPEC)
     assert "\n" not in str(error.value)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.training.optim import make_optimizer
-from models import build_config, build_model, open_first_stage
+from models import build_config, open_first_stage
 from models.interface import Autoencoder, OnePass, Portable, TokenAutoencoder, is_codec
 from models.layers.frames import frames_of
 from models.layers.vqvae_gan import Halve, SelfAttention
 from models.vqvae import Model
 from tests.models.layers.numpy_layers import conv, group_norm, values
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from util.batch import Batch
 from util.config import TrainConfig
 
@@ -33,7 +33,7 @@ SQUARES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
 def make(seed: int = 0, **options: Any) -> Any:
     """码铺开到编码的大小；评测模式。"""
     torch.manual_seed(seed)
-    model = build_model({**TINY, **options}, SPEC)
+    model = make_model({**TINY, **options}, SPEC)
     with torch.no_grad():
         model.quantizer.codes.normal_(0, 0.3)
     return model.eval()
@@ -50,7 +50,7 @@ def size(module: nn.Module) -> int:
 def test_the_published_size() -> None:
     """ch 160、4096 个 32 维的码、256 × 256 的三个通道；数取自公开的权重。"""
     with torch.device("meta"):
-        model = build_model({"name": "vqvae", "scales": SQUARES}, small_spec(3, (256, 256)))
+        model = make_model({"name": "vqvae", "scales": SQUARES}, small_spec(3, (256, 256)))
     assert size(model) == 108_948_355
     assert size(model.encoder) == 44_107_872 and size(model.decoder) == 64_653_923
     assert size(model.quantizer.codebook) == 131_072 and size(model.quantizer.phi) == 36_992
@@ -62,7 +62,7 @@ def test_the_published_size() -> None:
 def test_the_sizes_of_narrower_ones(width: int, count: int) -> None:
     with torch.device("meta"):
         assert (
-            size(build_model({"name": "vqvae", "width": width, "scales": SQUARES}, small_spec(3, (256, 256)))) == count
+            size(make_model({"name": "vqvae", "width": width, "scales": SQUARES}, small_spec(3, (256, 256)))) == count
         )
 
 
@@ -102,7 +102,7 @@ def test_circular_networks_turn_with_the_globe() -> None:
 def test_it_is_an_autoencoder_of_tokens() -> None:
     model = make()
     assert isinstance(model, TokenAutoencoder) and isinstance(model, Autoencoder) and isinstance(model, Portable)
-    assert not isinstance(build_model({"name": "persistence"}, SPEC), TokenAutoencoder)
+    assert not isinstance(make_model({"name": "persistence"}, SPEC), TokenAutoencoder)
     assert model.latent_shape == (4, 4, 8)
     tokens = model.encode_tokens(fields())
     assert [tuple(t.shape) for t in tokens] == [(6, n) for n in model.quantizer.lengths]
@@ -188,7 +188,7 @@ def test_it_can_encode_the_changes_between_frames() -> None:
     """先看一遍求差的均值与标准差；进出都是标准化的场之差，损失在差自己的尺度上。"""
     spec = small_spec(channels=2, grid=(8, 16), frames_in=2)  # 三帧，两个差
     torch.manual_seed(0)
-    model = build_model({**TINY, "encodes": "tendency"}, spec).eval()
+    model = make_model({**TINY, "encodes": "tendency"}, spec).eval()
     assert isinstance(make(), OnePass) and not make().needs_pass and model.needs_pass
     with torch.no_grad():
         model.quantizer.codes.normal_(0, 0.3)
@@ -231,7 +231,7 @@ def test_the_codebook_does_not_decay() -> None:
 
 
 def test_changes_that_cannot_be_scaled_are_said() -> None:
-    model, batch = build_model({**TINY, "encodes": "tendency"}, SPEC), small_batch(SPEC)
+    model, batch = make_model({**TINY, "encodes": "tendency"}, SPEC), small_batch(SPEC)
     still = batch._replace(future=batch.history)
     model.accumulate(batch._replace(valid=torch.zeros_like(batch.valid)))
     with pytest.raises(ValueError, match=r"model\.encodes = tendency: no change between frames is free of"):
@@ -247,7 +247,7 @@ def test_changes_that_cannot_be_scaled_are_said() -> None:
 )
 def test_latent_models_refuse_a_first_stage_of_changes(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"model\.first_stage encodes tendencies, not fields; only var"):
-        build_model({"name": name, "first_stage": {**TINY, "encodes": "tendency"}, **options}, SPEC)
+        make_model({"name": name, "first_stage": {**TINY, "encodes": "tendency"}, **options}, SPEC)
 
 
 def test_freezing_each_side() -> None:
@@ -276,7 +276,7 @@ def test_portable_options_rebuild_it_inside_a_second_stage() -> None:
     other.load_state_dict(model.state_dict())
     for a, b in zip(model.encode_tokens(fields()), other.eval().encode_tokens(fields()), strict=True):
         assert torch.equal(a, b)
-    second = build_model({"name": "latent_unet", "first_stage": TINY, "base_channels": 8, "depth": 1}, SPEC)
+    second = make_model({"name": "latent_unet", "first_stage": TINY, "base_channels": 8, "depth": 1}, SPEC)
     assert second.loss(small_batch(SPEC))["loss"].isfinite()
     before = {name: value.clone() for name, value in second.first_stage.state_dict().items()}
     second.train().loss(small_batch(SPEC))
@@ -286,7 +286,7 @@ def test_portable_options_rebuild_it_inside_a_second_stage() -> None:
 def test_scales_can_be_a_number_sides_or_pairs() -> None:
     listed = [[1, 1], [1, 2], [2, 4], [4, 8]]
     assert make().quantizer.scales == make(scales=listed).quantizer.scales == tuple(map(tuple, listed))
-    square = build_model({**TINY, "scales": [1, 2, [3, 4], 8]}, small_spec(grid=(16, 16)))
+    square = make_model({**TINY, "scales": [1, 2, [3, 4], 8]}, small_spec(grid=(16, 16)))
     assert square.quantizer.scales == ((1, 1), (2, 2), (3, 4), (8, 8))
 
 
@@ -303,7 +303,7 @@ def test_scales_can_be_a_number_sides_or_pairs() -> None:
 )
 def test_what_it_cannot_do_is_said(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as found:
-        build_model({**TINY, **options}, SPEC)
+        make_model({**TINY, **options}, SPEC)
     assert re.fullmatch(r".*(model|data)\.\w+ = .+", str(found.value))
 
 

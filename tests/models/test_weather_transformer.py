@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import build_config, build_model
+from models import build_config
 from models.layers.transformer import sinusoid
 from models.weather_transformer import FactorisedLayer
 from tests.models.layers.torch_layers import randomize, torch_attention, torch_decoder
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 
 EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}
 SMALL = {
@@ -109,7 +109,7 @@ def reference(model: Any, history: Tensor) -> Tensor:
 def test_the_network_equals_the_one_built_from_torch_layers() -> None:
     torch.manual_seed(0)
     spec = small_spec(channels=3, grid=(8, 12), frames_in=4, frames_out=2)
-    model = build_model(SMALL, spec).double()
+    model = make_model(SMALL, spec).double()
     randomize(model)
     history = small_batch(spec).history.double()
     with torch.no_grad():
@@ -124,14 +124,14 @@ def test_parameter_count(channels: int, count: int) -> None:
     layer = 2 * attention + mlp + 3 * norm  # 编码器是空间与时间，解码器是自注意力与交叉注意力
     ends = (pixels + 1) * dim + (dim + 1) * pixels
     expected = (4 + 2) * layer + (1 + 4) * tokens * dim + ends
-    model = build_model({"name": "weather_transformer"}, small_spec(channels, (32, 64), 12, 4))
+    model = make_model({"name": "weather_transformer"}, small_spec(channels, (32, 64), 12, 4))
     assert sum(p.numel() for p in model.parameters()) == expected == count
 
 
 def test_a_query_first_looks_at_its_own_patch() -> None:
     """初值：交叉注意力的分数在同一块上最大；输出从零场起步。"""
     torch.manual_seed(0)
-    model = build_model({"name": "weather_transformer"}, small_spec(1, (32, 64), 12, 4))
+    model = make_model({"name": "weather_transformer"}, small_spec(1, (32, 64), 12, 4))
     with torch.no_grad():
         query, key = (model.future + model.place)[0], (model.past + model.place)[-1]  # (N, D)
         attention = torch_attention(model.decoder[0].cross)
@@ -144,7 +144,7 @@ def test_a_query_first_looks_at_its_own_patch() -> None:
 def test_no_parameter_depends_on_the_length_of_the_history() -> None:
     """正余弦的时间编码：12 帧训练的权重原样装得进 20 帧的模型。"""
     torch.manual_seed(0)
-    short, long = (build_model(SMALL, small_spec(grid=(8, 16), frames_in=n, frames_out=2)) for n in (12, 20))
+    short, long = (make_model(SMALL, small_spec(grid=(8, 16), frames_in=n, frames_out=2)) for n in (12, 20))
     long.load_state_dict(short.state_dict())
     assert torch.equal(long.past[:12], short.past)
 
@@ -163,7 +163,7 @@ def test_no_parameter_depends_on_the_length_of_the_history() -> None:
 )
 def test_a_patch_that_does_not_divide_the_grid(patch: list[int], grid: tuple[int, int], said: str) -> None:
     with pytest.raises(ValueError, match="sizes that work there") as error:
-        build_model({**SMALL, "patch": patch}, small_spec(grid=grid))
+        make_model({**SMALL, "patch": patch}, small_spec(grid=grid))
     assert str(error.value) == f"model.patch = {patch} does not divide {said}"
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from models import build_model
-from tests.models.small import small_batch
+from tests.models.small import make_model, small_batch
 
 VIT: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
@@ -79,7 +78,7 @@ def random_options(**more: Any) -> dict[str, Any]:
 
 def make(spec: Any, **more: Any) -> Any:
     torch.manual_seed(0)
-    model = build_model(random_options(**more), spec)
+    model = make_model(random_options(**more), spec)
     if model.needs_pass:
         model.accumulate(small_batch(spec))
         model.solve()

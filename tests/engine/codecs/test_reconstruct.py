@@ -15,9 +15,9 @@ import yaml
 from engine.codecs.reconstruct import main, unique_names
 from engine.codecs.results import reconstruction_text
 from engine.codecs.scores import score_codecs
-from models import build_model
 from tests.engine.codecs.tiny_codec import register
 from tests.engine.runs import train_here, write_run
+from tests.models.small import make_model
 from tests.util.scores.test_metrics import ssim_loop
 from util.config import load_config
 from util.data.batches import every_frame
@@ -112,7 +112,7 @@ def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
     data = open_data(config_of(tmp_path, tree).data)
     torch.manual_seed(0)
     options = {"width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "latent_dim": 4, "vocabulary": 32}
-    model = build_model({"name": "vqvae", **options, "scales": 4}, data.spec).eval()
+    model = make_model({"name": "vqvae", **options, "scales": 4}, data.spec).eval()
     torch.nn.init.normal_(model.quantizer.codes, std=0.3)
     table = score_codecs({"vq": model}, data, "test", 1, 3, CPU)
     found = table["codecs"]["vq"]["tokens"]
@@ -175,7 +175,7 @@ def write_codec(folder: Path, tree: Any, name: str, **options: Any) -> Path:
 def test_the_command_compares_a_trained_and_a_pretrained_codec(tree, tmp_path, capsys):
     torch.manual_seed(1)
     spec = open_data(config_of(tmp_path, tree).data).spec
-    torch.save(build_model(CODEC, spec).state_dict(), tmp_path / "pretrained.pt")
+    torch.save(make_model(CODEC, spec).state_dict(), tmp_path / "pretrained.pt")
     trained = write_codec(tmp_path, tree, "trained")
     given = write_codec(tmp_path, tree, "given", weights=str(tmp_path / "pretrained.pt"))
     train_here(trained, "run.name=mine", "train.epochs=1")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import build_model
 from models.climatology import YEAR_HOURS
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from util.batch import Batch, DataSpec
 from util.calendar import year_start
 
@@ -48,7 +47,7 @@ def windows(spec: DataSpec, hours: np.ndarray, fields: np.ndarray, valid: np.nda
 
 
 def fitted(spec: DataSpec, batches: list[Batch]) -> Any:
-    model = build_model({"name": "climatology"}, spec)
+    model = make_model({"name": "climatology"}, spec)
     for batch in batches:
         model.accumulate(batch)
     model.solve()
@@ -137,7 +136,7 @@ def test_climatology_of_several_frames_out_and_its_loss() -> None:
 
 def test_climatology_says_what_it_needs() -> None:
     spec = small_spec()
-    model, history = build_model({"name": "climatology"}, spec), small_batch(spec).history
+    model, history = make_model({"name": "climatology"}, spec), small_batch(spec).history
     with pytest.raises(ValueError, match="needs the time of the forecast"):
         model.forecast(history, None)
 
@@ -145,7 +144,7 @@ def test_climatology_says_what_it_needs() -> None:
 @pytest.mark.parametrize("frames_out", [1, 3])
 def test_persistence_repeats_the_last_frame(frames_out: int) -> None:
     spec = small_spec(frames_out=frames_out)
-    model, batch = build_model({"name": "persistence"}, spec), small_batch(spec)
+    model, batch = make_model({"name": "persistence"}, spec), small_batch(spec)
     made = model.forecast(batch.history, None)
     assert made.shape == (3, 1, frames_out, 3, 8, 16)
     for lead in range(frames_out):
@@ -156,7 +155,7 @@ def test_persistence_repeats_the_last_frame(frames_out: int) -> None:
 def test_baseline_loss_skips_invalid_fields(name: str) -> None:
     spec = small_spec(frames_out=2)
     batch = small_batch(spec)
-    model = build_model({"name": name}, spec) if name == "persistence" else fitted(spec, [batch])
+    model = make_model({"name": name}, spec) if name == "persistence" else fitted(spec, [batch])
     valid = torch.rand(batch.valid.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     made, errors = model.forecast(batch.history, batch.time)[:, 0], []
     for b, lead, c in torch.nonzero(valid[:, 3:]).tolist():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine.studies.intrinsic_dimension import advise_size, advise_width, intrinsic_dimension, main, measure
-from models import build_model
 from tests.engine.runs import train_here, write_run
+from tests.models.small import make_model
 from util.checkpoint import load_checkpoint, save_checkpoint
 
 PASTNET = {
@@ -89,7 +89,7 @@ def test_points_are_the_latents_of_evenly_spaced_training_windows(tree, tmp_path
     from util.data.dataset import open_data
 
     data = open_data(load_config(write_run(tmp_path, tree)).data)
-    model = build_model(PASTNET, data.spec).eval()
+    model = make_model(PASTNET, data.spec).eval()
     found = measure(model, data, 5, 3, batch_size=2, device=torch.device("cpu"))
     starts = all_starts(data.segments["train"], data.spec.window)
     chosen = [int(starts[round(i * (len(starts) - 1) / 4)]) for i in range(5)]

@@ -12,9 +12,8 @@ import transformers
 from safetensors.torch import load_file
 
 from engine.studies.stage1_direct import main, write_half
-from models import build_model
 from tests.engine.runs import train_here, write_run
-from tests.models.small import small_spec
+from tests.models.small import make_model, small_spec
 from util.checkpoint import load_checkpoint, save_checkpoint
 
 BACKBONE: dict[str, Any] = {
@@ -49,7 +48,7 @@ def test_the_command_on_a_checkpoint(make_tree, tmp_path: Path) -> None:
         own = {n.removeprefix(f"{part}."): v for n, v in weights.items() if n.startswith(f"{part}.")}
         assert held.keys() == own.keys() and all(torch.equal(held[n], v.half()) for n, v in own.items())
 
-    codec = build_model(
+    codec = make_model(
         {**options, "name": "rae", "decoder_weights": str(out / "decoder_fp16.safetensors")}, small_spec()
     )
     assert torch.equal(codec.rae.decoder.embed.weight, weights["decoder.embed.weight"].half().float())

@@ -22,11 +22,12 @@ from engine.loading import load_forecaster
 from engine.training import know_latents
 from engine.training.preflight import smoke
 from engine.training.state import ema_average
-from models import build_model, check_first_stage
+from models import check_first_stage
+from models.interface import can_forecast, is_codec
 from tests.engine.codecs import tiny_codec
 from tests.engine.codecs.tiny_codec import register
 from tests.engine.runs import checkpoint, losses, train_here, write_run
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.config import load_config
 from util.data.dataset import open_data
@@ -73,6 +74,7 @@ def with_first_stage(path: Path, **options: Any) -> dict[str, Any]:
 def test_latents_are_standardised_over_every_training_frame_once(tree, stage_one):
     content = load_checkpoint(best(stage_one, "codec"))
     model, spec = load_forecaster(content, CPU)
+    assert isinstance(model, tiny_codec.Model)
     data = open_data(load_config(write_run(stage_one, tree)).data)
     (hours,) = data.segments["train"]
     assert spec.window == 4 and hours.size == 124
@@ -147,7 +149,7 @@ def test_pretrained_weights_need_no_gradient_step(tree, stage_one, tmp_path, opt
     content = load_checkpoint(best(tmp_path, "codec"))
     assert content["model_options"]["weights"] == "random" and content["config"]["model"]["weights"] == str(file)
     found, _ = load_forecaster(content, CPU)
-    assert found.latents_known
+    assert is_codec(found) and found.latents_known
     expected = forecast_weights(source)  # 同样的权重、同样的数据：统计量也相同
     assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
 
@@ -217,11 +219,12 @@ def test_resume_equals_uninterrupted(tree, stage_one, tmp_path):
 
 def test_an_older_checkpoint_is_built_from_its_config(tmp_path):
     spec = small_spec()
-    model = build_model({"name": "persistence"}, spec)
+    model = make_model({"name": "persistence"}, spec)
     content = {"config": {"model": {"name": "persistence"}}, "spec": spec.to_dict(), "model": model.state_dict()}
     save_checkpoint(tmp_path / "old.ckpt", {**content, "ema": None})
     found, _ = load_forecaster(load_checkpoint(tmp_path / "old.ckpt"), CPU)
     batch = small_batch(spec)
+    assert can_forecast(found)
     assert torch.equal(found.forecast(batch.history, None), model.forecast(batch.history, None))
 
 
@@ -262,7 +265,7 @@ def test_a_first_stage_that_is_not_there_is_found_before_the_data(tree, stage_on
         (tmp_path / "none.yaml", "no such file; wanted: the YAML of a first stage"),
         (folder, f"a folder; give the file {folder / 'best.ckpt'}"),
     ):
-        for opening in (check_first_stage, lambda options: build_model(options, small_spec())):
+        for opening in (check_first_stage, lambda options: make_model(options, small_spec())):
             with pytest.raises(ValueError) as error:  # noqa: PT011  下一行比对
                 opening(with_first_stage(source))
             assert str(error.value).startswith(f"model.first_stage = {source}: {said}")
@@ -300,6 +303,7 @@ def test_statistics_are_found_again_after_train_init(tree, stage_one, tmp_path: 
     old, new = (load_checkpoint(best(folder, run)) for folder, run in ((stage_one, "codec"), (tmp_path, "more")))
     assert not torch.equal(old["model"]["latents.std"], new["model"]["latents.std"])
     model, _ = load_forecaster(new, CPU)
+    assert is_codec(model)
     config = load_config(tmp_path / "run.yaml", ())
     data = open_data(config.data)
     hours = np.concatenate(data.segments["train"])
