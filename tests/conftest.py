@@ -20,12 +20,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" in os.environ:  # 须在 torch 导入之前；测试所起的子进程也随之继承
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+# 套件里例子少而固定；久测（tests/soak.py）用后一种
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
+settings.register_profile("soak", deadline=None, max_examples=4000, database=None, print_blob=True)
+settings.load_profile("suite")
 
 # 各变量大致的均值与标准差（物理单位），好让「是否已标准化」的判断有真实的量级可看
 CLIMATE = {

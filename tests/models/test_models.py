@@ -35,6 +35,7 @@ OTHERS = {
     "12 to 4, 32 x 64, 1 channel": small_spec(channels=1, grid=(32, 64), frames_in=12, frames_out=4),
 }
 MOST_STEPS, LR, FALL = 500, 1e-3, 0.9  # 记住一批：损失至多走这么多步就要降掉九成
+INDUCTOR = (pytest.mark.inductor, pytest.mark.soak)
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 
 
@@ -273,7 +274,9 @@ def test_bf16_autocast_trains_and_forecasts(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # 编译器自己的警告，不是模型的
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.inductor, pytest.mark.soak])]
+)
 @every_config
 def test_compiled_loss_and_gradients_are_the_same(path: Path, backend: str) -> None:
     torch._dynamo.reset()

@@ -67,18 +67,26 @@ def test_saving_changes_nothing(tree_run, tmp_path, options):
     assert losses(tmp_path, "always") == losses(tmp_path, "never")
 
 
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options):
+@pytest.mark.parametrize(
+    ("options", "every"),
+    [({}, False), (EVERYTHING, False), pytest.param(EVERYTHING, True, marks=pytest.mark.soak)],
+    ids=["plain", "everything", "at every step"],
+)
+def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options, every):
+    """停在一轮的中间，或者每一步之后都停一次。"""
     config = tree_run(model={**RANDOM}, train=options)
     assert train_here(config, "run.name=whole") == 0
     whole = losses(tmp_path, "whole")
-    middle = len(whole) // 2 + 1  # 在一轮的中间
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, middle)
-        assert train_here(config, "run.name=cut") == 130
-    assert len(losses(tmp_path, "cut")) == middle
-    torch.manual_seed(7)  # 换了进程，全局随机状态自然不同
-    assert train_here(config, "run.name=cut", resume="auto") == 0
+    cuts = range(1, len(whole)) if every else [len(whole) // 2 + 1]
+    resume = None
+    for cut in cuts:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, cut)
+            assert train_here(config, "run.name=cut", resume=resume) == 130
+        assert len(losses(tmp_path, "cut")) == cut
+        torch.manual_seed(7)  # 换了进程，全局随机状态自然不同
+        resume = "auto"
+    assert train_here(config, "run.name=cut", resume=resume) == 0
     assert losses(tmp_path, "cut") == whole
     assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
     assert same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "cut"))
@@ -154,12 +162,15 @@ def test_outputs_of_a_run(tree_run, tmp_path):
     assert names == {"last.ckpt", "best.ckpt", "epoch-0001.ckpt", "epoch-0002.ckpt"}
 
 
-def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(60, marks=pytest.mark.soak)])
+def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path, kills):
     """每一步都在存的训练，反复在写临时文件的当口 kill -9；每次留下的检查点都能读，最后能续完。"""
-    config = tree_run(train={"epochs": 40}, checkpoint={"dir": str(tmp_path / "checkpoints"), "every_minutes": 1e-6})
+    config = tree_run(
+        train={"epochs": 20 * kills}, checkpoint={"dir": str(tmp_path / "checkpoints"), "every_minutes": 1e-6}
+    )
     folder = tmp_path / "checkpoints/kill"
     arguments = ["train.py", "--config", str(config), "--resume", "auto", "run.name=kill"]
-    for _ in range(3):
+    for _ in range(kills):
         process = start_script(*arguments)
         deadline = time.monotonic() + 60
         while not (list(folder.glob(".last*")) and (folder / "best.ckpt").exists()) and time.monotonic() < deadline:

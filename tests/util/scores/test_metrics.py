@@ -13,15 +13,13 @@ import pytest
 import scipy.fft
 import torch
 import xarray
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scores import continuous
 
 from util.grid import latitude_weights
 from util.scores import metrics
 from util.scores.metrics import IMAGE_RANGE, area_mean, pair_statistics, zonal_spectrum
-
-few = settings(deadline=None, derandomize=True, max_examples=40, database=None)
 
 
 def areas(bounds: list[float]) -> list[float]:
@@ -85,7 +83,6 @@ def statistics_of(forecast: torch.Tensor, truth: torch.Tensor, normal: torch.Ten
     return {name: v.numpy() for name, v in found.items()}
 
 
-@few
 @given(SHAPES)
 def test_weights_sum_to_the_number_of_latitudes_and_area_mean_is_a_loop(shape: tuple[int, ...]) -> None:
     (field,) = fields(shape, 1)
@@ -110,7 +107,6 @@ def test_area_mean_sums_in_float64_whatever_the_piece(monkeypatch: pytest.Monkey
     assert area_mean(field[:0], torch.ones(40, dtype=torch.float64)).shape == (0, 3)
 
 
-@few
 @given(SHAPES)
 def test_errors_equal_the_scores_package(shape: tuple[int, ...]) -> None:
     forecast, truth, normal = fields(shape, 3)
@@ -128,7 +124,6 @@ def test_errors_equal_the_scores_package(shape: tuple[int, ...]) -> None:
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@few
 @given(SHAPES)
 def test_anomalies_and_activity_equal_a_loop(shape: tuple[int, ...]) -> None:
     forecast, truth, normal = fields(shape, 3)
@@ -170,7 +165,6 @@ def ssim_loop(x: np.ndarray, y: np.ndarray, sides: tuple[int, int]) -> float:
     return float(np.mean(values))
 
 
-@few
 @given(SHAPES)
 def test_ssim_equals_a_loop_over_windows(shape: tuple[int, ...]) -> None:
     forecast, truth, normal = fields(shape, 3)
@@ -189,7 +183,6 @@ def test_ssim_of_a_forecast_that_blew_up_stays_within_its_bounds() -> None:
     assert np.all(np.abs(found) <= 1)
 
 
-@few
 @given(SHAPES)
 def test_periodic_spectrum_equals_numpy_and_parseval(shape: tuple[int, ...]) -> None:
     (field,) = fields(shape, 1)
@@ -211,7 +204,6 @@ def test_periodic_spectrum_equals_numpy_and_parseval(shape: tuple[int, ...]) -> 
     np.testing.assert_allclose(zero + found.sum(-1), mean_square, rtol=1e-5)
 
 
-@few
 @given(SHAPES)
 def test_regional_spectrum_equals_scipy_dct_and_parseval(shape: tuple[int, ...]) -> None:
     (field,) = fields(shape, 1)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scores import continuous, probability
 
-from tests.util.scores.test_metrics import few, fields, labelled, weights_of
+from tests.util.scores.test_metrics import fields, labelled, weights_of
 from util.scores import metrics
 from util.scores.metrics import area_mean, comparators, pair_statistics, rank_counts, sort_members, zonal_spectrum
 
@@ -49,7 +49,6 @@ def as_scores_wants(forecast: torch.Tensor, truth: torch.Tensor) -> tuple[xarray
     return labelled(forecast.movedim(1, 0)), labelled(truth), weights
 
 
-@few
 @given(SHAPES, MEMBERS, st.booleans())
 def test_crps_is_the_fair_one_of_the_scores_package(shape: tuple[int, ...], members: int, rounded: bool) -> None:
     forecast, truth = ensemble(shape, members, rounded)
@@ -59,7 +58,6 @@ def test_crps_is_the_fair_one_of_the_scores_package(shape: tuple[int, ...], memb
     np.testing.assert_allclose(found.numpy(), np.asarray(fair), rtol=1e-5, atol=1e-6)
 
 
-@few
 @given(SHAPES)
 def test_crps_of_one_member_is_the_mean_absolute_error(shape: tuple[int, ...]) -> None:
     forecast, truth = ensemble(shape, 1)
@@ -71,7 +69,6 @@ def test_crps_of_one_member_is_the_mean_absolute_error(shape: tuple[int, ...]) -
     np.testing.assert_allclose(found["crps"].numpy(), np.asarray(mae), rtol=1e-5)
 
 
-@few
 @given(SHAPES, MEMBERS)
 def test_mean_variance_and_activity_equal_numpy(shape: tuple[int, ...], members: int) -> None:
     forecast, truth = ensemble(shape, members)
@@ -88,7 +85,6 @@ def test_mean_variance_and_activity_equal_numpy(shape: tuple[int, ...], members:
     np.testing.assert_allclose(found["forecast_activity"], activity, rtol=1e-5, atol=1e-7)
 
 
-@few
 @given(SHAPES, st.integers(1, 13), st.booleans())
 def test_brier_score_equals_the_scores_package(shape: tuple[int, ...], members: int, rounded: bool) -> None:
     forecast, truth = ensemble(shape, members, rounded)
@@ -111,7 +107,6 @@ def test_channels_without_a_threshold_have_no_brier_score() -> None:
     assert torch.equal(found["brier_0"][:, 1], statistics_of(forecast, truth, [0.5])["brier_0"][:, 1])
 
 
-@few
 @given(SHAPES, st.integers(1, 13), st.booleans())
 def test_rank_counts_equal_the_scores_package(shape: tuple[int, ...], members: int, rounded: bool) -> None:
     forecast, truth = ensemble(shape, members, rounded)
