@@ -180,7 +180,7 @@ def layer_names(house: House) -> list[str]:
 
 
 Rule = Callable[[House], list[str]]
-RULES = (one_way, between_wings, no_circles, late_imports, sizes, folders, mirrored, layer_names)
+RULES = (one_way, between_wings, no_circles, late_imports, contracts_only, sizes, folders, mirrored, layer_names)
 
 
 @pytest.fixture(scope="module")
