@@ -17,10 +17,9 @@ from engine.commands import evaluate_command, inference_command
 from engine.forecasting import members
 from engine.forecasting.members import Ensemble, ensemble, member_seed
 from engine.forecasting.rollout import rollout
-from models import build_model
 from models.layers import var_sampling
 from tests.engine.runs import ROOT, SMALL_MODEL, train_here, write_run
-from tests.models.small import small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 
@@ -54,7 +53,7 @@ Draws = dict[int, bytes]  # 种子 → 发生器用过之后的状态：同样�
 def made(name: str, spec: DataSpec) -> Any:
     """权重随机而大小适中的模型：看得见历史，各编号的概率相差得开。"""
     torch.manual_seed(0)
-    model = build_model(MODELS[name], spec)
+    model = make_model(MODELS[name], spec)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5 / parameter[0].numel() ** 0.5)
