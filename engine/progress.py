@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass
@@ -25,15 +24,3 @@ class Progress:
     samples: int = 0
     peak_memory: int = 0
     device: str = ""
-
-
-def training_cost(progress: Progress) -> dict[str, Any]:
-    """检查点里记着的训练代价，续训累计在内；没有梯度步的模型为空。"""
-    if not progress.seconds:
-        return {}
-    return {
-        "training_seconds": progress.seconds,
-        "training_samples_per_second": progress.samples / progress.seconds,
-        "training_peak_memory_bytes": progress.peak_memory,
-        "training_device": progress.device,
-    }

@@ -6,7 +6,7 @@
 一个划分里每帧（或每个差）看一次；--stride N：每 N 个窗口取一个。
 --config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
 数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
-成绩怎样算在 engine/codecs.py；离散的（VQVAE）另有码本的用量与逐尺度的误差（engine/tokens.py）。
+成绩怎样算在 scores.py；离散的（VQVAE）另有码本的用量与逐尺度的误差（tokens.py）。
 编码差的（vqvae 的 model.encodes = tendency）比的是相邻两帧之差，只与同类的一起比；差的 SSIM、PSNR 也以场的范围计。
 """
 
@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from engine.codecs.results import reconstruction_text, write_reconstruction
 from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
     import torch
 
+    from models.interface import Autoencoder, Learner
     from util.batch import DataSpec
     from util.config import RunConfig
 
@@ -36,7 +36,7 @@ SPLITS = ("train", "val", "test")
 class Codec(NamedTuple):
     """一个自编码器；source 是它的检查点或 YAML。"""
 
-    model: Any
+    model: Autoencoder
     spec: DataSpec
     config: RunConfig
     source: str
@@ -56,8 +56,7 @@ def open_checkpoint(path: str, device: torch.device) -> tuple[str, Codec]:
     content = load_checkpoint(path)
     config: RunConfig = validate(RunConfig, content["config"], path)
     model, spec = load_forecaster(content, device)
-    require_codec(model, config, path)
-    return content["run"], Codec(model, spec, config, path)
+    return content["run"], Codec(require_codec(model, config, path), spec, config, path)
 
 
 def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tuple[str, Codec]:
@@ -74,8 +73,7 @@ def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tu
 
     config = load_config(path, overrides)
     data = open_data(config.data)
-    model = build_model(config.model, data.spec).to(device).eval()
-    require_codec(model, config, path)
+    model = require_codec(build_model(config.model, data.spec), config, path).to(device).eval()
     if not (isinstance(model, Pretrained) and model.all_are_trained):
         raise ValueError(
             f"{path}: not all of its weights are trained; train it and give --checkpoint checkpoints/RUN/best.ckpt"
@@ -85,12 +83,13 @@ def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tu
     return Path(path).stem, Codec(model, data.spec, config, path)
 
 
-def require_codec(model: Any, config: RunConfig, source: str) -> None:
+def require_codec(model: Learner, config: RunConfig, source: str) -> Autoencoder:
     """Raises ValueError: 不是阶段一。"""
     from models.interface import is_codec
 
     if not is_codec(model):
         raise ValueError(f"{source}: {config.model['name']} is not an autoencoder; sd_vae, rae and vqvae are")
+    return model
 
 
 def unique_names(opened: Sequence[tuple[str, str]]) -> list[str]:
@@ -114,7 +113,9 @@ def compare_codecs(
     """
     import torch
 
+    from engine.codecs.results import write_reconstruction
     from engine.codecs.scores import score_codecs
+    from engine.codecs.table import reconstruction_text
     from engine.loading import check_same_data
     from util.config import eval_batch_size
     from util.data.dataset import open_data
@@ -136,9 +137,8 @@ def compare_codecs(
         frames = {key: getattr(ours, key) for key in free}
         check_same_data(replace(codec.spec, **frames), ours, codec.source)
     models = {name: codec.model for name, codec in codecs.items()}
-    table = score_codecs(models, data, split, stride, eval_batch_size(config), device)
-    for name, codec in codecs.items():
-        table["codecs"][name]["source"] = codec.source
+    sources = {name: codec.source for name, codec in codecs.items()}
+    table = score_codecs(models, sources, data, split, stride, eval_batch_size(config), device)
     pictures = write_reconstruction(out, table, models, data, device)
     log.info("%s", reconstruction_text(table))
     log.info("scores: %s; pictures: %s", out / "metrics.json", ", ".join(map(str, pictures)))

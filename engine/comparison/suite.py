@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from engine.evaluation.metrics_file import Origin, read_scores
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
 from util.strict import PositiveInt, Strict, validate
@@ -138,10 +138,9 @@ def is_evaluated(folder: Path, best: Path, suite: Suite, config: RunConfig) -> b
     path = folder / "metrics.json"
     if not path.is_file() or path.stat().st_mtime < best.stat().st_mtime:
         return False
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {"checkpoint": str(best), "split": suite.split, "stride": suite.stride, "members": 1, "perturb": 0}
-    same = all(found.get(key) == value for key, value in wanted.items()) and "set" not in found
-    return same and len(found["lead_hours"]) == (suite.steps or config.data.frames_out)
+    found = read_scores(path, Origin)
+    wanted = (str(best), suite.split, suite.stride, 1, 0, suite.steps or config.data.frames_out, None)
+    return wanted == (found.checkpoint, found.split, found.stride, found.members, found.perturb, found.steps, found.set)
 
 
 def run_script(script: str, *arguments: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from engine.comparison.comparison import Comparison
 from engine.evaluation.glimpse import evenly
 from util.plot.style import pretty_unit
+from util.scores.table import Skill
 
-Table = Mapping[str, Any]
 MOST_LEADS = 8  # 文字表里至多这么多时效，均匀地取；全部在 CSV 与 JSON 里
-COSTS = (  # 列名、metrics.json 里 cost 的键、除以
+COSTS = (  # 列名、Cost 的哪一栏、除以
     ("parameters", "parameters", 1),
     ("GFLOP/sample", "flops_per_sample", 1e9),
     ("training [s]", "training_seconds", 1),
@@ -32,29 +33,27 @@ class Block(NamedTuple):
     rows: list[list[str]]
 
 
-def comparison_blocks(table: Table) -> list[Block]:
+def comparison_blocks(table: Comparison) -> list[Block]:
     """开头的说明与场数，每个通道一张表，代价，末了是各通道的平均。"""
-    shown = evenly(len(table["lead_hours"]), MOST_LEADS)
+    shown = evenly(len(table.lead_hours), MOST_LEADS)
     return [
         pairs_block(table),
-        *(channel_block(table, channel, shown) for channel in table["channels"]),
+        *(channel_block(table, channel, shown) for channel in table.channels),
         cost_block(table),
-        *(ratio_block(table, base, shown) for base, ratios in table["mean_rmse_ratio"].items() if ratios),
+        *(ratio_block(table, base, shown) for base, ratios in table.mean_rmse_ratio.items() if ratios),
     ]
 
 
-def pairs_block(table: Table) -> Block:
+def pairs_block(table: Comparison) -> Block:
     """比较用了多少场，各运行自己有多少。"""
-    names = [run["name"] for run in table["runs"]]
-    rows = [
-        [c, str(sum(table["pairs"][c])), *(str(run["pairs"][c]) for run in table["runs"])] for c in table["channels"]
-    ]
+    names = [run.name for run in table.runs]
+    rows = [[c, str(sum(table.pairs[c])), *(str(run.pairs[c]) for run in table.runs)] for c in table.channels]
     about = (
-        f"Common to all: {table['initial_times']} initial times, {table['first_initial_time']} to "
-        f"{table['last_initial_time']} UTC; lead times {span_of(table['lead_hours'])}. "
+        f"Common to all: {table.initial_times} initial times, {table.first_initial_time} to "
+        f"{table.last_initial_time} UTC; lead times {span_of(table.lead_hours)}. "
         "Counted are (initial time, lead time) pairs with a valid truth."
     )
-    text = "\n".join([about, *(f"Note: {note}." for note in table["notes"])])
+    text = "\n".join([about, *(f"Note: {note}." for note in table.notes)])
     return Block("Pairs compared, and pairs each run has", text, ["channel", "compared", *names], rows)
 
 
@@ -62,52 +61,52 @@ def span_of(leads: Sequence[int]) -> str:
     return f"+{leads[0]} h" if len(leads) == 1 else f"+{leads[0]} to +{leads[-1]} h ({len(leads)})"
 
 
-def channel_block(table: Table, channel: str, shown: Sequence[int]) -> Block:
+def channel_block(table: Comparison, channel: str, shown: Sequence[int]) -> Block:
     """一个通道：模型由好到差；RMSE，其下是 CRPS（有集合时）和相对各基线的技巧与 95 % 区间。"""
-    scores = {model: one[channel] for model, one in table["scores"].items()}
+    scores = {model: one[channel] for model, one in table.scores.items()}
     rows = []
     for model in sorted(scores, key=lambda m: mean(scores[m]["rmse"])):
         rows.append([model, *(number(scores[model]["rmse"][i], "#.4g") for i in shown)])
-        if any(run["members"] > 1 for run in table["runs"]):
+        if any(run.members > 1 for run in table.runs):
             rows.append(["· CRPS", *(number(scores[model]["crps"][i], "#.4g") for i in shown)])
-        for base, found in table["skill"].get(model, {}).items():
+        for base, found in table.skill.get(model, {}).items():
             rows.append([f"· skill vs {base}", *(skill_text(found[channel]["rmse"], i) for i in shown)])
-    unit = table["units"][channel]
+    unit = table.units[channel]
     title = f"{channel}: RMSE" + (f" [{pretty_unit(unit)}]" if unit != "1" else "")
-    return Block(title, "", ["model", *(f"+{table['lead_hours'][i]} h" for i in shown)], rows)
+    return Block(title, "", ["model", *(f"+{table.lead_hours[i]} h" for i in shown)], rows)
 
 
-def skill_text(found: Mapping[str, Sequence[float | None]], i: int) -> str:
+def skill_text(skill: Skill, i: int) -> str:
     """`0.412 [0.395, 0.430]`；起报时间太少、没有区间时只有值。"""
-    value = number(found["value"][i], ".3f")
-    if "low" not in found or found["low"][i] is None:
+    value = number(skill.value[i], ".3f")
+    if skill.low is None or skill.high is None or skill.low[i] is None:
         return value
-    return f"{value} [{number(found['low'][i], '.3f')}, {number(found['high'][i], '.3f')}]"
+    return f"{value} [{number(skill.low[i], '.3f')}, {number(skill.high[i], '.3f')}]"
 
 
-def cost_block(table: Table) -> Block:
+def cost_block(table: Comparison) -> Block:
     rows = []
-    for run in table["runs"]:
-        cells = (run["cost"].get(key) for _, key, _ in COSTS)
-        rows.append([run["name"], *(cost_text(v, scale) for v, (_, _, scale) in zip(cells, COSTS, strict=True))])
+    for run in table.runs:
+        cells = (getattr(run.cost, key) for _, key, _ in COSTS)
+        rows.append([run.name, *(cost_text(v, scale) for v, (_, _, scale) in zip(cells, COSTS, strict=True))])
     return Block("Cost", "", ["model", *(name for name, _, _ in COSTS)], rows)
 
 
-def cost_text(value: Any, scale: float) -> str:
+def cost_text(value: str | float | None, scale: float) -> str:
     if value is None or isinstance(value, str):
         return value or "-"
     return f"{value:,}" if isinstance(value, int) and scale == 1 else f"{value / scale:.4g}"
 
 
-def ratio_block(table: Table, base: str, shown: Sequence[int]) -> Block:
+def ratio_block(table: Comparison, base: str, shown: Sequence[int]) -> Block:
     """各通道 RMSE 之比的平均，由好到差。"""
-    ratios = table["mean_rmse_ratio"][base]
+    ratios = table.mean_rmse_ratio[base]
     rows = [
         [model, *(number(ratios[model][i], ".4f") for i in shown)]
         for model in sorted(ratios, key=lambda m: mean(ratios[m]))
     ]
-    title = f"Mean over {len(table['channels'])} channel(s) of RMSE / RMSE of {base}"
-    return Block(title, "", ["model", *(f"+{table['lead_hours'][i]} h" for i in shown)], rows)
+    title = f"Mean over {len(table.channels)} channel(s) of RMSE / RMSE of {base}"
+    return Block(title, "", ["model", *(f"+{table.lead_hours[i]} h" for i in shown)], rows)
 
 
 def mean(values: Sequence[float | None]) -> float:

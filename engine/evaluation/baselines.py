@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning.fabric import Fabric
@@ -14,7 +13,7 @@ from lightning.fabric import Fabric
 from engine.loading import load_forecaster, load_weights
 from engine.one_pass import Check, fit_one_pass
 from models import build_model
-from models.interface import OnePass
+from models.interface import ForecastModel, OnePass, can_forecast
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
@@ -22,29 +21,34 @@ from util.data.batches import all_starts
 from util.data.dataset import WeatherData
 
 log = logging.getLogger("ar_pred")
-BASELINES = ("persistence", "climatology")
+PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"  # 前者查真值是不是同一份，距平相对后者；都少不了
+BASELINES = (PERSISTENCE, CLIMATOLOGY)  # models/ 里的名字，加一个基线就是在这里加一个
 FITTED, VARIANT = "linear_regression", "ridge"  # 训练过就算一个基线；只认一种，表上的名字才只有一个意思
+NAMES = (*BASELINES, FITTED)  # 成绩表上可以作基线的
 FILES_CHECKED = 200  # 每个通道
 
 
 def fit_baselines(
     data: WeatherData, config: RunConfig, batch_size: int, fabric: Fabric, check: Check = lambda: None
-) -> dict[str, Any]:
+) -> dict[str, ForecastModel]:
     """持续性预报与气候态，有训练好的线性回归时加上它。拟合由零号进程做，别的进程读它存下的。"""
-    models: dict[str, Any] = {}
+    models: dict[str, ForecastModel] = {}
     for name in BASELINES:
-        models[name] = build_model({"name": name}, data.spec)
-        if isinstance(models[name], OnePass):
+        model = build_model({"name": name}, data.spec)
+        assert can_forecast(model)
+        if isinstance(model, OnePass):
             cache = Path(data.config.cache_dir) / f"{name}-{training_fingerprint(data)}.ckpt"
             if fabric.is_global_zero and not cache.is_file():
-                fit_one_pass(models[name], data, batch_size, check)
-                save_checkpoint(cache, {"model": models[name].state_dict()})
+                fit_one_pass(model, data, batch_size, check)
+                save_checkpoint(cache, {"model": model.state_dict()})
             fabric.barrier()
-            load_weights(models[name], load_checkpoint(cache)["model"])
-        models[name].to(fabric.device).eval()
+            load_weights(model, load_checkpoint(cache)["model"])
+        models[name] = model.to(fabric.device).eval()
     fitted = find_fitted(config, data.spec)
     if fitted is not None and config.model["name"] != FITTED:
-        models[FITTED] = load_forecaster(load_checkpoint(fitted), fabric.device)[0]
+        model, _ = load_forecaster(load_checkpoint(fitted), fabric.device)
+        assert can_forecast(model)
+        models[FITTED] = model
         log.info("baseline %s: %s", FITTED, fitted)
     return models
 

@@ -1,4 +1,4 @@
-"""评测的入口：检查点 → 数据、模型、基线 → engine/scoring.py 逐批计分 → engine/results.py 落盘 → 图与报告。"""
+"""评测的入口：检查点 → 数据、模型、基线 → scoring.py 逐批计分 → results.py 落盘 → 图与报告。"""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.fabric import Fabric
 
-from engine.device import device_name, peak_memory, reset_peak_memory
+from engine.device import peak_memory, reset_peak_memory
 from engine.evaluation.baselines import fit_baselines
-from engine.evaluation.cost import flops_per_sample, parameter_count
+from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
-from engine.evaluation.page import command_line, curves_section, data_section, evaluation_content
-from engine.evaluation.results import Seen, Table, scores_text, write_results, write_table
+from engine.evaluation.metrics_file import Origin, Result
+from engine.evaluation.page import Facts, Page, add_scores, make_page
+from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.scoring import score
-from engine.evaluation.task import Options, Task, find_starts, threshold_table
+from engine.evaluation.task import Options, Task, find_starts, threshold_tensor
 from engine.forecasting.members import check_members
 from engine.loading import check_same_data, load_forecaster
 from engine.one_pass import Check
-from engine.progress import Progress, training_cost
-from models.interface import can_forecast
+from engine.progress import Progress
+from models.interface import ForecastModel, can_forecast
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
+from util.files.records import as_json
 from util.logger import setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
@@ -36,28 +38,34 @@ from util.strict import validate
 log = logging.getLogger("ar_pred")
 
 
+class Trained(NamedTuple):
+    """被评的模型从哪里来；训练的代价由 progress 算。"""
+
+    run: str
+    checkpoint: str
+    step: int
+    progress: Progress
+
+
 class Evaluated(NamedTuple):
-    """一次评测之后手里的东西；table 就是 metrics.json。"""
+    """一次评测之后手里的东西；result 就是 metrics.json。"""
 
     task: Task
-    table: Table
+    result: Result
     seen: Seen
 
 
 def evaluate(
-    model: Any,
+    model: ForecastModel,
     data: WeatherData,
     config: RunConfig,
     options: Options,
     out: Path,
     fabric: Fabric,
-    about: dict[str, Any],
+    trained: Trained,
     check: Check = lambda: None,
 ) -> Evaluated | None:
-    """一个模型在一个划分上的全部成绩，写进 out；只有零号进程得到结果。
-
-    Args:
-        about: 记进 metrics.json 与 statistics.nc 的来历（运行名、检查点），普通值。
+    """一个模型在一个划分上的全部成绩，statistics.nc 与要存的场写进 out；只有零号进程得到结果。
 
     Raises:
         ValueError: 选项与模型或数据不合；预报里有非有限值。
@@ -66,60 +74,67 @@ def evaluate(
     check_members(model, name, options.members, options.perturb, options.smooth)
     steps = options.steps or spec.frames_out
     starts = find_starts(data, options.split, steps, options.stride)
-    thresholds = threshold_table(options.thresholds, spec)
-    view = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
+    thresholds = threshold_tensor(options.thresholds, spec)
+    glimpse = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
     batch_size = eval_batch_size(config)
     models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
     reset_peak_memory(fabric.device)
-    task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, view, thresholds)
+    task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds)
     stream = score(task, fabric, check)
     if not fabric.is_global_zero:
         for _ in stream:
             pass
         return None
     out.mkdir(parents=True, exist_ok=True)
-    about = {**about, "split": options.split, "stride": options.stride, "steps": steps, "members": options.members}
-    about |= {"perturb": options.perturb, "smooth": options.smooth}
-    about |= {"set": " ".join(options.set)} if options.set else {}
-    table, seen = write_results(task, stream, out, about)
-    table = {**about, "model": name, **table}
-    memory = peak_memory(fabric.device)  # 在数运算次数之前：那里要多一份副本
-    table["cost"] = {
-        "parameters": parameter_count(model),
-        "flops_per_sample": flops_per_sample(model, spec),
-        "inference_samples_per_second": table["samples_per_second"][name],
-        "inference_peak_memory_bytes": memory,
-        "device": device_name(fabric.device),
-    }
-    return Evaluated(task, table, seen)
+    origin = describe(task, trained)
+    scores, seen = write_statistics(task, stream, out, origin)
+    memory, rates = peak_memory(fabric.device), seen.rates()  # 在数运算次数之前：那里要多一份副本
+    cost = model_cost(model, spec, trained.progress, rates[name], memory, fabric.device)
+    return Evaluated(task, Result(**vars(origin), **vars(scores), samples_per_second=rates, cost=cost), seen)
 
 
-def publish(result: Evaluated, config: RunConfig, out: Path, page: Path, content: dict[str, Any]) -> list[Path]:
-    """成绩的表、图和报告；content 是页面独有的部分（标题、来历、损失曲线）。返回 PNG 的路径。"""
-    table, task = result.table, result.task
-    log.info("scores: %s", write_table(out, table))
-    made = evaluation_content(task, table, result.seen, config, out / "statistics.nc")
-    made["costs"] = [{"name": task.judged, **table["cost"]}]
-    made |= {**content, "facts": [*made["facts"], *content["facts"]]}
-    pictures = draw_scores(table, made, out / "figures")
-    write_report(page, made)
-    log.info("report: %s", page)
+def describe(task: Task, trained: Trained) -> Origin:
+    """这次评测的来历。"""
+    options = task.options
+    return Origin(
+        run=trained.run,
+        checkpoint=trained.checkpoint,
+        step=trained.step,
+        split=options.split,
+        stride=options.stride,
+        steps=task.steps,
+        members=options.members,
+        perturb=options.perturb,
+        smooth=options.smooth,
+        set=" ".join(options.set) or None,
+        model=task.judged,
+    )
+
+
+def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[Path]:
+    """成绩的表、图和报告；page 里是与成绩无关的各节（来历、数据、曲线）。返回 PNG 的路径。"""
+    task, result, seen = evaluated
+    log.info("scores: %s", write_result(out, result))
+    page = add_scores(page, task, result, seen, out / "statistics.nc")
+    pictures = draw_scores(result, page, out / "figures")
+    write_report(report, as_json(page))
+    log.info("report: %s", report)
     return pictures
 
 
-def draw_scores(table: Table, content: dict[str, Any], folder: Path) -> list[Path]:
+def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
     """RMSE 随时效、末一时效的谱与秩直方图。"""
-    baselines = {m["name"] for m in content["models"] if m["role"] == "baseline"}
-    rmse = {m["name"]: {c: s["rmse"] for c, s in table["scores"][m["name"]].items()} for m in content["models"]}
-    figures = {"rmse": scores_figure(table["lead_hours"], table["units"], rmse, baselines)}
-    spectra = content["spectra"]
-    last, lead = -1, spectra["lead_hours"][-1]
-    truth = {c: rows[last] for c, rows in spectra["truth"].items()}
-    models = {n: {c: rows[last] for c, rows in one.items()} for n, one in spectra["models"].items()}
-    wavenumber, label = spectra["wavenumber"], spectra["label"]
-    figures["spectra"] = spectra_figure(wavenumber, label, truth, models, table["units"], lead, baselines)
-    if "rank_histogram" in table:
-        ranks = {c: rows[last] for c, rows in table["rank_histogram"].items()}
+    assert page.models is not None and page.spectra is not None
+    baselines = {line.name for line in page.models if line.role == "baseline"}
+    rmse = {m.name: {c: found["rmse"] for c, found in result.scores[m.name].items()} for m in page.models}
+    figures = {"rmse": scores_figure(result.lead_hours, result.units, rmse, baselines)}
+    spectra, last = page.spectra, -1
+    lead = spectra.lead_hours[last]
+    truth = {c: rows[last] for c, rows in spectra.truth.items()}
+    models = {n: {c: rows[last] for c, rows in one.items()} for n, one in spectra.models.items()}
+    figures["spectra"] = spectra_figure(spectra.wavenumber, spectra.label, truth, models, result.units, lead, baselines)
+    if result.rank_histogram is not None:
+        ranks = {c: rows[last] for c, rows in result.rank_histogram.items()}
         figures["ranks"] = ranks_figure(ranks, lead)
     return [path for name, drawn in figures.items() for path in save_figures(drawn, folder / name)]
 
@@ -154,25 +169,42 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         raise ValueError(f"{path}: this configuration of {config.model['name']} makes no forecasts, nothing to score")
     data = open_data(config.data, out / "missing.csv", announce=main)
     check_same_data(spec, data.spec, path)
-    about = {"run": content["run"], "checkpoint": path, "step": content["progress"]["step"]}
-    result = evaluate(model, data, config, options, out, fabric, about)
-    if result is None:
+    run, progress = content["run"], Progress(**content["progress"])
+    evaluated = evaluate(model, data, config, options, out, fabric, Trained(run, path, progress.step, progress))
+    if evaluated is None:
         return 0
-    result.table["cost"] |= training_cost(Progress(**content["progress"]))
-    for lead in range(result.task.steps):
-        log.info("%s\n%s", options.split, scores_text(result.table, lead))
-    page = {
-        "kind": "evaluation",
-        "title": f"{content['run']}: {options.split} split",
-        "subtitle": config.model["name"],
-        "facts": [
-            ["checkpoint", path],
-            ["step", str(content["progress"]["step"])],
-            *([["set", " ".join(options.set)]] if options.set else []),
-        ],
-        "reproduce": [f"python evaluate.py {shlex.join(command_line(path, options, out))}"],
-        "data": data_section(data, config, out / "missing.csv"),
-        **curves_section(Path(config.log.dir) / content["run"] / "metrics.csv"),
-    }
-    publish(result, config, out, out / "report.html", page)
+    for lead in range(evaluated.task.steps):
+        log.info("%s\n%s", options.split, scores_text(evaluated.result, lead))
+    facts: Facts = [("checkpoint", path), ("step", str(progress.step))]
+    facts += [("set", " ".join(options.set))] if options.set else []
+    page = make_page(
+        "evaluation",
+        f"{run}: {options.split} split",
+        facts,
+        f"python evaluate.py {shlex.join(command_line(path, options, out))}",
+        config,
+        data,
+        missing=out / "missing.csv",
+        curves=Path(config.log.dir) / run / "metrics.csv",
+    )
+    publish(evaluated, out, out / "report.html", page)
     return 0
+
+
+def command_line(path: str, options: Options, out: Path) -> list[str]:
+    """与 options 相当的参数；与缺省值相同的不写。"""
+    words = ["--checkpoint", path, "--split", options.split]
+    default = Options()
+    for name in ("steps", "stride", "members", "perturb", "smooth"):
+        if getattr(options, name) != getattr(default, name):
+            words += [f"--{name}", str(getattr(options, name))]
+    if options.thresholds:
+        words += [
+            "--thresholds",
+            *(f"{c}={','.join(map(repr, values))}" for c, values in options.thresholds.items()),
+        ]
+    if options.points:
+        words += ["--points", *options.points]
+    if options.set:
+        words += ["--set", *options.set]
+    return [*words, "--save", *(options.save or ("none",)), "--out", str(out)]

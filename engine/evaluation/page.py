@@ -1,310 +1,313 @@
-"""报告的内容：把成绩表、谱、秩、序列、地图、配置与环境装成 util/report 要的普通值。"""
+"""报告的内容：Page 的每一栏是页面的一节，由成绩、谱、训练的曲线、配置与环境装成；场的几节在 page_fields.py。
+
+加一节：这里的 Page 多一栏（它的写法是一个记录）、make_page 或 add_scores 多填一栏；util/report/ 里放一个画它的 .js。
+"""
 
 from __future__ import annotations
 
-import base64
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 import yaml
 
 from engine.evaluation.glimpse import evenly
-from engine.evaluation.results import Seen, Table
-from engine.evaluation.task import Options, Task
+from engine.evaluation.metrics_file import Cost, Result
+from engine.evaluation.page_fields import Coast, Maps, Phrase, Series, make_coast, make_maps, make_series, numbers
+from engine.evaluation.results import Seen
+from engine.evaluation.task import Task
 from engine.loading import versions
-from util.calendar import moment_of, time_text
+from util.calendar import time_text
 from util.config import RunConfig
 from util.data.dataset import WeatherData
 from util.data.index import SPLITS
 from util.logger import read_metrics
-from util.plot.coast import coastlines
-from util.plot.style import color_limits, plotly_scale
+from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
+from util.scores.table import Numbers, ScoreTable, Skill
 from util.variables import variable_info
 
-Facts = list[list[Any]]  # [标签, 文字或 phrase()]
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
 MISSING_SHOWN = 50
 SCORE_CELLS = 1000  # 页面里通道 × 时效至多这么多；全部的在 metrics.csv
+Said = str | int | Phrase  # 照原样，或两种语言各说一句
+Facts = list[tuple[str, Said]]  # 标签与值
+Value = TypeVar("Value")
 
 
-def evaluation_content(
-    task: Task, table: Table, seen: Seen, config: RunConfig, statistics_path: Path
-) -> dict[str, Any]:
-    """一次评测的页面里由成绩得来的部分；标题、来历、损失曲线由调用者加上。"""
+@dataclass(frozen=True)
+class ModelLine:
+    """models 的一行；次序就是颜色的次序。"""
+
+    name: str
+    role: Literal["model", "baseline"]
+
+
+@dataclass(frozen=True)
+class ChannelLine:
+    """channels 的一行；kind 是配色。"""
+
+    name: str
+    long_name: str
+    unit: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class FieldCounts:
+    """一个通道每个时效计了、没有计多少场。"""
+
+    scored: list[int]
+    left_out: list[int]
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """功率谱，单位的平方：通道 → 时效 → K 个波数；通道与时效可以少于页面的。"""
+
+    label: str
+    lead_hours: list[int]
+    wavenumber: list[int]
+    truth: dict[str, list[Numbers]]
+    models: dict[str, dict[str, list[Numbers]]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """训练与验证的损失，各是 [步, 值]。"""
+
+    train: list[tuple[int, float]]
+    val: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """数据的说明；missing 的一行是通道、个数、最早、最晚、原因。"""
+
+    facts: Facts
+    missing: list[tuple[str, int, str, str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostLine(Cost):
+    """costs 的一行：一个模型的名字与代价。"""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ComparisonFacts:
+    """pairs：共同的（起报时间，时效）有多少。"""
+
+    pairs: int
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """report.html 的全部：一栏一节，None 的没有标题也没有菜单项。各栏的键与写法就是页面的 JSON。"""
+
+    kind: Literal["run", "evaluation", "comparison"]
+    title: str
+    subtitle: str | None = None
+    facts: Facts
+    reproduce: list[str] | None = None  # 命令
+    links: list[tuple[str, str]] | None = None  # 文字与相对的地址
+    models: list[ModelLine] | None = None
+    channels: list[ChannelLine] | None = None
+    lead_hours: list[int] | None = None
+    scores: dict[str, dict[str, dict[str, Numbers]]] | None = None  # 模型 → 通道 → 成绩 → 每个时效
+    skill: dict[str, dict[str, dict[str, dict[str, Skill]]]] | None = None  # 模型 → 基线 → 通道 → 成绩
+    fields: dict[str, FieldCounts] | None = None
+    ranks: dict[str, list[Numbers]] | None = None  # 通道 → 时效 → M + 1 个份额
+    spectra: Spectra | None = None
+    series: Series | None = None
+    maps: Maps | None = None
+    coast: Coast | None = None
+    costs: list[CostLine] | None = None
+    comparison: ComparisonFacts | None = None
+    curves: Curves | None = None
+    data: DataFacts | None = None
+    config: str | None = None  # YAML
+    environment: dict[str, str] | None = None  # 名字 → 版本
+
+
+def make_page(
+    kind: Literal["run", "evaluation"],
+    title: str,
+    facts: Facts,
+    reproduce: str,
+    config: RunConfig,
+    data: WeatherData,
+    missing: Path,
+    curves: Path,
+) -> Page:
+    """与成绩无关的各节；没有成绩（不能预报的配置）时就是整个页面。
+
+    Args:
+        missing: 缺失与读坏的文件的清单 missing.csv。
+        curves: 训练的 metrics.csv；没有这个文件就没有曲线。
+    """
+    return Page(
+        kind=kind,
+        title=title,
+        subtitle=config.model["name"],
+        facts=facts,
+        reproduce=[reproduce],
+        curves=read_curves(curves),
+        data=data_facts(data, config, missing),
+        config=yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
+        environment=versions(),
+    )
+
+
+def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_path: Path) -> Page:
+    """页面里由一次评测得来的各节。"""
     with Statistics(statistics_path) as statistics:
-        channels = [task.spec.channels[c] for c in task.view.channels]
-        spectra = spectra_section(table, statistics, {n: n for n in task.models}, channels, task.view.leads)
-        maps = {**maps_section(task, seen), "scores": map_scores(task, statistics)}
-    hours = task.init_hours
+        contenders = [Contender(name, statistics, name) for name in task.models]
+        channels = [task.spec.channels[c] for c in task.glimpse.channels]
+        spectra = make_spectra(result.spectrum_label, contenders, channels, task.glimpse.leads)
+        maps = make_maps(task, seen, statistics)
+    shown = page_leads(result)
+    return replace(
+        add_table(page, result, shown),
+        facts=[*score_facts(task, result, len(shown)), *page.facts],
+        models=model_lines(list(task.models), [n for n in task.models if n != task.judged]),
+        ranks={c: thin(rows, shown) for c, rows in result.rank_histogram.items()} if result.rank_histogram else None,
+        spectra=spectra,
+        series=make_series(task, seen),
+        maps=maps,
+        coast=make_coast(task),
+        costs=[cost_line(task.judged, result.cost)],
+    )
+
+
+def score_facts(task: Task, result: Result, shown: int) -> Facts:
+    """开头的几行：评了什么；shown 是页面里放几个时效。"""
+    hours, options = task.init_hours, task.options
     first, last = (time_text(int(h)) for h in (hours[0], hours[-1]))
-    left_out, scored = (sum(map(sum, table[key].values())) for key in ("left_out", "pairs"))
+    left_out, scored = (sum(map(sum, counts.values())) for counts in (result.left_out, result.pairs))
     facts: Facts = [
-        ["split", task.options.split],
-        ["windows", phrase("factWindows", len(hours), first, last)],
-        ["fields scored", phrase("factScored", scored, left_out)],
+        ("split", options.split),
+        ("windows", phrase("factWindows", len(hours), first, last)),
+        ("fields scored", phrase("factScored", scored, left_out)),
     ]
-    if task.options.members > 1:
-        noise = [task.options.perturb] if task.options.perturb else []
-        facts += [["members", phrase("factMembersNoise" if noise else "factMembers", task.options.members, *noise)]]
-    shown = page_leads(table)
-    if len(shown) < task.steps:
-        facts += [["lead times", phrase("factLeads", len(shown), task.steps)]]
-    return {
-        "facts": facts,
-        "models": models_section(list(task.models), [n for n in task.models if n != task.judged]),
-        "channels": channels_section(table),
-        **scores_sections(table, shown),
-        "spectra": spectra,
-        "series": series_section(task, seen),
-        "maps": maps,
-        "coast": coast_section(task),
-        "config": yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
-        "environment": versions(),
-    }
+    if options.members > 1:
+        noise = [options.perturb] if options.perturb else []
+        facts += [("members", phrase("factMembersNoise" if noise else "factMembers", options.members, *noise))]
+    if shown < task.steps:
+        facts += [("lead times", phrase("factLeads", shown, task.steps))]
+    return facts
 
 
-def phrase(key: str, *values: Any) -> dict[str, Any]:
+def phrase(key: str, *values: str | float) -> Phrase:
     """页面按语言说出的一句话；句子在 util/report/words.js 里。"""
-    return {"key": key, "values": list(values)}
+    return Phrase(key, list(values))
 
 
-def models_section(names: list[str], baselines: list[str]) -> list[dict[str, str]]:
+def model_lines(names: Sequence[str], baselines: Sequence[str]) -> list[ModelLine]:
     """被评的在前，基线在后。"""
-    judged = [n for n in names if n not in baselines]
-    return [{"name": n, "role": "model" if n in judged else "baseline"} for n in [*judged, *baselines]]
+    judged = [ModelLine(n, "model") for n in names if n not in baselines]
+    return [*judged, *(ModelLine(n, "baseline") for n in baselines)]
 
 
-def channels_section(table: Table) -> list[dict[str, str]]:
-    return [
-        {"name": c, "long_name": variable_info(c).long_name, "unit": table["units"][c], "kind": variable_info(c).kind}
-        for c in table["channels"]
-    ]
+def page_leads(table: ScoreTable) -> list[int]:
+    """页面里放哪些时效（序号）：通道与时效都多时均匀地取一些。"""
+    return evenly(len(table.lead_hours), max(2, SCORE_CELLS // len(table.channels)))
 
 
-def page_leads(table: Table) -> list[int]:
-    """页面里放哪些时效：通道与时效都多时均匀地取一些。"""
-    return evenly(len(table["lead_hours"]), max(2, SCORE_CELLS // len(table["channels"])))
+def add_table(page: Page, table: ScoreTable, leads: Sequence[int]) -> Page:
+    """通道、成绩、技巧与场数，只留 leads 这些时效（序号）。"""
+    return replace(
+        page,
+        channels=[channel_line(c, table.units[c]) for c in table.channels],
+        lead_hours=thin(table.lead_hours, leads),
+        scores={
+            model: {c: {name: thin(values, leads) for name, values in found.items()} for c, found in one.items()}
+            for model, one in table.scores.items()
+        },
+        skill={
+            model: {
+                base: {c: {name: thin_skill(s, leads) for name, s in found.items()} for c, found in one.items()}
+                for base, one in bases.items()
+            }
+            for model, bases in table.skill.items()
+        },
+        fields={c: FieldCounts(thin(table.pairs[c], leads), thin(table.left_out[c], leads)) for c in table.channels},
+    )
 
 
-def scores_sections(table: Table, leads: list[int]) -> dict[str, Any]:
-    """成绩、技巧、场数与秩直方图，只留 leads 这些时效（序号）。"""
-
-    def thin(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: thin(one) for key, one in value.items()}
-        return [value[i] for i in leads]
-
-    sections = {
-        "lead_hours": thin(table["lead_hours"]),
-        "scores": thin(table["scores"]),
-        "skill": thin(table["skill"]),
-        "fields": thin({c: {"scored": table["pairs"][c], "left_out": table["left_out"][c]} for c in table["channels"]}),
-    }
-    return sections | ({"ranks": thin(table["rank_histogram"])} if "rank_histogram" in table else {})
+def thin(values: Sequence[Value], leads: Sequence[int]) -> list[Value]:
+    return [values[i] for i in leads]
 
 
-def spectra_section(
-    table: Table, statistics: Statistics, models: Mapping[str, str], channels: list[str], leads: list[int]
-) -> dict[str, Any]:
-    """物理单位的功率谱；models: 表上的名字 → 文件里的；leads 是序号。"""
-    spectra, truth = statistics.result("spectrum"), statistics.result("spectrum_truth")
-    assert spectra is not None and truth is not None
-
-    def by_channel(values: np.ndarray) -> dict[str, list[list[float | None]]]:  # (L, C, K)
-        places = {c: statistics.channels.index(c) for c in channels}
-        return {c: [_numbers(values[lead, i] * statistics.std[i] ** 2, 4) for lead in leads] for c, i in places.items()}
-
-    return {
-        "label": table["spectrum_label"],
-        "lead_hours": [int(statistics.leads[lead]) for lead in leads],
-        "wavenumber": list(range(1, truth.shape[-1] + 1)),
-        "truth": by_channel(truth),
-        "models": {label: by_channel(spectra[statistics.models.index(name)]) for label, name in models.items()},
-    }
+def thin_skill(skill: Skill, leads: Sequence[int]) -> Skill:
+    return replace(skill, **{key: thin(values, leads) for key, values in vars(skill).items() if values is not None})
 
 
-def _numbers(values: np.ndarray, digits: int) -> list[float | None]:
-    """只留画得出来的几位有效数字，页面小得多。"""
-    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in values.tolist()]
+def channel_line(name: str, unit: str) -> ChannelLine:
+    info = variable_info(name)
+    return ChannelLine(name, info.long_name, unit, info.kind)
 
 
-def series_section(task: Task, seen: Seen) -> dict[str, Any]:
-    """各地点与面积平均的序列；通道、时效只有 view 里的。"""
-    view = task.view
-    joined = {name: np.concatenate(parts) for name, parts in seen.series.items()}  # (T, L', C', P)
-    inits = task.init_hours[view.series_rows.start : view.series_rows.stop]
-    leads = [task.spec.interval_hours * (i + 1) for i in view.leads]
-    points = [{"name": "area mean", "latitude": None, "longitude": None}]
-    points += [{"name": p.name, "latitude": p.latitude, "longitude": p.longitude} for p in view.points]
-
-    def nested(values: np.ndarray) -> dict[str, Any]:
-        return {
-            task.spec.channels[c]: [
-                [_numbers(values[:, i, j, p], 6) for p in range(len(points))] for i in range(len(leads))
-            ]
-            for j, c in enumerate(view.channels)
-        }
-
-    return {
-        "points": points,
-        "lead_hours": leads,
-        "valid_times": [[_iso(int(h) + lead) for h in inits] for lead in leads],
-        "truth": nested(joined["truth"]),
-        "models": {task.judged: nested(joined["forecast"])},
-    }
+def cost_line(name: str, cost: Cost) -> CostLine:
+    return CostLine(**vars(cost), name=name)
 
 
-def _iso(hour: int) -> str:
-    return moment_of(hour).strftime("%Y-%m-%dT%H:%M")
+def make_spectra(label: str, contenders: Sequence[Contender], channels: Sequence[str], leads: Sequence[int]) -> Spectra:
+    """物理单位的功率谱；contenders 各自的文件里，真值的谱与时效都相同，取头一个的。leads 是序号。"""
+
+    def by_channel(file: Statistics, values: np.ndarray | None) -> dict[str, list[Numbers]]:  # (L, C, K)
+        assert values is not None
+        places = {c: file.channels.index(c) for c in channels}
+        return {c: [numbers(values[lead, i] * file.std[i] ** 2, 4) for lead in leads] for c, i in places.items()}
+
+    def of(contender: Contender) -> dict[str, list[Numbers]]:
+        spectra, place = contender.file.result("spectrum"), contender.file.models.index(contender.model)
+        return by_channel(contender.file, None if spectra is None else spectra[place])
+
+    file = contenders[0].file
+    truth = by_channel(file, file.result("spectrum_truth"))
+    return Spectra(
+        label=label,
+        lead_hours=[int(file.leads[lead]) for lead in leads],
+        wavenumber=list(range(1, len(truth[channels[0]][0]) + 1)),
+        truth=truth,
+        models={c.label: of(c) for c in contenders},
+    )
 
 
-def maps_section(task: Task, seen: Seen) -> dict[str, Any]:
-    """真值、预报、误差的地图，每个像素一字节。"""
-    view, spec = task.view, task.spec
-    latitudes, longitudes = view.axes()
-    pictures = [seen.pictures[row] for row in view.map_rows]  # 各 (L', C', h, w)
-    fields: dict[str, Any] = {}
-    colors: dict[str, Any] = {}
-    for j, c in enumerate(view.channels):
-        kind = variable_info(spec.channels[c]).kind
-        stacks = {
-            name: np.stack([p[name][:, j] for p in pictures], 1) for name in ("truth", "forecast")
-        }  # (L', T, h, w)
-        stacks["error"] = stacks["forecast"] - stacks["truth"]
-        fields[spec.channels[c]] = [
-            [{name: _bytes(stack[i, t]) for name, stack in stacks.items()} for t in range(len(pictures))]
-            for i in range(len(view.leads))
-        ]
-        low, high = color_limits(np.stack([stacks["truth"], stacks["forecast"]]), kind)
-        limit = color_limits(stacks["error"], "difference")
-        colors[spec.channels[c]] = {
-            "field": {"scale": plotly_scale(kind), "low": low, "high": high},
-            "error": {"scale": plotly_scale("difference"), "low": limit[0], "high": limit[1]},
-        }
-    return {
-        "latitudes": latitudes.round(4).tolist(),
-        "longitudes": longitudes.round(4).tolist(),
-        "times": [_iso(int(task.init_hours[row])) for row in view.map_rows],
-        "lead_hours": [spec.interval_hours * (i + 1) for i in view.leads],
-        "channels": [spec.channels[c] for c in view.channels],
-        "note": _notes(task),
-        "fields": fields,
-        "colors": colors,
-    }
-
-
-def map_scores(task: Task, statistics: Statistics) -> dict[str, Any]:
-    """每张地图自己的 RMSE 与偏差，取自全部格点的统计量，不由合并过的像素算。"""
-    view, spec = task.view, task.spec
-    rows = slice(view.map_rows.start, view.map_rows.stop)
-    square, error = (statistics.read(name, task.judged, rows) for name in ("square", "error"))  # (T, L, C)
-
-    def one(row: int, lead: int, c: int) -> dict[str, float] | None:
-        if not math.isfinite(square[row, lead, c]):
-            return None
-        return {"rmse": math.sqrt(square[row, lead, c]) * spec.std[c], "bias": error[row, lead, c] * spec.std[c]}
-
-    return {
-        spec.channels[c]: [[one(row, lead, c) for row in range(len(square))] for lead in view.leads]
-        for c in view.channels
-    }
-
-
-def _bytes(field: np.ndarray) -> dict[str, Any] | None:
-    """插值得来的真值（NaN）没有图。"""
-    if not np.isfinite(field).all():
-        return None
-    low, high = float(field.min()), float(field.max())
-    scale = 255 / (high - low) if high > low else 0.0
-    data = np.rint((field.astype(np.float64) - low) * scale).astype(np.uint8)
-    return {"data": base64.b64encode(data.tobytes()).decode("ascii"), "low": low, "high": high}
-
-
-def _notes(task: Task) -> list[dict[str, Any]]:
-    """页面里少放了什么，说明白。"""
-    view, spec = task.view, task.spec
-    notes = [phrase("mapsPooled", view.factor)] if view.factor > 1 else []
-    notes += [phrase("mapsChannels", len(view.channels), spec.num_channels)] * (len(view.channels) < spec.num_channels)
-    notes += [phrase("mapsLeads", len(view.leads), task.steps)] * (len(view.leads) < task.steps)
-    return notes
-
-
-def coast_section(task: Task) -> list[list[list[float]]]:
-    """海岸线，已在地图的经度约定里。"""
-    latitudes, longitudes = task.view.axes()
-    half = [np.abs(np.diff(v)).max(initial=1.0) / 2 for v in (latitudes, longitudes)]
-    lines = coastlines(
-        longitudes.min() - half[1], longitudes.max() + half[1],
-        max(latitudes.min() - half[0], -90), min(latitudes.max() + half[0], 90),
-    )  # fmt: skip
-    return [line.round(2).tolist() for line in lines]
-
-
-def data_section(data: WeatherData, config: RunConfig, missing: Path) -> dict[str, Any]:
-    """数据：各划分的样本数、段数；缺失与读坏的文件按通道与原因合计。"""
+def data_facts(data: WeatherData, config: RunConfig, missing: Path) -> DataFacts:
+    """各划分的样本数、段数；缺失与读坏的文件按通道与原因合计。"""
     spec = data.spec
-    facts = [["root", config.data.root]]
-    facts += [["store", str(config.data.store)]] if config.data.source == "store" else []
-    facts += [["grid", f"{spec.height} x {spec.width}"]]
-    facts += [["interval", f"{spec.interval_hours} h"], ["files standardised", str(spec.standardized).lower()]]
+    facts: Facts = [("root", config.data.root)]
+    facts += [("store", str(config.data.store))] if config.data.source == "store" else []
+    facts += [("grid", f"{spec.height} x {spec.width}")]
+    facts += [("interval", f"{spec.interval_hours} h"), ("files standardised", str(spec.standardized).lower())]
     for split in SPLITS:
         dates = " to ".join(getattr(config.data.splits, split))
-        facts.append([split, f"{dates}: {data.samples(split)} samples in {len(data.segments[split])} segment(s)"])
+        facts.append((split, f"{dates}: {data.samples(split)} samples in {len(data.segments[split])} segment(s)"))
     groups: dict[tuple[str, str], list[str]] = {}
     if missing.is_file():
         with missing.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 groups.setdefault((row["channel"], row["reason"]), []).append(row["time"])
-    rows = [[channel, len(times), min(times), max(times), reason] for (channel, reason), times in groups.items()]
-    return {"facts": facts, "missing": rows[:MISSING_SHOWN]}
+    rows = [(channel, len(times), min(times), max(times), reason) for (channel, reason), times in groups.items()]
+    return DataFacts(facts, rows[:MISSING_SHOWN])
 
 
-def curves_section(path: Path) -> dict[str, Any]:
-    """训练与验证损失（页面的 curves 一节）；没有这个文件就没有这一节。点太多时隔着取，最后一个总在。"""
+def read_curves(path: Path) -> Curves | None:
+    """训练与验证损失；没有这个文件就没有这一节。点太多时隔着取，最后一个总在。"""
     if not path.is_file():
-        return {}
-    curves: dict[str, list[list[float]]] = {"train": [], "val": []}
+        return None
+    points: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
     for row in read_metrics(path):
-        if row.name == "loss" and row.split in curves and math.isfinite(row.value):
-            curves[row.split].append([row.step, float(f"{row.value:.6g}")])
-    thin = {split: points[:: -(-(-len(points) // CURVE_POINTS) or 1)][::-1] for split, points in curves.items()}
-    return {"curves": thin} if any(thin.values()) else {}
-
-
-def command_line(path: str, options: Options, out: Path) -> list[str]:
-    """与 options 相当的参数；与缺省值相同的不写。"""
-    words = ["--checkpoint", path, "--split", options.split]
-    default = Options()
-    for name in ("steps", "stride", "members", "perturb", "smooth"):
-        if getattr(options, name) != getattr(default, name):
-            words += [f"--{name}", str(getattr(options, name))]
-    if options.thresholds:
-        words += [
-            "--thresholds",
-            *(f"{c}={','.join(map(repr, values))}" for c, values in options.thresholds.items()),
-        ]
-    if options.points:
-        words += ["--points", *options.points]
-    if options.set:
-        words += ["--set", *options.set]
-    return [*words, "--save", *(options.save or ("none",)), "--out", str(out)]
-
-
-def run_page(config: RunConfig, name: str, folder: Path, data: WeatherData, test_loss: float) -> dict[str, Any]:
-    """运行的页面里与成绩无关的部分；没有成绩（不能预报的配置）时就是整个页面。"""
-    return {
-        "kind": "run",
-        "title": name,
-        "subtitle": config.model["name"],
-        "facts": [["test loss", f"{test_loss:.5f}"]],
-        "reproduce": [f"python train.py --config {folder / 'config.yaml'} run.name={name}-again"],
-        "data": data_section(data, config, folder / "missing.csv"),
-        "config": yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
-        "environment": versions(),
-        **curves_section(folder / "metrics.csv"),
-    }
+        if row.name == "loss" and row.split in points and math.isfinite(row.value):
+            points[row.split].append((row.step, float(f"{row.value:.6g}")))
+    every = {split: -(-len(found) // CURVE_POINTS) or 1 for split, found in points.items()}
+    curves = Curves(**{split: found[:: -every[split]][::-1] for split, found in points.items()})
+    return curves if curves.train or curves.val else None

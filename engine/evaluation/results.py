@@ -1,30 +1,28 @@
-"""评测结果落盘：statistics.nc、预报与真值、metrics.json、metrics.csv、图和报告；只在零号进程。"""
+"""评测的结果收下、落盘：statistics.nc，由它合成的成绩，metrics.json 与 metrics.csv；只在零号进程。"""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from engine.evaluation.task import Scored, Task
+from engine.evaluation.metrics_file import Origin, Result, Scores
+from engine.evaluation.saved_fields import open_savers, remove_others
+from engine.evaluation.task import Pair, Scored, Task
 from util.atomic import replacing
-from util.files.array_file import ArrayFile
-from util.files.netcdf import ForecastFile, TruthFile
+from util.files.records import as_json
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics, StatisticsFile
+from util.scores.table import ScoreTable
 from util.scores.tabulate import plain, tabulate, write_csv
 
-log = logging.getLogger("ar_pred")
-Table = dict[str, Any]
-FIELD_FILES = {"netcdf": ("forecast.nc", "truth.nc"), "npy": ("inputs.npy", "trues.npy", "preds.npy")}
+Table = TypeVar("Table", bound=ScoreTable)
 SPECTRUM_FLOOR = 1e-8  # 真值的功率低于总量的这一份，只是舍入的噪声
 
 
@@ -35,8 +33,8 @@ class Seen:
         self.task = task
         self.spectra: dict[str, np.ndarray] = {}
         self.ranks: np.ndarray | None = None
-        self.series: dict[str, list[np.ndarray]] = {"truth": [], "forecast": []}
-        self.pictures: dict[int, dict[str, np.ndarray]] = {}
+        self.series: list[Pair] = []
+        self.pictures: dict[int, Pair] = {}
         self.seconds: dict[str, float] = {}
         self.windows = 0
         self.counts = np.zeros((task.steps, task.spec.num_channels))  # 有效场数
@@ -49,10 +47,9 @@ class Seen:
         square = scored.statistics[self.task.judged]["square"]  # (B, L, C)
         count = len(square)
         self.counts += np.isfinite(square).sum(0)
-        rows = self.task.view.series_rows
+        rows = self.task.glimpse.series_rows
         chosen = [i for i in range(count) if scored.row + i in rows]
-        for name, values in scored.series.items():
-            self.series[name].append(values[chosen])
+        self.series.append(Pair(*(values[chosen] for values in scored.series)))
         self.pictures |= scored.pictures
         if self.windows:  # 第一批要预热，不计
             for name, value in scored.seconds.items():
@@ -71,28 +68,26 @@ class Seen:
         return rates
 
 
-def write_results(task: Task, stream: Iterable[Scored], out: Path, attributes: Mapping[str, Any]) -> tuple[Table, Seen]:
-    """收下全部结果，写 statistics.nc 与要存的场，合成成绩表；attributes 记进文件，普通值。"""
+def write_statistics(task: Task, stream: Iterable[Scored], out: Path, origin: Origin) -> tuple[Scores, Seen]:
+    """收下全部结果，写 statistics.nc 与要存的场，合成成绩。"""
     seen = Seen(task)
     path = out / "statistics.nc"
     leads = [task.spec.interval_hours * (i + 1) for i in range(task.steps)]
-    about = {"model": task.judged, **attributes}
+    about = {"model": task.judged, **as_json(origin)}
     with ExitStack() as stack:
         file = stack.enter_context(
             StatisticsFile(path, task.spec, list(task.models), task.init_hours, leads, task.thresholds.numpy(), about)
         )
-        savers = open_savers(stack, task, out, leads, attributes)
+        savers = open_savers(stack, task, out, leads, origin)
         for scored in stream:
             file.write(scored.row, scored.statistics)
             seen.take(scored)
             for save in savers:
                 save(scored)
         finish_statistics(file, task, seen)
-    for name in set(chain(*FIELD_FILES.values())) - set(chain(*(FIELD_FILES[k] for k in task.options.save))):
-        (out / name).unlink(missing_ok=True)  # 上一次留下的，与这一次的成绩不是一回事
+    remove_others(task, out)
     with Statistics(path) as statistics:
-        table = make_table(task, statistics, seen)
-    return table, seen
+        return make_scores(task, statistics), seen
 
 
 def finish_statistics(file: StatisticsFile, task: Task, seen: Seen) -> None:
@@ -107,112 +102,57 @@ def finish_statistics(file: StatisticsFile, task: Task, seen: Seen) -> None:
             file.add("rank_histogram", ("prediction_timedelta", "channel", "bin"), seen.ranks / counts)
 
 
-def make_table(task: Task, statistics: Statistics, seen: Seen) -> Table:
+def make_scores(task: Task, statistics: Statistics) -> Scores:
     """成绩表，加上谱的距离与秩直方图。"""
     baselines = [name for name in task.models if name != task.judged]
-    table = tabulate([Contender(name, statistics, name) for name in task.models], baselines)
-    add_spectral_distance(table, statistics, {name: name for name in task.models})
-    ranks = statistics.result("rank_histogram")
+    contenders = [Contender(name, statistics, name) for name in task.models]
+    table = add_spectral_distance(tabulate(contenders, baselines), contenders)
+    ranks = statistics.result("rank_histogram")  # (L, C, M + 1)
+    histogram = None
     if ranks is not None:
-        table["rank_histogram"] = {c: [plain(row) for row in ranks[:, i]] for i, c in enumerate(table["channels"])}
-    table["spectrum_label"] = "zonal wavenumber" if task.spec.closes_circle else "half waves over the domain"
-    table["samples_per_second"] = seen.rates()
-    return table
+        histogram = {c: [plain(row) for row in ranks[:, i]] for i, c in enumerate(table.channels)}
+    label = "zonal wavenumber" if task.spec.closes_circle else "half waves over the domain"
+    return Scores(**vars(table), rank_histogram=histogram, spectrum_label=label)
 
 
-def add_spectral_distance(table: Table, statistics: Statistics, models: Mapping[str, str]) -> None:
+def add_spectral_distance(table: Table, contenders: Iterable[Contender]) -> Table:
     """对数谱距离（分贝）：10 lg(预报谱 / 真值谱) 对波数的均方根；谱先在全部场上平均。
 
-    只用真值的功率不低于总量 SPECTRUM_FLOOR 的波数：带限的场在截断以外只有舍入的噪声。models: 表上的名字 → 文件里的。
+    只用真值的功率不低于总量 SPECTRUM_FLOOR 的波数：带限的场在截断以外只有舍入的噪声。
     """
-    spectra, truth = statistics.result("spectrum"), statistics.result("spectrum_truth")
-    assert spectra is not None and truth is not None
-    for label, name in models.items():
+    scores = dict(table.scores)
+    for label, file, model in contenders:
+        spectra, truth = file.result("spectrum"), file.result("spectrum_truth")
+        assert spectra is not None and truth is not None
         with np.errstate(divide="ignore", invalid="ignore"):
-            decibel = 10 * np.log10(spectra[statistics.models.index(name)] / truth)  # (L, C, K)
+            decibel = 10 * np.log10(spectra[file.models.index(model)] / truth)  # (L, C, K)
             real = truth >= SPECTRUM_FLOOR * truth.sum(-1, keepdims=True)
-            distance = np.sqrt(np.where(real, decibel**2, 0).sum(-1) / real.sum(-1))
-        for channel in table["channels"]:
-            i = statistics.channels.index(channel)
-            table["scores"][label][channel]["log_spectral_distance"] = plain(distance[:, i])
+            distance = np.sqrt(np.where(real, decibel**2, 0).sum(-1) / real.sum(-1))  # (L, C)
+        columns = {c: plain(distance[:, file.channels.index(c)]) for c in table.channels}
+        scores[label] = {c: {**one, "log_spectral_distance": columns[c]} for c, one in scores[label].items()}
+    return replace(table, scores=scores)
 
 
-def open_savers(stack: ExitStack, task: Task, out: Path, leads: list[int], attributes: Mapping[str, Any]) -> list[Any]:
-    """要存的场：netcdf 是 forecast.nc 与 truth.nc，npy 是 inputs、trues、preds（像 SimVP 的测试那样，集合取平均）。
-
-    Raises:
-        ValueError: 磁盘放不下。
-    """
-    kinds, spec, members = task.options.save, task.spec, task.options.members
-    check_space(task, out)
-    savers = []
-    if "netcdf" in kinds:
-        title = {"title": "ar_pred forecast", **{k: str(v) for k, v in attributes.items()}}
-        valid_hours = np.unique(task.init_hours[:, None] + np.array(leads))
-        forecast = stack.enter_context(ForecastFile(out / "forecast.nc", spec, task.init_hours, leads, members, title))
-        truth = stack.enter_context(TruthFile(out / "truth.nc", spec, valid_hours, title))
-
-        def save_netcdf(scored: Scored) -> None:
-            fields = scored.fields
-            forecast.write(scored.row, fields["forecast"])
-            hours = task.init_hours[scored.row : scored.row + len(fields["truth"]), None] + np.array(leads)  # (B, L)
-            shape = fields["truth"].shape[2:]
-            truth.write(hours.ravel(), fields["truth"].reshape(-1, *shape), fields["valid"].reshape(-1, shape[0]))
-
-        savers.append(save_netcdf)
-    if "npy" in kinds:
-        frame = (spec.num_channels, spec.height, spec.width)
-        sizes = {"inputs": spec.frames_in, "trues": task.steps, "preds": task.steps}
-        files = {
-            name: stack.enter_context(ArrayFile(out / f"{name}.npy", (len(task.starts), size, *frame)))
-            for name, size in sizes.items()
-        }
-
-        def save_npy(scored: Scored) -> None:
-            files["inputs"].write(scored.row, scored.fields["history"])
-            files["trues"].write(scored.row, scored.fields["truth"])
-            files["preds"].write(scored.row, scored.fields["forecast"].mean(1))
-
-        savers.append(save_npy)
-    return savers
-
-
-def check_space(task: Task, out: Path) -> None:
-    """开始之前就看磁盘够不够，不要算了一夜才满。"""
-    spec, options = task.spec, task.options
-    frame = 4 * spec.num_channels * spec.height * spec.width
-    frames = {"netcdf": (options.members + 1) * task.steps, "npy": spec.frames_in + 2 * task.steps}
-    need = frame * len(task.starts) * sum(frames[kind] for kind in options.save)
-    free = shutil.disk_usage(out).free
-    if need > free:
-        raise ValueError(
-            f"--save {' '.join(options.save)} needs up to {need / 2**30:.1f} GiB in {out}, {free / 2**30:.1f} GiB are "
-            "free; use --save none, or a larger --stride"
-        )
-    if need:
-        log.info("fields will be saved in %s: up to %.2f GiB before compression", out, need / 2**30)
-
-
-def write_table(out: Path, table: Table) -> Path:
-    """metrics.json 与 metrics.csv。"""
+def write_result(out: Path, result: Result) -> Path:
+    """metrics.json 与 metrics.csv；返回前者的路径。"""
     target = out / "metrics.json"
     with replacing(target) as temporary:
-        temporary.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-    write_csv(out / "metrics.csv", table)
+        temporary.write_text(json.dumps(as_json(result), indent=1, allow_nan=False), encoding="utf-8")
+    write_csv(out / "metrics.csv", result)
     return target
 
 
-def scores_text(table: Table, lead: int = 0) -> str:
+def scores_text(table: ScoreTable, lead: int = 0) -> str:
     """一张对齐的文字表：每行一个通道，每列一个模型。"""
-    names = list(table["scores"])
-    title = f"latitude-weighted RMSE at +{table['lead_hours'][lead]} h"
-    labels = [f"{channel} [{table['units'][channel]}]" for channel in table["channels"]]
+    names = list(table.scores)
+    title = f"latitude-weighted RMSE at +{table.lead_hours[lead]} h"
+    labels = [f"{channel} [{table.units[channel]}]" for channel in table.channels]
     width = max(map(len, [title, *labels])) + 2
     lines = [title.ljust(width) + "".join(f"{name:>24}" for name in names)]
-    for label, channel in zip(labels, table["channels"], strict=True):
-        values = (table["scores"][name][channel]["rmse"][lead] for name in names)
+    for label, channel in zip(labels, table.channels, strict=True):
+        values = (table.scores[name][channel]["rmse"][lead] for name in names)
         lines.append(label.ljust(width) + "".join(f"{_number(v, '.5g'):>24}" for v in values))
-    for base, ratios in table["mean_rmse_ratio"].items():
+    for base, ratios in table.mean_rmse_ratio.items():
         shown = ", ".join(f"{name} {_number(values[lead], '.4f')}" for name, values in ratios.items())
         lines.append(f"mean over channels of RMSE / {base} RMSE: {shown}")
     return "\n".join(lines)

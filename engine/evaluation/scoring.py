@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.evaluation.baselines import CLIMATOLOGY
 from engine.evaluation.kept import Kept
 from engine.evaluation.task import Scored, Task, standardize_thresholds
 from engine.forecasting.members import Ensemble, ensemble
@@ -54,9 +54,9 @@ def gather(fabric: Fabric, one: Scored | None) -> list[Scored]:
     """各进程这一轮的结果，收到零号进程，按批的次序；别的进程得到空表。"""
     if fabric.world_size == 1:
         return [one] if one is not None else []
-    everyone: list[Any] | None = [None] * fabric.world_size if fabric.is_global_zero else None
-    torch.distributed.gather_object(one, everyone)
-    return [s for s in everyone if s is not None] if everyone else []
+    everyone: list[Scored | None] = [None] * fabric.world_size
+    torch.distributed.gather_object(one, everyone if fabric.is_global_zero else None)
+    return [scored for scored in everyone if scored is not None] if fabric.is_global_zero else []
 
 
 def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Scored:
@@ -73,9 +73,9 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     for lead in range(task.steps):
         truth, valid = batch.future[:, lead], batch.valid[:, spec.frames_in + lead]  # (B, C, H, W)、(B, C)
         keep = valid.double()
-        normal = next(rolls["climatology"])
+        normal = next(rolls[CLIMATOLOGY])
         for name in task.models:
-            forecast = normal if name == "climatology" else next(rolls[name])  # (B, M, C, H, W)
+            forecast = normal if name == CLIMATOLOGY else next(rolls[name])  # (B, M, C, H, W)
             check_finite(forecast, name, batch.time[:, spec.frames_in - 1], spec.interval_hours * (lead + 1))
             found = pair_statistics(forecast, truth, normal[:, 0], weights, thresholds)
             parts[name].append({k: v.masked_fill(~valid, float("nan")).cpu() for k, v in found.items()})
@@ -94,7 +94,7 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
         {name: torch.stack(leads).numpy() for name, leads in spectra.items()},
         torch.stack(ranks).numpy() if ranks else None,
         kept.series(),
-        kept.pictures,
+        kept.pictures(),
         kept.fields(batch),
         seconds,
     )

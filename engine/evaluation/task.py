@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.evaluation.glimpse import Glimpse
+from models.interface import ForecastModel
 from util.batch import DataSpec
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
@@ -37,7 +38,7 @@ class Options:
 class Task:
     """评测一个划分要用的全部：judged 是被评的模型的名字，其余是基线。"""
 
-    models: Mapping[str, Any]
+    models: Mapping[str, ForecastModel]
     judged: str
     data: WeatherData
     options: Options
@@ -45,7 +46,7 @@ class Task:
     starts: np.ndarray
     batch_size: int
     seed: int
-    view: Glimpse
+    glimpse: Glimpse
     thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
 
     @property
@@ -59,6 +60,22 @@ class Task:
         return self.starts + back - self.data.config.utc_offset_hours
 
 
+class Pair(NamedTuple):
+    """真值与预报（集合取平均），同样的形状，物理单位；插值得来的真值为 NaN。"""
+
+    truth: np.ndarray
+    forecast: np.ndarray
+
+
+class Fields(NamedTuple):
+    """一批里要存盘的场，物理单位。"""
+
+    forecast: np.ndarray  # (B, M, L, C, H, W)
+    truth: np.ndarray  # (B, L, C, H, W)
+    valid: np.ndarray  # (B, L, C) bool
+    history: np.ndarray | None  # (B, T_in, C, H, W)，要存 npy 时才有
+
+
 class Scored(NamedTuple):
     """一批窗口的结果，都在内存里；row 是第一个窗口的序号。"""
 
@@ -66,9 +83,9 @@ class Scored(NamedTuple):
     statistics: dict[str, dict[str, np.ndarray]]  # 模型 → 统计量 → (B, L, C)，无效的场为 NaN
     spectra: dict[str, np.ndarray]  # 模型与 truth → (L, C, K) 有效场之和
     ranks: np.ndarray | None  # (L, C, M + 1) 有效场之和
-    series: dict[str, np.ndarray]  # truth、forecast → (B, L', C', P)
-    pictures: dict[int, dict[str, np.ndarray]]  # 起报时间的序号 → truth、forecast → (L', C', h, w)
-    fields: dict[str, np.ndarray]  # 要存盘的场，物理单位
+    series: Pair  # (B, L', C', P)
+    pictures: dict[int, Pair]  # 起报时间的序号 → (L', C', h, w)
+    fields: Fields | None  # 什么也不存时没有
     seconds: dict[str, float]  # 模型 → 预报所用的时间
 
 
@@ -89,7 +106,7 @@ def find_starts(data: WeatherData, split: str, steps: int, stride: int) -> np.nd
     return starts
 
 
-def threshold_table(thresholds: Mapping[str, tuple[float, ...]] | None, spec: DataSpec) -> Tensor:
+def threshold_tensor(thresholds: Mapping[str, tuple[float, ...]] | None, spec: DataSpec) -> Tensor:
     """通道 → 阈值，排成 (C, K) float64，物理单位，不足 K 个的补 NaN。
 
     Raises:
@@ -100,13 +117,13 @@ def threshold_table(thresholds: Mapping[str, tuple[float, ...]] | None, spec: Da
         if channel not in spec.channels:
             raise ValueError(f"--thresholds: no channel {channel!r}; {nearest(channel, spec.channels, 'channels')}")
     count = max(map(len, thresholds.values()), default=0)
-    table = torch.full((spec.num_channels, count), float("nan"), dtype=torch.float64)
+    padded = torch.full((spec.num_channels, count), float("nan"), dtype=torch.float64)
     for channel, values in thresholds.items():
-        table[spec.channels.index(channel), : len(values)] = torch.tensor(values, dtype=torch.float64)
-    return table
+        padded[spec.channels.index(channel), : len(values)] = torch.tensor(values, dtype=torch.float64)
+    return padded
 
 
-def standardize_thresholds(table: Tensor, spec: DataSpec) -> Tensor:
+def standardize_thresholds(thresholds: Tensor, spec: DataSpec) -> Tensor:
     """(C, K) 物理单位 → 标准化 float32，与读取器逐位同样的算法：恰好落在阈值上的数不能因舍入成了超过。"""
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None] for v in (spec.mean, spec.std))
-    return (table.float() - mean) / std
+    return (thresholds.float() - mean) / std

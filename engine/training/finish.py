@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,18 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from engine.codecs.results import reconstruction_text, write_reconstruction
-from engine.codecs.scores import Table, score_codecs
-from engine.evaluation.evaluate import evaluate, publish
-from engine.evaluation.page import run_page
+from engine.codecs.results import write_reconstruction
+from engine.codecs.scores import score_codecs
+from engine.codecs.table import Reconstruction, reconstruction_text
+from engine.evaluation.evaluate import Trained, evaluate, publish
+from engine.evaluation.page import Facts, make_page
 from engine.evaluation.results import scores_text
 from engine.evaluation.task import Options
 from engine.loading import load_forecaster
 from engine.one_pass import Check
-from engine.progress import training_cost
 from engine.training.know_latents import know_latents
 from engine.training.validation import validation_loss
-from models.interface import can_forecast, is_codec
+from models.interface import Autoencoder, can_forecast, is_codec
 from util.atomic import replacing
 from util.batch import DataSpec
 from util.calendar import time_text
@@ -31,6 +32,7 @@ from util.config import eval_batch_size
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
 from util.data.index import SPLITS
+from util.files.records import as_json
 from util.plot.curves import curves_figure
 from util.plot.maps import forecast_figure
 from util.plot.style import save_figures
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from engine.training.run import Run
 
 log = logging.getLogger("ar_pred")
-Facts = list[list[str]]
 
 
 def finish(run: Run) -> None:
@@ -54,33 +55,43 @@ def finish(run: Run) -> None:
     content = load_checkpoint(run.best)
     model, _ = load_forecaster(content, fabric.device)
     test_loss = validation_loss(model, run.data, "test", config, fabric, check)
-    about = {"run": run.name, "checkpoint": str(run.best), "step": content["progress"]["step"]}
-    result = None
+    trained = Trained(run.name, str(run.best), content["progress"]["step"], run.state.progress)
+    evaluated = None
     if can_forecast(model):
         options = Options(split="test", stride=config.data.eval_stride)
-        result = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, about, check)
+        evaluated = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, trained, check)
     elif not codec:
         log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
     if not fabric.is_global_zero:
         return
     log.info("test loss of the best checkpoint: %.5f", test_loss)
-    summary = {**about, "test_loss": test_loss, "best_validation_loss": run.state.progress.best}
+    summary: dict[str, Any] = {"run": trained.run, "checkpoint": trained.checkpoint, "step": trained.step}
+    summary |= {"test_loss": test_loss, "best_validation_loss": run.state.progress.best}
     run.record("test", {"test_loss": test_loss})
     assert run.metrics is not None
     pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
-    page = run_page(config, run.name, run.log_dir, run.data, test_loss)
-    if codec:
+    page = make_page(
+        "run",
+        run.name,
+        [("test loss", f"{test_loss:.5f}")],
+        f"python train.py --config {run.log_dir / 'config.yaml'} run.name={run.name}-again",
+        config,
+        run.data,
+        missing=run.log_dir / "missing.csv",
+        curves=run.log_dir / "metrics.csv",
+    )
+    if is_codec(model):
         table, drawn = reconstruct(run, model, check)
-        page["facts"] += reconstruction_facts(table)
-        summary["reconstruction"] = table["codecs"][run.name]
+        page = replace(page, facts=[*page.facts, *reconstruction_facts(table)])
+        summary["reconstruction"] = as_json(table.codecs[run.name])
         pictures += drawn
-    if result is None:
-        write_report(run.log_dir / "report.html", page)
+    if evaluated is None:
+        write_report(run.log_dir / "report.html", as_json(page))
     else:
-        result.table["cost"] |= training_cost(run.state.progress)
-        log.info("test split, best checkpoint\n%s", scores_text(result.table))
-        summary |= {key: result.table[key] for key in ("cost", "mean_rmse_ratio")}
-        pictures += publish(result, config, run.log_dir / "test", run.log_dir / "report.html", page)
+        result = evaluated.result
+        log.info("test split, best checkpoint\n%s", scores_text(result))
+        summary |= {"cost": as_json(result.cost), "mean_rmse_ratio": result.mean_rmse_ratio}
+        pictures += publish(evaluated, run.log_dir / "test", run.log_dir / "report.html", page)
         pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
     with replacing(run.log_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
@@ -89,23 +100,22 @@ def finish(run: Run) -> None:
     log.info("done: %s, %s, report %s", run.log_dir, run.best, run.log_dir / "report.html")
 
 
-def reconstruct(run: Run, model: Any, check: Check) -> tuple[Table, list[Path]]:
+def reconstruct(run: Run, model: Autoencoder, check: Check) -> tuple[Reconstruction, list[Path]]:
     """阶段一的成绩：测试集的每一帧编码再解码；写进 reconstruction/，与 python -m engine.codecs.reconstruct 相同。"""
-    codecs, device = {run.name: model}, run.fabric.device
-    table = score_codecs(codecs, run.data, "test", 1, eval_batch_size(run.config), device, check)
-    table["codecs"][run.name]["source"] = str(run.best)
+    codecs, sources, device = {run.name: model}, {run.name: str(run.best)}, run.fabric.device
+    table = score_codecs(codecs, sources, run.data, "test", 1, eval_batch_size(run.config), device, check)
     pictures = write_reconstruction(run.log_dir / "reconstruction", table, codecs, run.data, device)
     log.info("%s", reconstruction_text(table))
     return table, pictures
 
 
-def reconstruction_facts(table: Table) -> Facts:
+def reconstruction_facts(table: Reconstruction) -> Facts:
     """报告开头的几行：每个通道重建的 RMSE。"""
-    (found,) = table["codecs"].values()
-    scores = ((channel, found["scores"][channel]["rmse"]) for channel in table["channels"])
+    (found,) = table.codecs.values()
+    scores = ((channel, found.scores[channel].rmse) for channel in table.channels)
     return [
-        ["latent", f"{' x '.join(map(str, found['latent_shape']))}, {found['compression']:.3g} of the field's values"],
-        *([f"reconstruction RMSE, {c}", f"{v:.4g} {table['units'][c]}"] for c, v in scores if v is not None),
+        ("latent", f"{' x '.join(map(str, found.latent_shape))}, {found.compression:.3g} of the field's values"),
+        *((f"reconstruction RMSE, {c}", f"{v:.4g} {table.units[c]}") for c, v in scores if v is not None),
     ]
 
 

@@ -22,22 +22,22 @@ class Blocks(NamedTuple):
     std: Array
 
 
-def block_sums(source: Contender, common: Common, names: Sequence[str] | None = None) -> Blocks:
+def block_sums(contender: Contender, common: Common, names: Sequence[str] | None = None) -> Blocks:
     """各统计量（names，默认全部）按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
     ids = np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
     shape = (int(ids.max()) + 1, *common.keep.shape[1:])
     counts = np.zeros(shape)
     np.add.at(counts, ids, common.keep)
     sums = {}
-    for name in names or source.file.names:
+    for name in names or contender.file.names:
         total, present = np.zeros(shape), False
-        for place, values in read_kept(source, name, common):
+        for place, values in read_kept(contender, name, common):
             keep = common.keep[place]
             present |= bool(np.isfinite(values[keep]).any())
             np.add.at(total, ids[place], np.where(keep, values, 0.0))
         if present:
             sums[name] = total
-    std = source.file.std[[source.file.channels.index(c) for c in common.channels]]
+    std = contender.file.std[[contender.file.channels.index(c) for c in common.channels]]
     return Blocks(sums, counts, std)
 
 

@@ -34,13 +34,13 @@ class Common(NamedTuple):
     keep: Array
 
 
-def common_pairs(sources: Sequence[Contender]) -> Common:
+def common_pairs(contenders: Sequence[Contender]) -> Common:
     """各文件的起报时间、时效、通道的交集，以及其中人人都有有效场的部分。
 
     Raises:
         ValueError: 网格或单位不同，或没有共同的部分。
     """
-    files = list({id(s.file): s.file for s in sources}.values())
+    files = list({id(s.file): s.file for s in contenders}.values())
     first = files[0]
     for other in files[1:]:
         for axis in ("latitudes", "longitudes"):
@@ -61,8 +61,8 @@ def common_pairs(sources: Sequence[Contender]) -> Common:
             )
     keep = np.ones((len(hours), len(leads), len(channels)), dtype=bool)
     common = Common(hours, leads, channels, keep)
-    for source in sources:
-        for place, values in read_kept(source, "square", common):
+    for contender in contenders:
+        for place, values in read_kept(contender, "square", common):
             keep[place] &= np.isfinite(values)
     if not keep.any():
         raise ValueError(f"no field is valid in all of {', '.join(str(f.path) for f in files)}: nothing to compare")
@@ -77,9 +77,9 @@ def unit_of(file: Statistics, channel: str) -> str:
     return file.units[file.channels.index(channel)]
 
 
-def read_kept(source: Contender, name: str, common: Common) -> Iterator[tuple[Array, Array]]:
+def read_kept(contender: Contender, name: str, common: Common) -> Iterator[tuple[Array, Array]]:
     """依次给出（共同时间里的位置，(n, L, C) 的值）；每次只读一段。"""
-    file = source.file
+    file = contender.file
     leads = [file.leads.tolist().index(lead) for lead in common.leads]
     channels = [file.channels.index(c) for c in common.channels]
     step = max(1, READ_BYTES // (8 * len(file.leads) * len(file.channels)))
@@ -87,5 +87,5 @@ def read_kept(source: Contender, name: str, common: Common) -> Iterator[tuple[Ar
     for start in range(0, len(file.hours), step):
         rows = np.flatnonzero(wanted[start : start + step])
         if rows.size:
-            values = file.read(name, source.model, slice(start, start + step))[rows][:, leads][:, :, channels]
+            values = file.read(name, contender.model, slice(start, start + step))[rows][:, leads][:, :, channels]
             yield np.searchsorted(common.hours, file.hours[start + rows]), values

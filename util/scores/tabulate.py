@@ -10,99 +10,76 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from util.atomic import replacing
 from util.scores.bootstrap import Blocks, block_sums, skill
 from util.scores.common import Array, Common, Contender, common_pairs, unit_of
-from util.scores.metrics import IMAGE_RANGE
+from util.scores.final import METRICS, Means, final_scores, metric_unit
+from util.scores.table import Numbers, ScoreTable, Skill
 
 
-def final_scores(means: Mapping[str, Array], std: Array, members: int) -> dict[str, Array]:
-    """统计量的平均 (..., C)（标准化单位）→ 成绩（物理单位）。
-
-    均方根、相关、比值都在这里才算，从不平均（Jolliffe & Stephenson 2012, 第 5 章）；
-    离散度与误差之比含有限成员数的修正 (M+1)/M（Fortin et al. 2014）。
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores = {
-            "rmse": np.sqrt(means["square"]) * std,
-            "mae": means["absolute"] * std,
-            "bias": means["error"] * std,
-            "acc": means["anomaly_product"] / np.sqrt(means["forecast_anomaly"] * means["truth_anomaly"]),
-            "activity_ratio": np.sqrt(means["forecast_activity"] / means["truth_activity"]),
-            "ssim": means["ssim"],
-            "psnr": 10 * np.log10(IMAGE_RANGE**2 / means["plain_square"]),
-            "mse_unweighted": means["plain_square"] * std**2,
-            "mae_unweighted": means["plain_absolute"] * std,
-            "crps": means["crps"] * std,
-        }
-        if members > 1:
-            scores["spread"] = np.sqrt(means["variance"]) * std
-            scores["spread_skill"] = np.sqrt((members + 1) / members * means["variance"] / means["square"])
-    return scores
-
-
-def tabulate(sources: Sequence[Contender], baselines: Sequence[str], references: Sequence[str] = ()) -> dict[str, Any]:
-    """各模型在共同的场上的成绩、相对各基线的技巧、场数：普通值，NaN 写成 None。
+def tabulate(contenders: Sequence[Contender], baselines: Sequence[str], references: Sequence[str] = ()) -> ScoreTable:
+    """各模型在共同的场上的成绩、相对各基线的技巧、场数。
 
     Args:
         baselines: 作为基线的 label。
         references: 除基线外还要与哪些模型作差（几个运行比较时的第一个），区间同样是成对重抽的。
     """
-    common = common_pairs(sources)
-    blocks = {s.label: block_sums(s, common) for s in sources}
+    common = common_pairs(contenders)
+    blocks = {c.label: block_sums(c, common) for c in contenders}
     counts = common.keep.sum(0)  # (L, C)
-    scores = {s.label: _score_one(s, common, blocks[s.label]) for s in sources}
-    table: dict[str, Any] = {
-        "channels": common.channels,
-        "units": {c: unit_of(sources[0].file, c) for c in common.channels},
-        "lead_hours": common.leads,
-        "initial_times": len(common.hours),
-        "bootstrap_blocks": len(next(iter(blocks.values())).counts),
-        "pairs": {c: counts[:, i].tolist() for i, c in enumerate(common.channels)},
-        "left_out": {c: (len(common.hours) - counts[:, i]).tolist() for i, c in enumerate(common.channels)},
-        "scores": scores,
-        "skill": {},
-        "mean_rmse_ratio": {},
-    }
-    for label in scores:
-        if label in baselines:
-            continue
-        others = [base for base in (*baselines, *references) if base in blocks and base != label]
-        table["skill"][label] = {base: _skill_one(blocks[label], blocks[base], common) for base in others}
-    for base in (b for b in baselines if b in scores):
-        others = [label for label in scores if label not in baselines]
-        table["mean_rmse_ratio"][base] = {label: _mean_ratio(scores[label], scores[base]) for label in others}
-    return table
+    scores = {c.label: _score_one(c, common, blocks[c.label]) for c in contenders}
+    judged = [label for label in scores if label not in baselines]
+    rivals = {label: [o for o in (*baselines, *references) if o in blocks and o != label] for label in judged}
+    return ScoreTable(
+        channels=common.channels,
+        units={c: unit_of(contenders[0].file, c) for c in common.channels},
+        lead_hours=common.leads,
+        initial_times=len(common.hours),
+        bootstrap_blocks=len(next(iter(blocks.values())).counts),
+        pairs={c: counts[:, i].tolist() for i, c in enumerate(common.channels)},
+        left_out={c: (len(common.hours) - counts[:, i]).tolist() for i, c in enumerate(common.channels)},
+        scores=scores,
+        skill={
+            label: {other: _skill_one(blocks[label], blocks[other], common) for other in others}
+            for label, others in rivals.items()
+        },
+        mean_rmse_ratio={
+            base: {label: _mean_ratio(scores[label], scores[base]) for label in judged}
+            for base in baselines
+            if base in scores
+        },
+    )
 
 
-def _score_one(source: Contender, common: Common, blocks: Blocks) -> dict[str, dict[str, list[float | None]]]:
+def _score_one(contender: Contender, common: Common, blocks: Blocks) -> dict[str, dict[str, Numbers]]:
     """通道 → 成绩 → 每个时效一个数。"""
     with np.errstate(invalid="ignore"):
         counts = blocks.counts.sum(0)
         means = {name: total.sum(0) / counts for name, total in blocks.sums.items()}  # (L, C)
-    scores = final_scores(means, blocks.std, source.members)
-    result: dict[str, dict[str, list[float | None]]] = {c: {} for c in common.channels}
+    scores = final_scores(Means(means, blocks.std, contender.members))
+    result: dict[str, dict[str, Numbers]] = {c: {} for c in common.channels}
     for i, channel in enumerate(common.channels):
         result[channel] = {name: plain(values[:, i]) for name, values in scores.items()}
-        for k, threshold in enumerate(source.file.threshold[source.file.channels.index(channel)]):
+        for k, threshold in enumerate(contender.file.threshold[contender.file.channels.index(channel)]):
             if math.isfinite(threshold):
                 result[channel][f"brier>{threshold:.12g}"] = plain(means[f"brier_{k}"][:, i])
     return result
 
 
-def _skill_one(model: Blocks, base: Blocks, common: Common) -> dict[str, Any]:
-    found = {"rmse": skill(model, base, "square", 0.5), "crps": skill(model, base, "crps", 1.0)}
+def _skill_one(model: Blocks, base: Blocks, common: Common) -> dict[str, dict[str, Skill]]:
+    """通道 → 成绩 → 技巧；只有由一个统计量的幂来的成绩有。"""
+    found = {m.name: skill(model, base, *m.skill) for m in METRICS if m.skill is not None}
     return {
-        channel: {m: {key: plain(values[:, i]) for key, values in one.items()} for m, one in found.items()}
+        channel: {name: Skill(**{key: plain(v[:, i]) for key, v in one.items()}) for name, one in found.items()}
         for i, channel in enumerate(common.channels)
     }
 
 
-def _mean_ratio(model: Mapping[str, Any], base: Mapping[str, Any]) -> list[float | None]:
+def _mean_ratio(model: Mapping[str, Mapping[str, Numbers]], base: Mapping[str, Mapping[str, Numbers]]) -> Numbers:
     """各通道 RMSE 之比的平均，每个时效一个数。"""
     pairs = [np.array([model[c]["rmse"], base[c]["rmse"]], dtype=float) for c in model]  # None → NaN
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,47 +88,45 @@ def _mean_ratio(model: Mapping[str, Any], base: Mapping[str, Any]) -> list[float
     return plain(np.where(good, ratios, 0).sum(0) / np.where(good.any(0), good.sum(0), np.nan))
 
 
-def plain(values: Array) -> list[float | None]:
+def plain(values: Array) -> Numbers:
     """JSON 里没有 NaN 与无穷，写 null。"""
     return [float(v) if math.isfinite(v) else None for v in values]
 
 
-UNITLESS = ("acc", "activity_ratio", "ssim", "spread_skill")
-
-
-def write_csv(path: Path, table: Mapping[str, Any]) -> None:
+def write_csv(path: Path, table: ScoreTable) -> None:
     """整齐的长表：每行一个数，model,channel,lead_hours,metric,value,low,high,unit。"""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"])
-        for row in _rows(table):
-            writer.writerow(["" if value is None else value for value in row])
+        for model, channel, metric, unit, *columns in _lines(table):
+            for lead, *numbers in zip(table.lead_hours, *columns, strict=True):
+                cells = ("" if value is None else value for value in numbers)
+                writer.writerow([model, channel, lead, metric, *cells, unit])
 
 
-def _rows(table: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    leads = table["lead_hours"]
-    for model, channels in table["scores"].items():
+class Line(NamedTuple):
+    """CSV 里一项成绩的各个时效：值与区间的两端。"""
+
+    model: str
+    channel: str
+    metric: str
+    unit: str
+    value: Numbers
+    low: Numbers
+    high: Numbers
+
+
+def _lines(table: ScoreTable) -> Iterator[Line]:
+    empty: Numbers = [None] * len(table.lead_hours)
+    for model, channels in table.scores.items():
         for channel, metrics in channels.items():
             for metric, values in metrics.items():
-                unit = metric_unit(metric, table["units"][channel])
-                for lead, value in zip(leads, values, strict=True):
-                    yield model, channel, lead, metric, value, None, None, unit
-    for model, bases in table["skill"].items():
+                yield Line(model, channel, metric, metric_unit(metric, table.units[channel]), values, empty, empty)
+    for model, bases in table.skill.items():
         for base, channels in bases.items():
             for channel, metrics in channels.items():
-                for metric, found in metrics.items():
-                    for key, kind, unit in (("", "skill", "1"), ("difference_", "difference", table["units"][channel])):
-                        value = found["value" if not key else "difference"]
-                        empty = [None] * len(leads)
-                        low, high = found.get(f"{key}low", empty), found.get(f"{key}high", empty)
-                        for row in zip(leads, value, low, high, strict=True):
-                            yield model, channel, row[0], f"{metric}_{kind}_vs_{base}", *row[1:], unit
-
-
-def metric_unit(metric: str, unit: str) -> str:
-    """一项成绩的单位；1 表示没有。"""
-    if metric in UNITLESS or metric.startswith("brier"):
-        return "1"
-    if metric in ("psnr", "log_spectral_distance"):
-        return "dB"
-    return f"({unit})2" if metric == "mse_unweighted" else unit
+                for metric, one in metrics.items():
+                    unit, low, high = table.units[channel], one.difference_low or empty, one.difference_high or empty
+                    name = f"{metric}_skill_vs_{base}"
+                    yield Line(model, channel, name, "1", one.value, one.low or empty, one.high or empty)
+                    yield Line(model, channel, f"{metric}_difference_vs_{base}", unit, one.difference, low, high)

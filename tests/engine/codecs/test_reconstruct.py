@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import torch
 import yaml
 
 from engine.codecs.reconstruct import main, unique_names
-from engine.codecs.results import reconstruction_text
 from engine.codecs.scores import score_codecs
+from engine.codecs.table import Reconstruction, reconstruction_text
 from tests.engine.codecs.tiny_codec import register
 from tests.engine.runs import train_here, write_run
 from tests.models.small import make_model
 from tests.util.scores.test_metrics import ssim_loop
 from util.config import load_config
 from util.data.batches import every_frame
-from util.data.dataset import open_data
+from util.data.dataset import WeatherData, open_data
 from util.data.tree_files import field_path
+from util.files.records import as_json
 from util.grid import latitude_weights
 
 CODEC = {"name": "tiny_codec", "scaling": "minmax"}
@@ -54,14 +56,18 @@ class Rounded:
         return latents
 
 
+def scored(codecs: dict[str, Any], data: WeatherData, split: str, stride: int, size: int) -> Reconstruction:
+    return score_codecs(codecs, dict.fromkeys(codecs, "here"), data, split, stride, size, CPU)
+
+
 def test_scores_are_those_of_numpy_over_the_valid_frames(tree, tmp_path):
     """全部帧逐个读出来比：权重、平均、相关都写开；SSIM 用 test_metrics 的循环。"""
     data = open_data(config_of(tmp_path, tree).data)
-    table = score_codecs({"rounded": Rounded()}, data, "test", 1, 3, CPU)
+    table = scored({"rounded": Rounded()}, data, "test", 1, 3)
     (hours,) = data.segments["test"]
     frames = [data.windows.reader.frame(int(hour)) for hour in hours]
     weights = latitude_weights(data.spec.latitudes).numpy()[:, None] * np.ones((8, 16))
-    assert table["fields"] == {"t2m": hours.size - 2, "u10": hours.size}  # 插值的，与它沿用的前一个
+    assert table.fields == {"t2m": hours.size - 2, "u10": hours.size}  # 插值的，与它沿用的前一个
     for i, channel in enumerate(data.spec.channels):
         used = [n for n in range(hours.size) if channel == "u10" or hours.size - n not in (6, 7)]
         truth = np.stack([frames[n].fields[i] for n in used]).astype(np.float64)
@@ -76,8 +82,8 @@ def test_scores_are_those_of_numpy_over_the_valid_frames(tree, tmp_path):
             "ssim": np.mean([ssim_loop(m / 6 + 0.5, t / 6 + 0.5, (7, 7)) for m, t in zip(made, truth, strict=True)]),
             "psnr": 10 * np.log10(36 / np.mean((made - truth) ** 2)),
         }
-        assert table["codecs"]["rounded"]["scores"][channel] == pytest.approx(expected, rel=1e-5)
-    assert table["codecs"]["rounded"]["compression"] == 2 * 4 * 4 / (2 * 8 * 16)
+        assert asdict(table.codecs["rounded"].scores[channel]) == pytest.approx(expected, rel=1e-5)
+    assert table.codecs["rounded"].compression == 2 * 4 * 4 / (2 * 8 * 16)
 
 
 def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
@@ -85,7 +91,7 @@ def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
     changes = Rounded()
     changes.encodes = "tendency"
     data = open_data(config_of(tmp_path, tree).data)
-    table = score_codecs({"changes": changes}, data, "test", 1, 3, CPU)
+    table = scored({"changes": changes}, data, "test", 1, 3)
     errors: dict[str, list[float]] = {"t2m": [], "u10": []}
     weights = latitude_weights(data.spec.latitudes).numpy()[:, None] * np.ones((8, 16))
     for start in (
@@ -99,12 +105,12 @@ def test_codecs_of_changes_are_scored_on_the_valid_changes(tree, tmp_path):
                 errors[data.spec.channels[i]].append(float(np.average((np.round(truth) - truth) ** 2, weights=weights)))
     (hours,) = data.segments["test"]
     assert len(errors["u10"]) == hours.size - 1 > len(errors["t2m"])  # 缺一个场，前后的差不计
-    assert table["encodes"] == "tendency" and table["fields"] == {c: len(found) for c, found in errors.items()}
+    assert table.encodes == "tendency" and table.fields == {c: len(found) for c, found in errors.items()}
     for i, channel in enumerate(data.spec.channels):
         expected = np.sqrt(np.mean(errors[channel])) * data.spec.std[i]
-        assert table["codecs"]["changes"]["scores"][channel]["rmse"] == pytest.approx(expected, rel=1e-4)
+        assert table.codecs["changes"].scores[channel].rmse == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValueError, match=r"do not encode the same \(one: tendency, two: state\)"):
-        score_codecs({"one": changes, "two": Rounded()}, data, "test", 1, 3, CPU)
+        scored({"one": changes, "two": Rounded()}, data, "test", 1, 3)
 
 
 def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
@@ -114,8 +120,9 @@ def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
     options = {"width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "latent_dim": 4, "vocabulary": 32}
     model = make_model({"name": "vqvae", **options, "scales": 4}, data.spec).eval()
     torch.nn.init.normal_(model.quantizer.codes, std=0.3)
-    table = score_codecs({"vq": model}, data, "test", 1, 3, CPU)
-    found = table["codecs"]["vq"]["tokens"]
+    table = scored({"vq": model}, data, "test", 1, 3)
+    found = table.codecs["vq"].tokens
+    assert found is not None
     windows = [
         data.windows[start] for starts in every_frame(data.segments["test"], data.spec.window, 1) for start in starts
     ]
@@ -131,17 +138,18 @@ def test_tokens_are_counted_and_scored_scale_by_scale(tree, tmp_path):
                 squares[scale].append(float(np.average(error**2, weights=weights)))
     shares = np.bincount(used) / len(used)
     shares = shares[shares > 0]
-    assert 0.1 < found["used"] == len(shares) / 32 < 1
-    assert found["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
-    assert (found["tokens"], found["bits"]) == (1 + 2 + 8 + 32, 43 * 5)
-    assert found["scales"] == [[1, 1], [1, 2], [2, 4], [4, 8]]
+    assert 0.1 < found.used == len(shares) / 32 < 1
+    assert found.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
+    assert (found.tokens, found.bits) == (1 + 2 + 8 + 32, 43 * 5)
+    assert found.scales == [(1, 1), (1, 2), (2, 4), (4, 8)]
     expected = [np.sqrt(np.mean(values)) * data.spec.std[1] for values in squares.values()]
-    assert found["rmse_by_scale"]["u10"] == pytest.approx(expected, rel=1e-4)
-    for channel, scores in table["codecs"]["vq"]["scores"].items():
-        assert found["rmse_by_scale"][channel][-1] == pytest.approx(scores["rmse"], rel=1e-4)
+    assert found.rmse_by_scale["u10"] == pytest.approx(expected, rel=1e-4)
+    for channel, scores in table.codecs["vq"].scores.items():
+        assert found.rmse_by_scale[channel][-1] == pytest.approx(scores.rmse, rel=1e-4)
     *_, first, header, _, _ = reconstruction_text(table).splitlines()
     assert first.startswith("vq: 43 tokens (215 bits), ") and header.split()[-2:] == ["2x4", "4x8"]
-    assert "tokens" not in score_codecs({"rounded": Rounded()}, data, "test", 4, 3, CPU)["codecs"]["rounded"]
+    rounded = scored({"rounded": Rounded()}, data, "test", 4, 3).codecs["rounded"]
+    assert "tokens" not in as_json(rounded)
 
 
 def config_of(folder: Path, tree: Any) -> Any:
@@ -150,19 +158,19 @@ def config_of(folder: Path, tree: Any) -> Any:
 
 def test_stride_takes_every_nth_window(tree, tmp_path):
     data = open_data(config_of(tmp_path, tree).data)
-    table = score_codecs({"rounded": Rounded()}, data, "test", 4, 3, CPU)
-    assert table["fields"]["u10"] == 3 * 4  # 40 帧是 10 个首尾相接的窗口，取第 0、4、8 个
+    table = scored({"rounded": Rounded()}, data, "test", 4, 3)
+    assert table.fields["u10"] == 3 * 4  # 40 帧是 10 个首尾相接的窗口，取第 0、4、8 个
 
 
 def test_a_perfect_codec_has_no_error_and_a_broken_one_is_named(tree, tmp_path, monkeypatch):
     data = open_data(config_of(tmp_path, tree).data)
     monkeypatch.setattr(Rounded, "encode", lambda _, fields: fields)
-    found = score_codecs({"same": Rounded()}, data, "val", 1, 3, CPU)["codecs"]["same"]["scores"]["u10"]
-    assert (found["rmse"], found["mae"], found["psnr"]) == (0, 0, None)  # 无穷大的 PSNR 写 null
-    assert found["correlation"] == pytest.approx(1) and found["ssim"] == pytest.approx(1)
+    found = scored({"same": Rounded()}, data, "val", 1, 3).codecs["same"].scores["u10"]
+    assert (found.rmse, found.mae, found.psnr) == (0, 0, None)  # 无穷大的 PSNR 写 null
+    assert found.correlation == pytest.approx(1) and found.ssim == pytest.approx(1)
     monkeypatch.setattr(Rounded, "decode", lambda _, latents: latents / 0)
     with pytest.raises(ValueError, match="broken: the reconstruction holds non-finite values"):
-        score_codecs({"broken": Rounded()}, data, "val", 1, 3, CPU)
+        scored({"broken": Rounded()}, data, "val", 1, 3)
 
 
 def write_codec(folder: Path, tree: Any, name: str, **options: Any) -> Path:

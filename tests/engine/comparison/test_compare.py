@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 
 from engine.commands import compare_command
-from engine.comparison.compare import choose_contenders, make_comparison, open_entries
+from engine.comparison.comparison import Comparison, make_comparison
+from engine.comparison.entries import choose_contenders, open_entries
 from engine.comparison.text import as_markdown, as_text, comparison_blocks
 from tests.models.small import small_spec
+from util.files.records import as_json
 from util.scores.statistics_file import StatisticsFile
+from util.scores.table import Skill
 
 LEADS, CHANNELS, UNITS = (6, 12, 18), ("a", "b", "c"), ("K", "m s-1", "1")
 HOURS = 24 * 4000 + 6 * np.arange(4 * 7 * 6)  # 六周，每天四个起报时间
@@ -88,7 +91,9 @@ def write(
         file.add("spectrum_truth", truth, np.ones((*shape[1:], 4)))
     scored = np.isfinite(models[judged]["square"][rows][:, leads][:, :, channels]).sum(0)  # (L, C)
     table = {**about, "initial_times": len(hours), "lead_hours": hold, "cost": COST}
-    table |= {"pairs": {c: scored[:, i].tolist() for i, c in enumerate(spec.channels)}}
+    pairs = {c: scored[:, i].tolist() for i, c in enumerate(spec.channels)}
+    table |= {"pairs": pairs, "left_out": pairs, "channels": spec.channels, "units": {}, "bootstrap_blocks": 6}
+    table |= {key: {} for key in ("scores", "skill", "mean_rmse_ratio", "samples_per_second")}  # 比较不看
     (folder / "metrics.json").write_text(json.dumps({**table, "spectrum_label": "zonal wavenumber"}))
     return folder
 
@@ -99,11 +104,20 @@ def models(size: float = 1.0, judged: str = "ar", **others: float) -> dict[str, 
     return {name: physical(name, value) for name, value in sizes.items()}
 
 
-def table_of(*folders: Path) -> dict[str, Any]:
+def comparison_of(*folders: Path) -> Comparison:
     """只要数，不画图、不写页面。"""
     with ExitStack() as stack:
         entries = open_entries(stack, folders, ())
         return make_comparison(entries, choose_contenders(entries))
+
+
+def table_of(*folders: Path) -> dict[str, Any]:
+    """comparison.json 里的。"""
+    return as_json(comparison_of(*folders))
+
+
+def text_of(*folders: Path) -> str:
+    return as_text(comparison_blocks(comparison_of(*folders)))
 
 
 def compare(out: Path, *folders: Path) -> dict[str, Any]:
@@ -221,7 +235,7 @@ def test_a_baseline_run_is_that_baseline(tmp_path):
     assert set(table["skill"]) == {"A", "ridge"}
     ratio = rmse(physical("linear_regression", 0.6), np.arange(len(HOURS)), 6, "a")
     assert table["scores"]["ridge"]["a"]["rmse"][0] == pytest.approx(ratio, rel=1e-6)
-    assert as_text(comparison_blocks(table)).count("1,234,567") == 4
+    assert text_of(*folders).count("1,234,567") == 4
 
 
 def test_one_run_and_the_same_run_twice(tmp_path):
@@ -255,8 +269,8 @@ def test_ensembles_show_crps(tmp_path):
     folders = [write(tmp_path / "A", "A", models(0.9)), write(tmp_path / "E", "E", ensemble, members=4)]
     table = table_of(*folders)
     assert table["scores"]["E"]["a"]["spread_skill"] == [pytest.approx(np.sqrt(5 / 4 * 0.8), rel=1e-5)] * 2
-    assert as_text(comparison_blocks(table)).count("· CRPS") == 2 * 4
-    assert "· CRPS" not in as_text(comparison_blocks(table_of(folders[0])))
+    assert text_of(*folders).count("· CRPS") == 2 * 4
+    assert "· CRPS" not in text_of(folders[0])
 
 
 def test_other_climatology_is_noted(tmp_path, caplog):
@@ -267,7 +281,7 @@ def test_other_climatology_is_noted(tmp_path, caplog):
     )
     (note,) = table["notes"]
     assert "RMSE of climatology for a at +6 h" in note and f"shown is the one of {folders[0]}" in note
-    assert note in caplog.text and note in as_markdown(comparison_blocks(table))
+    assert note in caplog.text and note in as_markdown(comparison_blocks(comparison_of(*folders)))
 
 
 def test_other_truth_is_refused(tmp_path):
@@ -306,6 +320,9 @@ def test_mistakes_are_one_line(tmp_path):
     (good / "metrics.json").write_text(json.dumps({**table, "step": 8}))
     with pytest.raises(ValueError, match="has step = 8, statistics.nc beside it 7"):
         table_of(good)
+    (good / "metrics.json").write_text(json.dumps({**table, "pairs": 3}))
+    with pytest.raises(ValueError, match=r"metrics\.json: pairs: input should be a valid dictionary"):
+        table_of(good)
     (good / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         table_of(good)
@@ -316,14 +333,13 @@ def test_mistakes_are_one_line(tmp_path):
 
 def test_many_leads_are_thinned_in_the_text(tmp_path):
     """文字表里至多 8 个时效，首尾在内；数在它自己的列里。"""
-    table = table_of(write(tmp_path / "A", "A", models(0.9)))
+    comparison = comparison_of(write(tmp_path / "A", "A", models(0.9)))
     hours = list(range(6, 246, 6))
-    for one in table["scores"].values():
-        one["a"]["rmse"] = [hour / 100 for hour in hours]
-    for found in table["skill"]["A"].values():
-        found["a"]["rmse"] = {"value": [hour / 1000 for hour in hours]}
-    table |= {"channels": ["a"], "lead_hours": hours, "mean_rmse_ratio": {}}
-    rows = [re.split(r"\s{2,}", line) for line in as_text(comparison_blocks(table)).splitlines()]
+    scores = {name: {"a": {"rmse": [hour / 100 for hour in hours]}} for name in comparison.scores}
+    skill = Skill([hour / 1000 for hour in hours], [0.0] * len(hours))
+    skills = {"A": {base: {"a": {"rmse": skill}} for base in comparison.baselines}}
+    longer = replace(comparison, channels=["a"], lead_hours=hours, mean_rmse_ratio={}, scores=scores, skill=skills)
+    rows = [re.split(r"\s{2,}", line) for line in as_text(comparison_blocks(longer)).splitlines()]
     head = next(row for row in rows if row[0] == "model")
     assert len(head) == 9 and head[1] == "+6 h" and head[-1] == "+240 h"
     (row,) = (row for row in rows if row[0] == "A" and len(row) == 9 and "," not in row[1])

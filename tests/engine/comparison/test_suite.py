@@ -163,7 +163,8 @@ def test_evaluated_only_with_the_same_options(config, tmp_path):
     values, best, folder = load_config(config), tmp_path / "best.ckpt", tmp_path / "suite"
     folder.mkdir()
     best.touch()
-    found = {"checkpoint": str(best), "split": "test", "stride": 1, "members": 1, "perturb": 0.0, "lead_hours": [6]}
+    found = {"checkpoint": str(best), "split": "test", "stride": 1, "members": 1, "perturb": 0.0, "smooth": 0.0}
+    found |= {"run": "run", "step": 1, "steps": 1, "model": "cnn"}
 
     def is_evaluated(change: dict[str, Any], **options: Any) -> bool:
         (folder / "metrics.json").write_text(json.dumps(found | change))
@@ -171,9 +172,16 @@ def test_evaluated_only_with_the_same_options(config, tmp_path):
 
     assert not suite_module.is_evaluated(folder, best, Suite(members=[Member(config="a.yaml")]), values)
     assert is_evaluated({})
-    for change in ({"split": "val"}, {"stride": 2}, {"members": 4}, {"checkpoint": "x"}, {"lead_hours": [6, 12]}):
+    for change in (
+        {"split": "val"},
+        {"stride": 2},
+        {"members": 4},
+        {"checkpoint": "x"},
+        {"steps": 2},
+        {"set": "model.n=1"},
+    ):
         assert not is_evaluated(change)
-    assert is_evaluated({"lead_hours": [6, 12], "stride": 2}, steps=2, stride=2)
+    assert is_evaluated({"steps": 2, "stride": 2}, steps=2, stride=2)
     os.utime(best, (time.time() + 9, time.time() + 9))
     assert not is_evaluated({})
 

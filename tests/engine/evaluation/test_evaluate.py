@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 
 from engine.commands import compare_command, evaluate_command, inference_command
-from engine.evaluation.task import standardize_thresholds, threshold_table
+from engine.evaluation.task import standardize_thresholds, threshold_tensor
 from tests.engine.runs import ROOT, train_here, write_run
 from tests.models.small import small_spec
 from util.calendar import parse_time
@@ -170,7 +170,7 @@ def test_thresholds_fall_where_the_reader_puts_the_data():
         field = np.full((1, 1, 1), value, np.float32)
         field -= np.float32(mean)
         field /= np.float32(std)
-        table = threshold_table({"c0": (float(np.float32(value)),)}, spec)
+        table = threshold_tensor({"c0": (float(np.float32(value)),)}, spec)
         assert standardize_thresholds(table, spec).item() == field.item()
 
 

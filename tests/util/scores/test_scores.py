@@ -13,8 +13,10 @@ import pytest
 
 from tests.models.small import small_spec
 from util.batch import DataSpec
+from util.files.records import as_json
 from util.scores.bootstrap import BLOCK_HOURS, RESAMPLES, block_sums
 from util.scores.common import Contender, common_pairs
+from util.scores.final import METRICS, Metric
 from util.scores.statistics_file import Statistics, StatisticsFile
 from util.scores.tabulate import tabulate, write_csv
 
@@ -79,8 +81,8 @@ def test_scores_equal_a_written_out_loop(tmp_path: Path) -> None:
     values = write(tmp_path / "s.nc", spec, hours, [6, 12], members=5)
     with Statistics(tmp_path / "s.nc") as file:
         table = tabulate([Contender(m, file, m) for m in file.models], ["persistence", "climatology"])
-    json.dumps(table, allow_nan=False)
-    assert table["units"] == {"c0": "K", "c1": "m s-1", "c2": "%"} and table["lead_hours"] == [6, 12]
+    json.dumps(as_json(table), allow_nan=False)
+    assert table.units == {"c0": "K", "c1": "m s-1", "c2": "%"} and table.lead_hours == [6, 12]
     for model, made in values.items():
         for c, channel in enumerate(spec.channels):
             std = spec.std[c]
@@ -106,14 +108,14 @@ def test_scores_equal_a_written_out_loop(tmp_path: Path) -> None:
                     variance = mean(made["variance"], lead, c)
                     expected["spread"] = math.sqrt(variance) * std
                     expected["spread_skill"] = math.sqrt(6 / 5 * variance / m["square"])
-                found = {n: v[lead] for n, v in table["scores"][model][channel].items()}
+                found = {n: v[lead] for n, v in table.scores[model][channel].items()}
                 assert found == pytest.approx(expected, rel=1e-5)
     counted = np.isfinite(values["model"]["square"]).sum(0)
-    assert [table["pairs"][c] for c in spec.channels] == counted.T.tolist()
-    assert [table["left_out"][c] for c in spec.channels] == (40 - counted).T.tolist()
-    one, two = (table["scores"][name] for name in ("model", "persistence"))
+    assert [table.pairs[c] for c in spec.channels] == counted.T.tolist()
+    assert [table.left_out[c] for c in spec.channels] == (40 - counted).T.tolist()
+    one, two = (as_json(table.scores)[name] for name in ("model", "persistence"))
     ratio = [np.mean([one[c]["rmse"][i] / two[c]["rmse"][i] for c in spec.channels]) for i in range(2)]
-    assert table["mean_rmse_ratio"]["persistence"]["model"] == pytest.approx(ratio)
+    assert table.mean_rmse_ratio["persistence"]["model"] == pytest.approx(ratio)
 
 
 def test_skill_and_its_block_bootstrap_equal_a_loop(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_skill_and_its_block_bootstrap_equal_a_loop(tmp_path: Path) -> None:
     values = write(tmp_path / "s.nc", spec, hours, [6])
     with Statistics(tmp_path / "s.nc") as file:
         table = tabulate([Contender(m, file, m) for m in file.models], ["persistence"])
-    found = {k: v[0] for k, v in table["skill"]["model"]["persistence"]["c0"]["rmse"].items()}
+    found = {k: v[0] for k, v in as_json(table.skill["model"]["persistence"]["c0"]["rmse"]).items()}
     week = (hours - hours[0]) // BLOCK_HOURS
     draws = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, RESAMPLES)
 
@@ -148,7 +150,7 @@ def test_too_few_blocks_give_no_interval(tmp_path: Path) -> None:
     write(tmp_path / "s.nc", spec_with((1.0,)), START + np.arange(0, 3 * 28) * 6, [6])
     with Statistics(tmp_path / "s.nc") as file:
         table = tabulate([Contender(m, file, m) for m in file.models], ["persistence"])
-    assert set(table["skill"]["model"]["persistence"]["c0"]["rmse"]) == {"value", "difference"}
+    assert set(as_json(table.skill["model"]["persistence"]["c0"]["rmse"])) == {"value", "difference"}
 
 
 def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
@@ -161,8 +163,8 @@ def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
         table = tabulate(
             [Contender("A", a, "model"), Contender("B", b, "model"), Contender("P", a, "persistence")], ["P"]
         )
-    assert table["lead_hours"] == [6, 12] and table["channels"] == ["c0", "c1"]
-    assert table["initial_times"] == 20
+    assert table.lead_hours == [6, 12] and table.channels == ["c0", "c1"]
+    assert table.initial_times == 20
     for c in range(2):
         for lead, (i, j) in enumerate([(0, 2), (1, 0)]):
             square: dict[str, list[float]] = {"A": [], "B": [], "P": []}
@@ -173,10 +175,10 @@ def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
                     if np.isfinite(x) and np.isfinite(y):
                         for name, value in (("A", x), ("B", y), ("P", one["persistence"]["square"][t, i, c])):
                             square[name].append(float(value))
-            assert table["pairs"][f"c{c}"][lead] == len(square["A"])
+            assert table.pairs[f"c{c}"][lead] == len(square["A"])
             for name, spec in (("A", one_spec), ("B", two_spec), ("P", one_spec)):
                 expected = math.sqrt(np.mean(square[name])) * spec.std[c]
-                assert table["scores"][name][f"c{c}"]["rmse"][lead] == pytest.approx(expected, rel=1e-5)
+                assert table.scores[name][f"c{c}"]["rmse"][lead] == pytest.approx(expected, rel=1e-5)
 
 
 def test_reading_in_pieces_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,9 +220,9 @@ def test_a_model_can_be_compared_with_another(tmp_path: Path) -> None:
         table = tabulate(
             [Contender("A", a, "model"), Contender("B", b, "model"), Contender("P", a, "persistence")], ["P"], ["A"]
         )
-    assert list(table["skill"]["A"]) == ["P"] and list(table["skill"]["B"]) == ["P", "A"]
+    assert list(table.skill["A"]) == ["P"] and list(table.skill["B"]) == ["P", "A"]
     rmse = [math.sqrt(v["model"]["square"].astype(float).mean()) for v in (first, second)]
-    found = table["skill"]["B"]["A"]["c0"]["rmse"]
+    found = as_json(table.skill["B"]["A"]["c0"]["rmse"])
     assert found["difference"][0] == pytest.approx(8 * rmse[1] - 2 * rmse[0], rel=1e-6)
     assert found["value"][0] == pytest.approx(1 - 8 * rmse[1] / (2 * rmse[0]), rel=1e-6)
     assert found["difference_low"][0] < found["difference"][0] < found["difference_high"][0]
@@ -231,6 +233,20 @@ def test_no_field_valid_in_all_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "a.nc", spec, hours, [6], holes=1.1)
     with Statistics(tmp_path / "a.nc") as a, pytest.raises(ValueError, match=r"no field is valid in all of .*a\.nc"):
         common_pairs([Contender("a", a, "model")])
+
+
+def test_a_metric_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """METRICS 里多一行，成绩表与 CSV 里就有它，单位也对。"""
+    more = Metric("nmse", "NMSE", "归一化均方误差", "", "lower", lambda m: m.of["square"])
+    monkeypatch.setattr("util.scores.final.METRICS", (*METRICS, more))
+    spec = spec_with((2.0,))
+    write(tmp_path / "s.nc", spec, START + np.arange(0, 28) * 6, [6])
+    with Statistics(tmp_path / "s.nc") as file:
+        table = tabulate([Contender(m, file, m) for m in file.models], ["persistence", "climatology"])
+    found = as_json(table.scores)["model"]["c0"]
+    assert found["nmse"] == [pytest.approx((found["rmse"][0] / 2) ** 2)]
+    write_csv(tmp_path / "m.csv", table)
+    assert f"model,c0,6,nmse,{found['nmse'][0]},,,1" in (tmp_path / "m.csv").read_text().splitlines()
 
 
 def test_csv_is_tidy_and_complete(tmp_path: Path) -> None:
@@ -244,7 +260,7 @@ def test_csv_is_tidy_and_complete(tmp_path: Path) -> None:
     assert list(rows[0]) == ["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"]
     found = {(r["model"], r["channel"], int(r["lead_hours"]), r["metric"]): r for r in rows}
     assert len(found) == len(rows)
-    assert float(found["model", "c1", 12, "rmse"]["value"]) == table["scores"]["model"]["c1"]["rmse"][1]
+    assert float(found["model", "c1", 12, "rmse"]["value"]) == table.scores["model"]["c1"]["rmse"][1]
     assert found["model", "c1", 12, "rmse"]["unit"] == "m s-1"
     assert found["model", "c0", 6, "mse_unweighted"]["unit"] == "(K)2"
     skill = found["model", "c2", 6, "rmse_difference_vs_climatology"]

@@ -1,0 +1,163 @@
+"""比较的结果：只用大家都有的（起报时间，时效，通道），基线各列一次；旁边写明各用了多少，哪些不能比。"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from engine.comparison.entries import Entry
+from engine.evaluation import baselines
+from engine.evaluation.metrics_file import Cost, Origin
+from engine.evaluation.results import add_spectral_distance
+from util.calendar import time_text
+from util.scores.common import Common, Contender, common_pairs
+from util.scores.table import ScoreTable
+from util.scores.tabulate import tabulate
+
+log = logging.getLogger("ar_pred")
+SAME = 1e-4  # 同一个基线在两份评测里的 RMSE 至多相差这么多（相对）：float32 与设备的舍入之上
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun(Origin):
+    """一个参加比较的评测：来历、代价和它自己有多少场（pairs: 通道 → 各时效之和）；name 是表上的名字。"""
+
+    name: str
+    folder: str
+    initial_times: int
+    lead_hours: list[int]
+    pairs: dict[str, int]
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """比较了谁、哪一段：runs 各一个评测，notes 是不能比的、没有用上的，baselines 是表上的哪些行是基线。"""
+
+    runs: list[ComparedRun]
+    notes: list[str]
+    baselines: list[str]
+    first_initial_time: str
+    last_initial_time: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(ScoreTable, Span):
+    """comparison.json 的全部；各运行的窗口不同时没有谱。"""
+
+    spectrum_label: str | None = None
+
+
+def make_comparison(entries: Sequence[Entry], contenders: Sequence[Contender], notes: Sequence[str] = ()) -> Comparison:
+    """共同的场上的成绩表，加上来历、代价、各有多少场、说明（接在 notes 之后）。
+
+    Raises:
+        ValueError: 没有共同的部分，或真值不是同一份。
+    """
+    common = common_pairs(contenders)
+    notes = [*notes, *entry_notes(entries, common), *check_baselines(entries, contenders, common)]
+    known = [c.label for c in contenders if c.label in baselines.NAMES]
+    runs = [c.label for c in contenders if c.label not in baselines.NAMES]
+    table, label = tabulate(contenders, known, runs[:1]), None
+    if same_fields(entries, table):
+        table, label = add_spectral_distance(table, contenders), entries[0].result.spectrum_label
+    else:
+        notes.append(
+            "spectra and log-spectral distance are left out: they are means over all windows of a run, "
+            "and the runs were not scored on the same windows and lead times"
+        )
+    for note in notes:
+        log.warning("%s", note)
+    return Comparison(
+        runs=[describe_entry(e, table.channels) for e in entries],
+        notes=notes,
+        baselines=known,
+        first_initial_time=time_text(int(common.hours[0])),
+        last_initial_time=time_text(int(common.hours[-1])),
+        **vars(table),
+        spectrum_label=label,
+    )
+
+
+def describe_entry(entry: Entry, channels: Sequence[str]) -> ComparedRun:
+    """一个运行的来历、代价和它自己有多少场。"""
+    own = entry.result
+    return ComparedRun(
+        **{field.name: getattr(own, field.name) for field in fields(Origin)},
+        name=entry.label,
+        folder=str(entry.folder),
+        initial_times=own.initial_times,
+        lead_hours=own.lead_hours,
+        pairs={c: sum(own.pairs[c]) for c in channels},
+        cost=own.cost,
+    )
+
+
+def entry_notes(entries: Sequence[Entry], common: Common) -> list[str]:
+    """哪些通道不是人人都有；标准差不同时，以标准差为尺的成绩不能比。"""
+    notes = []
+    for entry in entries:
+        if extra := [c for c in entry.file.channels if c not in common.channels]:
+            names = ", ".join(extra)
+            notes.append(f"not compared, because not every run has them in the same unit: {names} of {entry.label}")
+    first = entries[0]
+    for other in entries[1:]:
+        for c in common.channels:
+            one, two = (e.file.std[e.file.channels.index(c)] for e in (first, other))
+            if not np.isclose(one, two, rtol=SAME):
+                notes.append(
+                    f"SSIM and PSNR do not compare between {first.label} and {other.label}: they count in standard "
+                    f"deviations, which for {c} are {one:.6g} and {two:.6g}"
+                )
+                break
+    return notes
+
+
+def check_baselines(entries: Sequence[Entry], contenders: Sequence[Contender], common: Common) -> list[str]:
+    """各评测里的同一个基线应当一样：持续性预报只由真值决定，不同就是真值不同；别的只是说明用的是谁的。
+
+    Raises:
+        ValueError: 持续性预报不同。
+    """
+    notes = []
+    for base, holders in ((b, [e for e in entries if e.holds(b)]) for b in baselines.NAMES):
+        shown = next((e for c in contenders if c.label == base for e in holders if e.file is c.file), None)
+        if base == baselines.PERSISTENCE:
+            notes += [f"{e.label}: no plain {base} to check its truth by" for e in entries if e not in holders]
+        if shown is None:
+            continue
+        reference = shown.rmse(base, common)  # (L, C)
+        for other in (e for e in holders if e is not shown):
+            values = other.rmse(base, common)
+            differs = ~np.isclose(values, reference, rtol=SAME, atol=0, equal_nan=True)
+            if not differs.any():
+                continue
+            c = int(differs.any(0).argmax())
+            lead = int(differs[:, c].argmax())
+            found = (
+                f"RMSE of {base} for {common.channels[c]} at +{common.leads[lead]} h is {reference[lead, c]:.6g} in "
+                f"{shown.folder}, {values[lead, c]:.6g} in {other.folder}"
+            )
+            if base == baselines.PERSISTENCE:
+                raise ValueError(
+                    f"{shown.label} and {other.label} were scored against different truth (another tree, or other "
+                    f"units?): {found}, on the same pairs"
+                )
+            notes.append(f"{found} (fitted to other data); shown is the one of {shown.folder}{own_normal(base)}")
+    return notes
+
+
+def own_normal(base: str) -> str:
+    """距平是相对各自的气候态的。"""
+    return "; ACC and activity ratio of each run refer to its own" if base == baselines.CLIMATOLOGY else ""
+
+
+def same_fields(entries: Sequence[Entry], table: ScoreTable) -> bool:
+    """每个运行自己的场恰好就是共同的场：共同的是各自的子集，所以时效与场数相同就够了。"""
+    return all(
+        e.result.lead_hours == table.lead_hours and all(e.result.pairs[c] == table.pairs[c] for c in table.channels)
+        for e in entries
+    )

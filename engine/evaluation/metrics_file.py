@@ -1,0 +1,74 @@
+"""metrics.json：一次评测的来历、成绩与代价，写的与读回的是同一种记录；不引入 torch，读它的命令才轻。"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from util.files.records import Record, read_record
+from util.scores.table import Numbers, ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """评的是什么、怎样评的；statistics.nc 的属性里有同样的几栏。
+
+    set: 改过的采样选项，空格隔开；没有改就没有这一栏。model 是被评的模型在表上的名字。
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    split: str
+    stride: int
+    steps: int
+    members: int
+    perturb: float
+    smooth: float
+    set: str | None = None
+    model: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """一个模型的代价；运算次数是一个窗口、一个成员的。训练的几栏在没有梯度步的模型上没有。"""
+
+    parameters: int
+    flops_per_sample: int
+    inference_samples_per_second: float | None  # 只有一批，量不出来
+    inference_peak_memory_bytes: int
+    device: str
+    training_seconds: float | None = None
+    training_samples_per_second: float | None = None
+    training_peak_memory_bytes: int | None = None
+    training_device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(ScoreTable):
+    """由 statistics.nc 得来的全部成绩。rank_histogram: 通道 → 时效 → M + 1 个份额，只有集合有。"""
+
+    rank_histogram: dict[str, list[Numbers]] | None = None
+    spectrum_label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Scores, Origin):
+    """metrics.json 的全部。samples_per_second: 模型 → 每秒的预报数。"""
+
+    samples_per_second: dict[str, float | None]
+    cost: Cost
+
+
+def read_scores(path: Path, kind: type[Record]) -> Record:
+    """metrics.json 读成 Result，或只读它的一部分（Origin）。
+
+    Raises:
+        ValueError: 不是完整的 JSON，或缺一栏；一行。
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged ({error}); run evaluate.py again") from None
+    return read_record(kind, values, str(path))

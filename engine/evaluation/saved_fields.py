@@ -1,0 +1,95 @@
+"""评测要存盘的场：forecast.nc 与 truth.nc，inputs、trues、preds 三个 .npy；开始之前先看磁盘够不够。"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from engine.evaluation.metrics_file import Origin
+from engine.evaluation.task import Scored, Task
+from util.files.array_file import ArrayFile
+from util.files.netcdf import ForecastFile, TruthFile
+
+log = logging.getLogger("ar_pred")
+Saver = Callable[[Scored], None]
+FIELD_FILES = {"netcdf": ("forecast.nc", "truth.nc"), "npy": ("inputs.npy", "trues.npy", "preds.npy")}
+
+
+def open_savers(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Origin) -> list[Saver]:
+    """要存的场，各一个逐批写的函数；文件随 stack 关上。
+
+    Raises:
+        ValueError: 磁盘放不下。
+    """
+    check_space(task, out)
+    makers = {"netcdf": netcdf_saver, "npy": npy_saver}
+    return [make(stack, task, out, leads, origin) for kind, make in makers.items() if kind in task.options.save]
+
+
+def netcdf_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Origin) -> Saver:
+    """forecast.nc 与 truth.nc。"""
+    about = {key: str(value) for key, value in asdict(origin).items() if key != "model" and value is not None}
+    title = {"title": "ar_pred forecast", **about}
+    spec, members = task.spec, task.options.members
+    valid_hours = np.unique(task.init_hours[:, None] + np.array(leads))
+    forecast = stack.enter_context(ForecastFile(out / "forecast.nc", spec, task.init_hours, leads, members, title))
+    truth = stack.enter_context(TruthFile(out / "truth.nc", spec, valid_hours, title))
+
+    def save(scored: Scored) -> None:
+        fields = scored.fields
+        assert fields is not None
+        forecast.write(scored.row, fields.forecast)
+        hours = task.init_hours[scored.row : scored.row + len(fields.truth), None] + np.array(leads)  # (B, L)
+        shape = fields.truth.shape[2:]
+        truth.write(hours.ravel(), fields.truth.reshape(-1, *shape), fields.valid.reshape(-1, shape[0]))
+
+    return save
+
+
+def npy_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Origin) -> Saver:
+    """inputs、trues、preds（像 SimVP 的测试那样，集合取平均）。"""
+    spec = task.spec
+    frame = (spec.num_channels, spec.height, spec.width)
+    sizes = {"inputs": spec.frames_in, "trues": task.steps, "preds": task.steps}
+    files = {
+        name: stack.enter_context(ArrayFile(out / f"{name}.npy", (len(task.starts), size, *frame)))
+        for name, size in sizes.items()
+    }
+
+    def save(scored: Scored) -> None:
+        fields = scored.fields
+        assert fields is not None and fields.history is not None
+        files["inputs"].write(scored.row, fields.history)
+        files["trues"].write(scored.row, fields.truth)
+        files["preds"].write(scored.row, fields.forecast.mean(1))
+
+    return save
+
+
+def remove_others(task: Task, out: Path) -> None:
+    """上一次留下而这一次不存的：与这一次的成绩不是一回事。"""
+    for name in set(chain(*FIELD_FILES.values())) - set(chain(*(FIELD_FILES[k] for k in task.options.save))):
+        (out / name).unlink(missing_ok=True)
+
+
+def check_space(task: Task, out: Path) -> None:
+    """开始之前就看磁盘够不够，不要算了一夜才满。"""
+    spec, options = task.spec, task.options
+    frame = 4 * spec.num_channels * spec.height * spec.width
+    frames = {"netcdf": (options.members + 1) * task.steps, "npy": spec.frames_in + 2 * task.steps}
+    need = frame * len(task.starts) * sum(frames[kind] for kind in options.save)
+    free = shutil.disk_usage(out).free
+    if need > free:
+        raise ValueError(
+            f"--save {' '.join(options.save)} needs up to {need / 2**30:.1f} GiB in {out}, {free / 2**30:.1f} GiB are "
+            "free; use --save none, or a larger --stride"
+        )
+    if need:
+        log.info("fields will be saved in %s: up to %.2f GiB before compression", out, need / 2**30)
