@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.evaluation.metrics_file import Result, read_scores
 from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
@@ -45,7 +46,7 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     if name != MODEL:
         raise ValueError(f"{path}: holds {name or 'no model'}, not {MODEL}; config/{MODEL}.yaml trains one")
     evaluate_checkpoint(path, Options(split=split, stride=stride), out)
-    write_metrics(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
+    write_metrics(out, read_scores(out / "metrics.json", Result))
     model, _ = load_forecaster(content, torch.device("cpu"))
     draw_example(model, content, split, out)
     for part, file in WEIGHTS.items():
@@ -53,17 +54,17 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     return 0
 
 
-def write_metrics(out: Path, table: dict[str, Any]) -> None:
+def write_metrics(out: Path, result: Result) -> None:
     """成绩表里只留 RMSE 与 MAE；与 metrics.json 里的数相同。"""
     from util.atomic import replacing
 
     about = ("run", "checkpoint", "split", "stride", "model", "lead_hours", "units")
     scores = {
         name: {channel: {key: found[key] for key in SCORES} for channel, found in channels.items()}
-        for name, channels in table["scores"].items()
+        for name, channels in result.scores.items()
     }
     with replacing(out / METRICS) as temporary:
-        text = json.dumps({**{key: table[key] for key in about}, "scores": scores}, indent=1, allow_nan=False)
+        text = json.dumps({**{key: getattr(result, key) for key in about}, "scores": scores}, indent=1, allow_nan=False)
         temporary.write_text(text, encoding="utf-8")
 
 

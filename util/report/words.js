@@ -1,5 +1,5 @@
-"use strict";
-// 页面自己的一切文字，英文在前、中文在后；数据里的名字（通道、模型、配置）不翻译。{0} {1} 是填入的值。
+// 页面自己的文字，英文在前、中文在后；数据里的名字（通道、模型、配置）不翻译。{0} {1} 是填入的值。
+// 新的一节在自己的 .js 里 Object.assign(WORDS, {…})；评分的名字 METRICS 由 util/scores/final.py 来。
 const WORDS = {
   run: ["Training run", "训练报告"],
   evaluation: ["Evaluation", "评估报告"],
@@ -211,23 +211,6 @@ const WORDS = {
   configuration: ["Configuration", "配置"],
   environment: ["Environment", "运行环境"],
 };
-
-// 评分：[键, 英文, 中文, 单位, 什么最好]；单位 unit 为通道的单位，unit2 为其平方
-const METRICS = [
-  ["rmse", "RMSE", "均方根误差 RMSE", "unit", "lower"],
-  ["mae", "MAE", "平均绝对误差 MAE", "unit", "lower"],
-  ["bias", "Bias", "平均偏差", "unit", "zero"],
-  ["acc", "ACC", "距平相关系数 ACC", "", "higher"],
-  ["crps", "CRPS", "连续分级概率评分 CRPS", "unit", "lower"],
-  ["spread", "Spread", "离散度", "unit", "neutral"],
-  ["spread_skill", "Spread–skill ratio", "离散度–误差比", "", "one"],
-  ["activity_ratio", "Activity ratio", "活跃度比", "", "one"],
-  ["log_spectral_distance", "Log-spectral distance", "对数谱距离", "dB", "lower"],
-  ["ssim", "SSIM", "结构相似性 SSIM", "", "higher"],
-  ["psnr", "PSNR", "峰值信噪比 PSNR", "dB", "higher"],
-  ["mse_unweighted", "MSE, unweighted", "均方误差（未加权）", "unit2", "lower"],
-  ["mae_unweighted", "MAE, unweighted", "平均绝对误差（未加权）", "unit", "lower"],
-];
 
 // 引擎写来的标签里认得的几个；不认得的照原样
 const LABELS = {

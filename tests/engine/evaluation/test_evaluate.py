@@ -18,13 +18,22 @@ import pytest
 import torch
 import xarray as xr
 
+import models
 from engine.commands import compare_command, evaluate_command, inference_command
+from engine.evaluation.baselines import BASELINES, NAMES
 from engine.evaluation.task import standardize_thresholds, threshold_tensor
 from tests.engine.runs import ROOT, train_here, write_run
 from tests.models.small import small_spec
 from util.calendar import parse_time
 from util.data.tree_files import field_path
 
+ZERO = """
+from models.persistence import Config, Model as Persistence
+
+class Model(Persistence):
+    def forecast(self, *inputs, **options):
+        return 0 * super().forecast(*inputs, **options)
+"""
 CHANNELS = ("t2m", "u10", "z_level_00")
 FIRST = parse_time("2000-02-11")  # 测试的第一个时刻
 
@@ -353,3 +362,18 @@ def test_the_page_shows_the_saved_fields(trained, tmp_path):
         assert series["valid_times"][lead][0] == str(line.valid_time.values[0])[:16]
     assert content["curves"]["train"] and content["data"]["missing"] == []
     assert content["costs"][0]["parameters"] > 0 and "evaluate.py" in content["reproduce"][0]
+
+
+def test_a_baseline_is_a_model_file_and_a_name(trained, tmp_path, monkeypatch):
+    """加一个基线：models/ 里一个文件，BASELINES 里一个名字；评测、技巧、比较里就有它。"""
+    (tmp_path / "zero.py").write_text(ZERO)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    names = [*models.model_names(), "zero"]
+    monkeypatch.setattr("models.model_names", lambda: names)
+    monkeypatch.setattr("engine.evaluation.baselines.BASELINES", (*BASELINES, "zero"))
+    monkeypatch.setattr("engine.evaluation.baselines.NAMES", (*NAMES, "zero"))
+    table = run(trained, tmp_path / "a", "--save", "none")
+    assert list(table["scores"]) == ["persistence", "climatology", "zero", "ar_pred_video_vanilla"]
+    assert "zero" in table["skill"]["ar_pred_video_vanilla"]
+    assert compare_command(["--runs", str(tmp_path / "a"), "--out", str(tmp_path / "c")]) == 0
+    assert json.loads((tmp_path / "c/comparison.json").read_text())["baselines"] == [*BASELINES, "zero"]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.evaluation.page import Page
 from tests.util.report.report_browser import CHROMIUM, DRIVER, choose, drag, open_browser, plotted, visit
 from tests.util.report.report_example import CHANNELS, encode_field, example, make_world
+from util import report
+from util.files.records import as_json
 from util.plot.scores import BASELINE_COLOR
 from util.plot.style import MODEL_COLORS
 from util.report import write_report
-from util.scores.tabulate import metric_unit
+from util.scores.final import metric_unit
 
 in_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed")
 SHAPE, TIMES, LEADS = (18, 36), 6, 3
@@ -187,6 +192,36 @@ def test_colours_and_units_are_those_of_the_figures_and_tables(page):
     units = dict(page.execute_script("return METRICS.map(([m]) => [m, metricUnit(m, 't2m')])"))
     written = {metric: metric_unit(metric, "K") for metric in units}
     assert units == {metric: {"1": "", "(K)2": "K²"}.get(unit, unit) for metric, unit in written.items()}
+
+
+@in_browser
+def test_a_panel_is_a_record_and_a_script(browser, tmp_path, monkeypatch):
+    """加一节：Page 多一栏，util/report/ 里多一个 .js；标题、菜单、两种语言、画法都在那一个文件里。"""
+
+    @dataclass(frozen=True, kw_only=True)
+    class WithRain(Page):
+        rain: dict[str, float] | None = None
+
+    monkeypatch.setattr(report, "ASSETS", shutil.copytree(report.ASSETS, tmp_path / "assets"))
+    (report.ASSETS / "rain.js").write_text(
+        """Object.assign(WORDS, {
+  rain: ["Rain", "降水"],
+});
+section("rain", content.rain, (body) => {
+  const line = body.appendChild(el("p"));
+  return () => { line.textContent = `${content.rain.total} mm`; };
+});
+""",
+        encoding="utf-8",
+    )
+    page = WithRain(kind="run", title="wet", facts=[("split", "test")], config="a: 1", rain={"total": 3.5})
+    write_report(tmp_path / "wet.html", as_json(page))
+    visit(browser, tmp_path / "wet.html")
+    browser.execute_script("drawDirty(() => true)")
+    texts = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)"
+    assert browser.execute_script(texts, "#menu a") == ["Rain", "Reproduce"]
+    assert browser.execute_script(texts, "#rain h2, #rain p") == ["Rain", "3.5 mm"]
+    assert browser.get_log("browser") == []
 
 
 @in_browser

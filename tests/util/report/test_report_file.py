@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from tests.util.report.report_example import content_of, example, make_world
+from util import report
 from util.report import MAX_BYTES, write_report
+from util.scores.final import METRICS, Metric
 
 EVIL = '</script><!-- <b> & "quotes"'
 
@@ -80,10 +83,21 @@ def test_too_large(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_scripts_are_listed():
-    from util import report
+def test_a_panel_is_one_file_here(tmp_path, monkeypatch):
+    """放进文件夹的 .js 就在页面里，在图的后面、表的前面；它自己的文字也认得。"""
+    assets = shutil.copytree(report.ASSETS, tmp_path / "assets")
+    monkeypatch.setattr(report, "ASSETS", assets)
+    (assets / "rain.js").write_text('Object.assign(WORDS, {\n  rainNote: ["Wet", "湿"],\n});\n', encoding="utf-8")
+    assert report.scripts()[-3:] == ["rain.js", "tables.js", "page.js"]
+    write(tmp_path / "r.html", title="x", facts=[["rain", {"key": "rainNote", "values": []}]])
+    assert "rainNote" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
-    assert set(report.SCRIPTS) == {path.name for path in report.ASSETS.glob("*.js")}
+
+def test_a_metric_has_its_name_in_the_page(tmp_path, monkeypatch):
+    more = Metric("nmse", "NMSE", "归一化均方误差", "", "lower", lambda m: m.of["square"])
+    monkeypatch.setattr(report, "METRICS", (*METRICS, more))
+    write(tmp_path / "r.html", title="x")
+    assert '["nmse","NMSE","归一化均方误差","","lower"]];' in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_every_sentence_has_words(tmp_path):
