@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -56,7 +56,7 @@ class Grouping(Strict):
 
     @field_validator("size", mode="before")
     @classmethod
-    def _one_rule(cls, size: Any) -> Any:  # 否则报错只提联合类型的第一种
+    def _one_rule(cls, size: object) -> object:  # 否则报错只提联合类型的第一种
         if size != "frame" and (type(size) is not int or size < 1):
             raise ValueError("must be frame or a positive number of tokens")
         return size
@@ -88,7 +88,7 @@ class Config(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _requirement_spelling(cls, values: Any) -> Any:
+    def _requirement_spelling(cls, values: object) -> object:
         if isinstance(values, dict) and "mask_radio" in values:  # 需求里的拼法
             if "mask_ratio" in values:
                 raise ValueError("mask_ratio and mask_radio are two spellings of one key; give one of them")

@@ -26,6 +26,7 @@ from einops import rearrange
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
+from models.interface import Autoencoder
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
 from models.layers.dit_flow import between, draw_times, euler, sampling_times, time_shift
 from models.layers.latents import (
@@ -160,7 +161,7 @@ class Model(nn.Module):
     at_inference = ("sampling_steps", "sample_chunk")
     starts_anew = ("targets.",)
 
-    def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
+    def __init__(self, config: Config, spec: DataSpec, first_stage: Autoencoder | None = None) -> None:
         """Raises ValueError: 块不能整除一帧编码的网格。"""
         super().__init__()
         require_states(first_stage)

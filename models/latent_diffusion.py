@@ -21,6 +21,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from models.interface import Autoencoder
 from models.layers.attention import check_heads
 from models.layers.diffusion_schedule import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
 from models.layers.diffusion_unet import TimeUNet
@@ -115,13 +116,13 @@ class Model(nn.Module):
     at_inference = ("sampler", "sampling_steps", "sample_chunk")
     starts_anew = ("targets.",)
 
-    def __init__(self, config: Config, spec: DataSpec, first_stage: Any = None) -> None:
+    def __init__(self, config: Config, spec: DataSpec, first_stage: Autoencoder | None = None) -> None:
         super().__init__()
         require_states(first_stage)
         self.config = config
         self.first_stage = None if first_stage is None else first_stage.requires_grad_(False).eval()
         frame = (spec.num_channels, spec.height, spec.width)
-        self.latent: tuple[int, int, int] = frame if first_stage is None else tuple(first_stage.latent_shape)
+        self.latent = frame if first_stage is None else first_stage.latent_shape
         check_padding(config.padding, spec)
         _check_grid(config, self.latent)
         codes = spec.frames_out * self.latent[0]

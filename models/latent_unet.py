@@ -19,6 +19,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from models.interface import Autoencoder
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.latents import require_states
@@ -62,7 +63,7 @@ class Model(nn.Module):
     probabilistic = False
     can_forecast = True
 
-    def __init__(self, config: Config, spec: DataSpec, first_stage: Any) -> None:
+    def __init__(self, config: Config, spec: DataSpec, first_stage: Autoencoder) -> None:
         super().__init__()
         check_padding(config.padding, spec)
         require_states(first_stage)
@@ -121,7 +122,7 @@ class Model(nn.Module):
         return self.decode(self(history))[:, None]
 
 
-def size_hint(first_stage: Any, spec: DataSpec, multiple: int) -> str:
+def size_hint(first_stage: Autoencoder, spec: DataSpec, multiple: int) -> str:
     """潜变量太小时的另一条路：阶段一的 image_size 放大到哪一个倍数，边长就能整除。"""
     _, height, width = first_stage.latent_shape
     hint = f", or a first stage with a latent whose sides are multiples of {multiple}"

@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Config(Strict):
 
     @field_validator("hid_T", "N_T", "patch", "fourier_dim", "fourier_frames", "predict", "freeze_memory")
     @classmethod
-    def _belongs_to_forecast(cls, value: Any, info: ValidationInfo) -> Any:  # 只在写了这个键时才查
+    def _belongs_to_forecast(cls, value: object, info: ValidationInfo) -> object:  # 只在写了这个键时才查
         if info.data.get("task") == "reconstruct":
             raise ValueError("has no meaning for model.task = reconstruct; leave it out")
         return value

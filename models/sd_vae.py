@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from models.layers.frames import frames_of
@@ -83,7 +83,7 @@ class Config(Strict):
 
     @field_validator("architecture")
     @classmethod
-    def _needed(cls, value: Architecture | None, info: Any) -> Architecture | None:
+    def _needed(cls, value: Architecture | None, info: ValidationInfo) -> Architecture | None:
         random = info.data.get("weights") == RANDOM
         if random and value is None:
             raise ValueError("weights = random needs an architecture, e.g. {block_out_channels: [32, 64]}")

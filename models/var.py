@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from models.interface import TokenAutoencoder
+from models.interface import Autoencoder, TokenAutoencoder
 from models.layers.attention import check_heads
 from models.layers.latents import encode_frames, require_states
 from models.layers.members import Generators, sample_generators
@@ -110,13 +110,12 @@ class Model(nn.Module):
     at_inference = ("sampling",)
     starts_anew = ("first_stage.quantizer.codebook.dead", "first_stage.quantizer.codebook.replacements")
 
-    def __init__(self, config: Config, spec: DataSpec, first_stage: Any) -> None:
+    def __init__(self, config: Config, spec: DataSpec, first_stage: Autoencoder) -> None:
         super().__init__()
-        check_tokens(config, first_stage)
         self.config = config
+        self.first_stage = check_tokens(config, first_stage).requires_grad_(False)
         self.frames_in, self.frames_out = spec.frames_in, spec.frames_out
         self.frames = check_frames(config, spec)
-        self.first_stage: Any = first_stage.requires_grad_(False)
         self.tendency = first_stage.encodes == "tendency"
         quantizer = self.first_stage.quantizer
         lengths = [h * w for h, w in quantizer.scales]
@@ -286,7 +285,7 @@ def scale_weights(step: int, total_steps: int, progressive: Progressive, num_sca
     return weights
 
 
-def check_tokens(config: Config, first_stage: Any) -> None:
+def check_tokens(config: Config, first_stage: Autoencoder) -> TokenAutoencoder:
     """阶段一要给得出多尺度的编号；给月份的，要编码场。
 
     Raises:
@@ -299,6 +298,7 @@ def check_tokens(config: Config, first_stage: Any) -> None:
         )
     if config.condition == "month":
         require_states(first_stage)
+    return first_stage
 
 
 def check_frames(config: Config, spec: DataSpec) -> int:

@@ -22,6 +22,8 @@ from util.cli import run_command
 if TYPE_CHECKING:  # --help 不必等 torch
     from torch import nn
 
+    from models.interface import ForecastModel
+
 MODEL = "rae_direct"
 SCORES = ("rmse", "mae")
 METRICS, EXAMPLES = "metrics_stage1_direct.json", "spatial_examples_stage1"
@@ -39,6 +41,7 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     from engine.evaluation.evaluate import evaluate_checkpoint
     from engine.evaluation.task import Options
     from engine.loading import load_forecaster
+    from models.interface import can_forecast
     from util.checkpoint import load_checkpoint
 
     content = load_checkpoint(path)
@@ -48,6 +51,7 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     evaluate_checkpoint(path, Options(split=split, stride=stride), out)
     write_metrics(out, read_scores(out / "metrics.json", Result))
     model, _ = load_forecaster(content, torch.device("cpu"))
+    assert can_forecast(model)
     draw_example(model, content, split, out)
     for part, file in WEIGHTS.items():
         write_half(getattr(model, part), out / file)
@@ -68,7 +72,7 @@ def write_metrics(out: Path, result: Result) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def draw_example(model: Any, content: dict[str, Any], split: str, out: Path) -> None:
+def draw_example(model: ForecastModel, content: dict[str, Any], split: str, out: Path) -> None:
     """划分正中间的窗口，末一个时效。"""
     import torch
 

@@ -23,7 +23,7 @@ from engine.loading import load_forecaster
 from engine.one_pass import Check
 from engine.training.know_latents import know_latents
 from engine.training.validation import validation_loss
-from models.interface import Autoencoder, can_forecast, is_codec
+from models.interface import Autoencoder, ForecastModel, can_forecast, is_codec
 from util.atomic import replacing
 from util.batch import DataSpec
 from util.calendar import time_text
@@ -49,8 +49,7 @@ def finish(run: Run) -> None:
     fabric, config = run.fabric, run.config
     check = run.stop.check if fabric.world_size == 1 else lambda: None
     fabric.barrier()
-    codec = is_codec(run.state.model)
-    if codec:
+    if is_codec(run.state.model):
         know_latents(run, check)
     content = load_checkpoint(run.best)
     model, _ = load_forecaster(content, fabric.device)
@@ -60,7 +59,7 @@ def finish(run: Run) -> None:
     if can_forecast(model):
         options = Options(split="test", stride=config.data.eval_stride)
         evaluated = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, trained, check)
-    elif not codec:
+    elif not is_codec(model):
         log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
     if not fabric.is_global_zero:
         return
@@ -85,14 +84,14 @@ def finish(run: Run) -> None:
         page = replace(page, facts=[*page.facts, *reconstruction_facts(table)])
         summary["reconstruction"] = as_json(table.codecs[run.name])
         pictures += drawn
-    if evaluated is None:
-        write_report(run.log_dir / "report.html", as_json(page))
-    else:
+    if can_forecast(model) and evaluated is not None:
         result = evaluated.result
         log.info("test split, best checkpoint\n%s", scores_text(result))
         summary |= {"cost": as_json(result.cost), "mean_rmse_ratio": result.mean_rmse_ratio}
         pictures += publish(evaluated, run.log_dir / "test", run.log_dir / "report.html", page)
         pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
+    else:
+        write_report(run.log_dir / "report.html", as_json(page))
     with replacing(run.log_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
     for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
@@ -120,7 +119,7 @@ def reconstruction_facts(table: Reconstruction) -> Facts:
 
 
 @torch.inference_mode()
-def draw_samples(model: Any, data: WeatherData, fabric: Fabric, count: int, folder: Path) -> list[Path]:
+def draw_samples(model: ForecastModel, data: WeatherData, fabric: Fabric, count: int, folder: Path) -> list[Path]:
     """每个划分均匀取 count 个窗口，物理单位画出来；返回 PNG 的路径。"""
     paths: list[Path] = []
     spec: DataSpec = data.spec

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
+from engine.loading import Content
 from models import build_config
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig
@@ -29,9 +30,7 @@ MAY_CHANGE: dict[str, set[str] | None] = {
 }
 
 
-def find_resume(
-    fabric: Fabric, config: RunConfig, config_path: str, resume: str | None
-) -> tuple[dict[str, Any] | None, str]:
+def find_resume(fabric: Fabric, config: RunConfig, config_path: str, resume: str | None) -> tuple[Content | None, str]:
     """--resume → (检查点内容或 None, 运行名)。auto：这份配置最近一次存过的运行；没有就从头开始。
 
     由零号进程挑选，各进程一致：时钟与文件时间在各处可能不同。

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -30,11 +30,11 @@ def record_shapes(model: nn.Module) -> Iterator[list[LayerRow]]:
     stack: list[int] = []  # 尚未返回的调用在 rows 里的位置
     names = {module: name or "(model)" for name, module in model.named_modules()}
 
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         stack.append(len(rows))
         rows.append(LayerRow(names[module], type(module).__name__, _shapes((args, kwargs)), ()))
 
-    def leave(module: nn.Module, _args: Any, output: Any) -> None:
+    def leave(module: nn.Module, _args: object, output: object) -> None:
         while rows[stack[-1]].name != names[module]:  # 内层抛错又被外层接住：那些调用不会再返回
             stack.pop()
         place = stack.pop()
@@ -64,7 +64,7 @@ def _text(shapes: Shapes) -> str:
     return " ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes) or "-"
 
 
-def _shapes(value: Any) -> Shapes:
+def _shapes(value: object) -> Shapes:
     """张量、以及元组、列表、NamedTuple、字典里的张量；其余跳过。"""
     if isinstance(value, Tensor):
         return (tuple(value.shape),)

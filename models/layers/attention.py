@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ def block_mask(hidden: Tensor, size: int) -> BlockMask:
 
 
 @cache
-def compiled_flex() -> Any:
+def compiled_flex() -> Callable[..., Tensor]:
     """FlexAttention 只有编译后才真的跳过块；每个进程编译一次。"""
     return torch.compile(flex_attention)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.memory_bank import add_ranks
+from util.batch import Predict
 
 
 class LatentScaling(nn.Module):
@@ -63,7 +64,17 @@ class LatentScaling(nn.Module):
         return latents * self.std + self.mean
 
 
-def require_states(first_stage: Any) -> None:
+class Stage(Protocol):
+    """阶段一，只说这里用到的。"""
+
+    encodes: Predict
+
+    def encode(self, fields: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+def require_states(first_stage: Stage | None) -> None:
     """潜空间里的模型要的是场的潜变量；None 是直接在格点上。
 
     Raises:
@@ -76,21 +87,21 @@ def require_states(first_stage: Any) -> None:
         )
 
 
-def encode_frames(first_stage: Any, frames: Tensor) -> Tensor:
+def encode_frames(first_stage: Stage | None, frames: Tensor) -> Tensor:
     """(B, T, C, H, W) → (B, T, c, h, w) float32；first_stage 为 None（直接在格点上）时原样。"""
     if first_stage is None:
         return frames
     return first_stage.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).float()
 
 
-def decode_frames(first_stage: Any, codes: Tensor) -> Tensor:
+def decode_frames(first_stage: Stage | None, codes: Tensor) -> Tensor:
     """(..., c, h, w) → (..., C, H, W) float32；encode_frames 的逆。"""
     if first_stage is None:
         return codes
     return first_stage.decode(codes.flatten(0, -4)).unflatten(0, codes.shape[:-3]).float()
 
 
-def valid_codes(first_stage: Any, valid: Tensor, channels: int) -> Tensor:
+def valid_codes(first_stage: Stage | None, valid: Tensor, channels: int) -> Tensor:
     """目标的 valid (B, T_out, C) → (B, T_out·c, 1, 1)：格点上逐通道；一帧的编码要各通道都有效。"""
     if first_stage is not None:
         valid = valid.all(-1, keepdim=True).expand(-1, -1, channels)

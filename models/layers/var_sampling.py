@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from models.layers.multiscale import Scales
 from models.layers.var_blocks import Decoder, ScaleTransformer
 from util.strict import PositiveInt, Strict
 
@@ -33,9 +34,25 @@ class Sampling(Strict):
     smooth: bool = False
 
 
+class ScaleCodes(Protocol):
+    """采样用到的码本：编号换成码，逐个尺度累加；各个的意思见 MultiScaleQuantizer。"""
+
+    scales: Scales
+    width: int
+
+    @property
+    def codes(self) -> Tensor: ...
+
+    def lookup(self, indices_k: Tensor, k: int) -> Tensor: ...
+
+    def add_scale(self, f_hat: Tensor, codes_k: Tensor, k: int) -> Tensor: ...
+
+    def next_input(self, f_hat: Tensor, k: int) -> Tensor: ...
+
+
 def sample(
     net: ScaleTransformer,
-    quantizer: Any,
+    quantizer: ScaleCodes,
     condition: nn.Module,
     given: Tensor,
     options: Sampling,
@@ -45,7 +62,7 @@ def sample(
     """给定的条件 → 生成的 f̂ (N, z, h, w)。
 
     Args:
-        quantizer: MultiScaleQuantizer。
+        quantizer: 码本，如 MultiScaleQuantizer。
         condition: LabelCondition 或 HistoryCondition，given 是它要的。
         generators: N 个。
         cached: 为假时每个尺度都从头重算，见 Decoder。

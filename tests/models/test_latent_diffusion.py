@@ -51,7 +51,8 @@ class Folding(nn.Module):
 def make(spec: DataSpec = SPEC, stage: bool = False, seed: int = 0, **options: Any) -> Model:
     """输出层放大到看得见：初值 0.001 时预报几乎与网络无关。"""
     torch.manual_seed(seed)
-    model = Model(Config(**{**SMALL, **options}), spec, Folding(spec) if stage else None)
+    folding: Any = Folding(spec) if stage else None  # 只有这里用到的几样
+    model = Model(Config(**{**SMALL, **options}), spec, folding)
     nn.init.normal_(model.net.out.weight, std=0.1)
     if model.needs_pass:
         for number in range(2):
