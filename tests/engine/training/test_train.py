@@ -164,28 +164,31 @@ def test_outputs_of_a_run(tree_run, tmp_path):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(60, marks=pytest.mark.soak)])
 def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path, kills):
-    """每一步都在存的训练，反复在写临时文件的当口 kill -9；每次留下的检查点都能读，最后能续完。"""
+    """每一步都在存的训练，反复在写临时文件的当口 kill -9；每次留下的检查点都能读、不倒退，最后能续完。"""
     config = tree_run(
         train={"epochs": 20 * kills}, checkpoint={"dir": str(tmp_path / "checkpoints"), "every_minutes": 1e-6}
     )
     folder = tmp_path / "checkpoints/kill"
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
     arguments = ["train.py", "--config", str(config), "--resume", "auto", "run.name=kill"]
+    saved, step = None, 0
     for _ in range(kills):
         process = start_script(*arguments)
         deadline = time.monotonic() + 60
-        while not (list(folder.glob(".last*")) and (folder / "best.ckpt").exists()) and time.monotonic() < deadline:
+        # 上一次的临时文件还在：这一次的要等它自己存过一回才算
+        while not (best.exists() and last.stat().st_mtime_ns != saved and list(folder.glob(".last*"))):
             assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
         process.kill()
         process.communicate()
-        for path in folder.glob("*.ckpt"):
+        for path in (last, best):
             assert load_checkpoint(path)["progress"]["step"] > 0
-    done = (
-        run_script(*arguments, "train.epochs=5")
-        if load_checkpoint(folder / "last.ckpt")["progress"]["epoch"] < 5
-        else None
-    )
-    assert done is None or done.returncode == 0, done.stderr
-    assert not list(folder.glob(".*")) or done is None
+        saved, before, step = last.stat().st_mtime_ns, step, load_checkpoint(last)["progress"]["step"]
+        assert step >= before
+    more = load_checkpoint(last)["progress"]["epoch"] + 1
+    done = run_script(*arguments, f"train.epochs={more}")
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.glob(".last*"))
 
 
 def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
