@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.house import (
+    BEGIN,
+    END,
+    PAGE,
     PRODUCT,
     ROOT,
     House,
@@ -20,6 +23,7 @@ from tests.house import (
     functions,
     imports,
     length,
+    picture,
     read_house,
     wing_of,
 )
@@ -263,3 +267,8 @@ def test_fifteen_files_side_by_side_are_found(house: House):
 )
 def test_the_way_down_is_allowed(house: House, path: str, text: str):
     assert not [v for v in one_way({**house, path: text}) if v.startswith(path)]
+
+
+def test_the_picture_is_of_this_house():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[2].partition(END)[0] == picture(read_house(ROOT)), "run `make house`"
