@@ -18,9 +18,10 @@ from util.config import Axis, DataConfig
 from util.data.index import split_hours
 from util.data.tree_files import field_path, write_field, write_moments
 from util.exchange.grib import decoding_errors
+from util.exchange.lead_time import read_hours
 from util.exchange.regrid import Regridder, Target, make_regridder
 from util.exchange.request import Request, Wanted
-from util.exchange.source import Dims, find_dims, has_levels, listed, read_axis, read_hours, read_pressures
+from util.exchange.source import Dims, find_dims, has_levels, listed, read_axis, read_pressures
 from util.moments import Moments, measure
 from util.strict import validate
 from util.variables import channel_folder, channel_name, variable_info
@@ -264,7 +265,7 @@ def _view(
         kept = sorted(chosen)
         array = array if len(kept) == len(held) else array.isel({str(dims.level): kept})
         ranks = [kept.index(place) for place in chosen]
-    return FileVariable(array, dims, read_hours(dataset), ranks)
+    return FileVariable(array, dims, read_hours(dataset[source]), ranks)
 
 
 def _common_hours(views: dict[str, list[FileVariable]]) -> np.ndarray:

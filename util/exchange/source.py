@@ -14,6 +14,7 @@ import numpy as np
 
 from util.config import Axis
 from util.exchange.grib import MAGIC, open_grib
+from util.exchange.lead_time import is_lead, places_of_lead, time_name
 from util.exchange.request import Request, Scalar
 from util.strict import nearest
 
@@ -95,7 +96,7 @@ def find_dims(dataset: xr.Dataset) -> Dims:
     Raises:
         ValueError: 缺时间、纬度或经度。
     """
-    moments = dataset[_time_name(dataset)].dims
+    moments = dataset[time_name(dataset)].dims
     time = str(moments[0]) if moments else None
     level = next((n for n in LEVEL_NAMES if n in dataset.dims), None)
     horizontal = []
@@ -105,27 +106,6 @@ def find_dims(dataset: xr.Dataset) -> Dims:
             raise ValueError(f"no axis named {' or '.join(names)}; dimensions there: {listed(dataset.dims)}")
         horizontal.append(name)
     return Dims(time, level, *horizontal)
-
-
-def read_hours(dataset: xr.Dataset) -> np.ndarray:
-    """(T,) int64，1970 年以来的 UTC 小时；源文件的次序，不必有序。
-
-    Raises:
-        ValueError: 历法不是公历、有缺、不在整点。
-    """
-    name = _time_name(dataset)
-    times = dataset[name] if dataset[name].ndim else dataset[name].expand_dims("time")  # 只是坐标，不碰场
-    if times.dtype.kind != "M":  # 公历之外的历法，xarray 解成对象
-        calendar = times.encoding.get("calendar", "none")
-        raise ValueError(f"{name}: calendar {calendar!r}, dtype {times.dtype}; only standard-calendar dates are read")
-    if np.isnat(times.values).any():
-        raise ValueError(f"{name}: {int(np.isnat(times.values).sum())} of {times.size} times are missing")
-    seconds = times.values.astype("datetime64[ms]").astype(np.int64) / 1000.0
-    hours = np.rint(seconds / 3600).astype(np.int64)
-    off = np.flatnonzero(np.abs(seconds - hours * 3600.0) > 1)  # 以浮点日数存的时刻有舍入，一秒以内算整点
-    if off.size:
-        raise ValueError(f"{name}: {times.values[off[0]]} is not a full hour ({off.size} such times)")
-    return hours
 
 
 def read_axis(dataset: xr.Dataset, name: str, region: slice) -> Axis:
@@ -190,25 +170,13 @@ def listed(items: Iterable[Any]) -> str:
     return ", ".join(str(item) for item in items)
 
 
-def _time_name(dataset: xr.Dataset) -> str:
-    names = [n for n in TIME_NAMES if n in dataset.coords]
-    name = next((n for size in (1, 0) for n in names if dataset[n].ndim == size), None)
-    if name is None:
-        what = f"{names[0]} has {dataset[names[0]].ndim} dimensions" if names else f"there: {listed(dataset.coords)}"
-        raise ValueError(
-            f"no time axis: needs a coordinate {' or '.join(TIME_NAMES)} with one dimension; {what}"
-            " (--select DIM=VALUE takes one entry)"
-        )
-    return name
-
-
 def _select(dataset: xr.Dataset, select: Mapping[str, Scalar], path: str | Path) -> xr.Dataset:
     """按坐标的值取一项；GRIB 里已由 filter 挑到只剩一项的，核对一下。"""
     for dim, value in select.items():
         if dim not in dataset.coords or dataset[dim].dims not in ((), (dim,)):
             raise ValueError(f"{path}: select {dim}: no such axis; dimensions there: {listed(dataset.dims)}")
         there = np.atleast_1d(dataset[dim].values)
-        found = np.flatnonzero(there == value)
+        found = places_of_lead(dataset[dim], value) if is_lead(dataset, dim) else np.flatnonzero(there == value)
         if found.size != 1:
             raise ValueError(f"{path}: select {dim}={value}: {found.size} such entries; there: {listed(there[:SHOWN])}")
         if dataset[dim].ndim:

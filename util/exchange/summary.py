@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from util.calendar import time_text
+from util.exchange.lead_time import added_lead, time_name
 from util.exchange.plan import ImportPlan
 from util.exchange.source import SHOWN, listed
 
@@ -32,6 +33,8 @@ def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: P
     text = yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=1000, allow_unicode=True)
     rows, cols = plan.region
     origin = f"{source}，行 {rows.start}:{rows.stop}，列 {cols.start}:{cols.stop}"
+    if assumed := assumed_units(plan):
+        comments["units"] += f"；源文件没有写 {listed(assumed)} 的单位，是假定的，请核对"
     lines = [f"# 由 dataset.py import 导入：{origin}{f'，换网格 {method}' if method else ''}"]
     for line in text.splitlines():
         comment = comments.get(line.partition(":")[0])
@@ -50,6 +53,7 @@ def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
     ]
     if (np.diff(plan.hours) < 0).any():
         lines.append("order     the times in the file are not sorted; each field is in the file of its own time")
+    lines += _lead(plan)
     if config.pressure_hpa:
         pairs = [f"level_{i:02d} = {pressure:g} hPa" for i, pressure in enumerate(config.pressure_hpa)]
         lines.append(f"levels    {listed(pairs)}")
@@ -59,7 +63,49 @@ def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
     lines += _shown([f"          {name} {time_text(hour)}" for name, hour in holes])
     missing = [name for name in config.variables if name not in config.units]
     lines += [f"units     none for {listed(missing)} in the file; add them to units"] if missing else []
-    return lines
+    return lines + [f"assumed   {text}" for text in assumptions(plan)]
+
+
+def assumptions(plan: ImportPlan) -> list[str]:
+    """源文件没有写、导入时当作如此的：单位、气压的单位、历法；一样一行。"""
+    texts = []
+    for name in assumed_units(plan):
+        view = plan.views[name][0]
+        texts.append(
+            f"units of {name}: {plan.config.units[name]}, as is usual; variable {view.array.name} has none in the "
+            "file. State them in a --map file (units), or correct units in the data-set YAML"
+        )
+    for view in {id(view): view for views in plan.views.values() for view in views[:1]}.values():
+        level, time = view.dims.level, time_name(view.array)
+        if view.ranks and "units" not in view.array[str(level)].attrs:
+            texts.append(f"units of {level}: hPa; the file has none")
+        if "units" in view.array[time].encoding and "calendar" not in view.array[time].encoding:
+            texts.append(f"calendar of {time}: standard; the file has none")
+    return list(dict.fromkeys(texts))
+
+
+def assumed_units(plan: ImportPlan) -> list[str]:
+    """单位取自变量表的变量：文件里没有，导入时也没有写明。"""
+    return [
+        name
+        for name, views in plan.views.items()
+        if name in plan.config.units
+        and not plan.request.variables[name].units
+        and not any(view.array.attrs.get("units") for view in views)
+    ]
+
+
+def _lead(plan: ImportPlan) -> list[str]:
+    """预报：各变量的有效时刻是起报时刻加多少。"""
+    found = {name: [added_lead(view.array) for view in views] for name, views in plan.views.items()}
+    leads = {
+        name: np.unique(np.concatenate([np.ravel(h) for h in hours if h is not None] or [[]]))
+        for name, hours in found.items()
+    }
+    text = "the time of a field is the valid time, the initial time"
+    return [
+        f"lead      {name}: {text} + {listed(f'{h:g}' for h in hours)} h" for name, hours in leads.items() if hours.size
+    ]
 
 
 def _shown(lines: list[str]) -> list[str]:
