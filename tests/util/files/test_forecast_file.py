@@ -226,9 +226,9 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from tests.test_netcdf import make_spec
-from util.arrays import ArrayFile
-from util.netcdf import ForecastFile, TruthFile
+from tests.util.files.test_netcdf import make_spec
+from util.files.array_file import ArrayFile
+from util.files.netcdf import ForecastFile, TruthFile
 
 out, rows = Path(sys.argv[1]), int(sys.argv[2])
 spec = make_spec(np.linspace(-84, 84, 16), np.arange(32) * 11.25)
