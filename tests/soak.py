@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = ROOT / "tmp" / "soak.json", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- make soak -->\n", "<!-- /make soak -->\n"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=soak")
+GRACE = 30  # 秒
 Record = dict[str, Any]
 
 
@@ -56,12 +58,17 @@ def find_tests() -> list[str]:
 
 
 def run_test(test: str, seconds: float) -> str:
-    """passed、failed，或 out of time。"""
+    """passed、failed，或 out of time；到时先打断，它起的进程由它自己收走。"""
+    process = subprocess.Popen([*PYTEST, "-m", "", test], cwd=ROOT)
     try:
-        done = subprocess.run([*PYTEST, "-m", "", test], cwd=ROOT, timeout=seconds)
+        return "failed" if process.wait(seconds) else "passed"
     except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
         return "out of time"
-    return "failed" if done.returncode else "passed"
 
 
 def soak(tests: Sequence[str], record: Record, seconds: float, run=run_test, now=time.monotonic) -> None:

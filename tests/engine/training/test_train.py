@@ -176,11 +176,13 @@ def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path, kills):
         process = start_script(*arguments)
         deadline = time.monotonic() + 60
         # 上一次的临时文件还在：这一次的要等它自己存过一回才算
-        while not (best.exists() and last.stat().st_mtime_ns != saved and list(folder.glob(".last*"))):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-        process.kill()
-        process.communicate()
+        try:
+            while not (best.exists() and last.stat().st_mtime_ns != saved and list(folder.glob(".last*"))):
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < deadline
+        finally:
+            process.kill()
+            process.communicate()
         for path in (last, best):
             assert load_checkpoint(path)["progress"]["step"] > 0
         saved, before, step = last.stat().st_mtime_ns, step, load_checkpoint(last)["progress"]["step"]
