@@ -40,7 +40,7 @@ def main() -> int:
     for channel in channels:
         write_mean_std(args.root, channel, 0.5, 2.0, -10.0, 10.0)
     for year in years:
-        hours = sampled_hours(range(year_start(year), year_start(year + 1)), args.interval)
+        hours = sampled_hours(range(year_start(year), year_start(year + 1)), args.interval, 0)
         for i, hour in enumerate(tqdm(hours.tolist(), str(year))):
             for c, channel in enumerate(channels):
                 write_field(field_path(args.root, channel, hour), 0.5 + 2 * pool[(i + 5 * c) % len(pool)])

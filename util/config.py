@@ -73,7 +73,10 @@ class Splits(Strict):
 
 
 class DataConfig(Strict):
-    """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 dataset.py pack 写的存档，不看 root。"""
+    """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 dataset.py pack 写的存档，不看 root。
+
+    读的是每天 first_hour、first_hour + interval_hours……时（文件名的历法）的场。
+    """
 
     root: str
     source: Literal["tree", "store"] = "tree"
@@ -86,6 +89,7 @@ class DataConfig(Strict):
     longitude: Axis
     utc_offset_hours: int = Field(default=0, ge=-12, le=14)
     interval_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
+    first_hour: int = Field(default=0, ge=0, le=23)
     splits: Splits
     frames_in: PositiveInt
     frames_out: PositiveInt = 1
@@ -97,6 +101,15 @@ class DataConfig(Strict):
     workers: int = Field(default=2, ge=0)
     pin_memory: bool = True
     cache_dir: str = "tmp"
+
+    @model_validator(mode="after")
+    def _first_of_the_day(self) -> DataConfig:
+        if self.first_hour >= self.interval_hours:
+            raise ValueError(
+                f"first_hour = {self.first_hour} is not the first of every {self.interval_hours} h; "
+                f"write {self.first_hour % self.interval_hours}, or another interval_hours"
+            )
+        return self
 
     @model_validator(mode="after")
     def _store_named(self) -> DataConfig:

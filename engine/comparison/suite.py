@@ -130,7 +130,9 @@ def is_trained(folder: Path, best: Path, config: RunConfig) -> bool:
     written, finished = folder / "config.yaml", folder / "metrics.json"
     if not (best.is_file() and written.is_file() and finished.is_file()):
         return False
-    return finished.stat().st_mtime >= written.stat().st_mtime and read_mapping(written) == config.model_dump()
+    return (
+        finished.stat().st_mtime >= written.stat().st_mtime and load_config(written).model_dump() == config.model_dump()
+    )
 
 
 def is_evaluated(folder: Path, best: Path, suite: Suite, config: RunConfig) -> bool:

@@ -61,7 +61,8 @@ def check_same_run(saved: dict[str, Any], config: RunConfig, path: str) -> None:
         ValueError: 列出每一处不同；onecycle 的曲线按总步数画好，轮数也不能改。
     """
     now = config.model_dump()
-    saved = {**saved, "model": _full_options(saved["model"])}
+    saved = RunConfig(**saved).model_dump()  # 从前的检查点没有的键，取默认值
+    saved["model"] = _full_options(saved["model"])
     now["model"] = _full_options(now["model"])
     changed = []
     for part, values in now.items():

@@ -30,6 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--years", default="1979-1982", help="first and last year (default: 1979-1982)")
     add("--train-years", help="years of the statistics (default: all but the last two)")
     add("--interval", type=int, choices=INTERVALS, default=6, help="hours between files (default: 6)")
+    add(
+        "--first-hour", type=int, default=0, metavar="HOUR", help="first hour of the day, below --interval (default: 0)"
+    )
     add("--levels", default="level_00", help="all, or names such as level_00,level_07 (default: level_00)")
     add("--seed", type=int, default=42, help="seed of planet and weather (default: 42)")
     add("--standardize", action="store_true", help="write standardised files (default: physical units)")
@@ -57,9 +60,12 @@ def read_arguments(argv: Sequence[str]) -> tuple[Path, Settings, bool]:
         raise ValueError(f"--drop {args.drop} --corrupt {args.corrupt}: shares of at least 0, together at most 1")
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed}: must not be negative")
+    if not 0 <= args.first_hour < args.interval:
+        raise ValueError(f"--first-hour {args.first_hour}: 0 to {args.interval - 1}, below --interval {args.interval}")
     settings = Settings(
-        grid, years, train, args.interval, _levels(args.levels), args.seed, args.standardize, args.drop, args.corrupt
-    )
+        grid, years, train, args.interval, _levels(args.levels), args.seed, args.standardize, args.drop, args.corrupt,
+        args.first_hour,
+    )  # fmt: skip
     return Path(args.root).resolve(), settings, args.overwrite
 
 

@@ -57,10 +57,9 @@ def split_hours(config: DataConfig) -> dict[str, range]:
     return spans
 
 
-def sampled_hours(span: range, interval: int) -> np.ndarray:
-    """范围内每 interval 小时一个；interval 整除 24，所以与年内编号对齐。"""
-    first = -(-span.start // interval) * interval
-    return np.arange(first, span.stop, interval, dtype=np.int64)
+def sampled_hours(span: range, interval: int, first_hour: int) -> np.ndarray:
+    """范围内每天 first_hour 起、每 interval 小时一个；interval 整除 24，所以各天的钟点相同。"""
+    return np.arange(span.start + (first_hour - span.start) % interval, span.stop, interval, dtype=np.int64)
 
 
 def split_years(config: DataConfig) -> list[int]:
@@ -120,7 +119,7 @@ def find_segments(index: Index, config: DataConfig) -> dict[str, list[np.ndarray
         usable &= bridgeable(row, config.max_gap_hours)
     result: dict[str, list[np.ndarray]] = {}
     for name, span in split_hours(config).items():
-        hours = sampled_hours(span, config.interval_hours)
+        hours = sampled_hours(span, config.interval_hours, config.first_hour)
         good = hours[usable[hours - index.start]]
         cuts = np.flatnonzero(np.diff(good) != config.interval_hours) + 1
         result[name] = [piece for piece in np.split(good, cuts) if piece.size]
@@ -131,7 +130,7 @@ def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.
     """各划分里没有被任何段覆盖的时间，一处一行：起止时刻，以及缺了哪些通道。"""
     lines = []
     for name, span in split_hours(config).items():
-        hours = sampled_hours(span, config.interval_hours)
+        hours = sampled_hours(span, config.interval_hours, config.first_hour)
         lost = np.setdiff1d(hours, np.concatenate(segments[name]) if segments[name] else [])
         for gap in np.split(lost, np.flatnonzero(np.diff(lost) != config.interval_hours) + 1):
             if gap.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class StorePlan:
     root: str
     commands: list[str]
     extremes: list[list[float] | None]
+    first_hour: int = 0  # 从前的存档没有这一项
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -105,15 +106,15 @@ def read_plan(path: Path) -> StorePlan | None:
     if not (path / PLAN).is_file():
         return None
     try:
-        values = json.loads((path / PLAN).read_text(encoding="utf-8"))
-        names = set(values)
+        values = dict(json.loads((path / PLAN).read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise ValueError(
             f"{path / PLAN}: damaged; remove it and run the same command again, the chunks already packed are kept"
         ) from None
-    if names != {field.name for field in fields(StorePlan)}:
-        raise ValueError(f"{path / PLAN}: written by another version; remove {path} and pack again")
-    return StorePlan(**values)
+    try:
+        return StorePlan(**values)
+    except TypeError:  # 少了键，或有不认识的
+        raise ValueError(f"{path / PLAN}: written by another version; remove {path} and pack again") from None
 
 
 def write_plan(path: Path, plan: StorePlan) -> None:

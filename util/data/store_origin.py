@@ -174,6 +174,11 @@ def _check(config: DataConfig, plan: StorePlan) -> None:
             f"data.interval_hours = {config.interval_hours}: {where} holds every {plan.interval_hours} h; "
             f"multiples of {plan.interval_hours} can be read from it"
         )
+    if (config.first_hour - plan.first_hour) % plan.interval_hours:
+        raise ValueError(
+            f"data.first_hour = {config.first_hour}: {where} holds every {plan.interval_hours} h from "
+            f"{plan.first_hour:02d}; {plan.first_hour} and every {plan.interval_hours} h after it can be read from it"
+        )
     for name, held in (("latitude", plan.latitudes), ("longitude", plan.longitudes)):
         asked = list(getattr(config, name).values())
         if asked != held:

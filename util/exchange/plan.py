@@ -131,7 +131,8 @@ def plan_import(
         "pressure_hpa": pressures,
         "latitude": axes[0].model_dump(),
         "longitude": axes[1].model_dump(),
-        "interval_hours": int(np.diff(np.sort(hours)).min()),
+        "interval_hours": (step := int(np.diff(np.sort(hours)).min())),
+        "first_hour": int(hours.min()) % step,
         "splits": splits,
         "standardize": "yes",
     }
@@ -328,13 +329,13 @@ def _slice(text: str | None, size: int, option: str) -> slice:
 
 
 def _check_hours(hours: np.ndarray, config: DataConfig) -> None:
-    """时刻都落在读取时抽样的格点上（interval_hours 的整数倍），每个划分里都有数据。"""
+    """时刻都落在读取时抽样的格点上（first_hour 起每 interval_hours），每个划分里都有数据。"""
     step = config.interval_hours
-    off = np.sort(hours[hours % step != 0])
+    off = np.sort(hours[hours % step != config.first_hour])
     if off.size:
         raise ValueError(
-            f"time {time_text(off[0])} ({off.size} such times): the smallest step is {step} h, "
-            f"and then only hours of the day divisible by {step} are read"
+            f"time {time_text(off[0])} ({off.size} such times): the smallest step is {step} h, the first time "
+            f"{time_text(hours.min())}, and this one is not on a step; import it apart"
         )
     for name, span in split_hours(config).items():
         if not ((hours >= span.start) & (hours < span.stop)).any():

@@ -25,6 +25,7 @@ def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: P
         "latitude": "step 为负是由北向南",
         "longitude": "单位为度",
         "interval_hours": "源文件的最小步长",
+        "first_hour": "每天的第一个钟点",
         "splits": "起止两端都含；统计量只用 train",
         "standardize": "源文件为物理单位，要标准化",
     }

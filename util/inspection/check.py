@@ -102,7 +102,7 @@ def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[FileBatc
     spans = split_hours(config)
     for channel in channels:
         for split in SPLITS:
-            hours = sampled_hours(spans[split], config.interval_hours)
+            hours = sampled_hours(spans[split], config.interval_hours, config.first_hour)
             for first in range(0, hours.size, FILES_PER_TASK):
                 yield FileBatch(config.root, channel, hours[first : first + FILES_PER_TASK], shape, split == "train")
 

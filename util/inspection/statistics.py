@@ -60,7 +60,7 @@ def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | No
     if config.source != "tree":
         raise ValueError("data.source = store: the statistics are of the files in a tree; give data.source=tree")
     shape = (config.latitude.count, config.longitude.count)
-    hours = sampled_hours(split_hours(config)["train"], config.interval_hours)
+    hours = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
     rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
     job = MeasureJob(Path(config.root).absolute(), select_channels(config), hours, shape, rows)
     items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]

@@ -111,6 +111,7 @@ def provenance(plan: StorePlan) -> dict[str, Any]:
         f"(data.standardize = {plan.standardize})",
         "dtype": plan.dtype,
         "interval_hours": plan.interval_hours,
+        "first_hour": plan.first_hour,
         "utc_offset_hours": plan.utc_offset_hours,
         "max_gap_hours": plan.max_gap_hours,
         "gaps": "fields without a file are interpolated in time between the nearest files of the same channel where "

@@ -111,6 +111,7 @@ def make_plan(
         root=config.root,
         commands=[command],
         extremes=[pair and list(pair) for pair in extremes],
+        first_hour=config.first_hour,
     )
 
 
@@ -145,7 +146,7 @@ def merge(store: Path, old: StorePlan, new: StorePlan) -> StorePlan:
 def packed_hours(reader: FieldReader, plan: StorePlan) -> np.ndarray:
     """(N,) 各行的小时：抽样时刻里，max_gap_hours 以内至少有一个通道有文件的；再远的哪种配置也用不到。"""
     years = [range(year_start(year), year_start(year + 1)) for year in plan.years]
-    hours = np.concatenate([sampled_hours(year, plan.interval_hours) for year in years])
+    hours = np.concatenate([sampled_hours(year, plan.interval_hours, plan.first_hour) for year in years])
     there = np.concatenate([[0], np.cumsum(reader.present.numpy().any(axis=0))])
     low = np.clip(hours - plan.max_gap_hours - reader.start, 0, there.size - 1)
     high = np.clip(hours + plan.max_gap_hours + 1 - reader.start, 0, there.size - 1)

@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     standardize: bool
     drop: float
     corrupt: float
+    first_hour: int = 0  # 从前的标记里没有
 
 
 class RunningSums(NamedTuple):
@@ -101,7 +102,7 @@ def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
     from tqdm import tqdm
 
     channels = channels_of(settings)
-    first, last = year_start(settings.years[0]), year_start(settings.years[1] + 1)
+    first, last = year_start(settings.years[0]) + settings.first_hour, year_start(settings.years[1] + 1)
     train = range(year_start(settings.train_years[0]), year_start(settings.train_years[1] + 1))
     moments: dict[str, RunningSums] = {}
     files: list[tuple[str, Path]] = []
@@ -169,7 +170,7 @@ def already_there(root: Path, settings: Settings, overwrite: bool) -> bool:
         raise ValueError(f"--root {root} holds files that this command did not write; choose another folder")
     if overwrite:
         return False
-    there = json.loads((root / MARKER).read_text(encoding="utf-8"))["arguments"]
+    there = Settings._field_defaults | json.loads((root / MARKER).read_text(encoding="utf-8"))["arguments"]
     wanted = as_json(settings)
     different = [f"{key} {there.get(key)} (asked: {wanted[key]})" for key in wanted if there.get(key) != wanted[key]]
     if different:

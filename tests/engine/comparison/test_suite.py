@@ -127,6 +127,11 @@ def test_interrupted_finish_is_done_again(config, tmp_path):
     time.sleep(0.02)
     (folder / "metrics.json").touch()
     assert suite_module.is_trained(folder, best, values)
+    before = values.model_dump()
+    del before["data"]["first_hour"]  # 从前写下的没有这个键：取默认值
+    (folder / "config.yaml").write_text(yaml.safe_dump(before))
+    (folder / "metrics.json").touch()
+    assert suite_module.is_trained(folder, best, values)
     other = load_config(config, ["train.epochs=9"])
     assert not suite_module.is_trained(folder, best, other)
     best.unlink()

@@ -144,11 +144,11 @@ def test_years_in_runs():
     assert years_text([1979, 1981, 1982, 1984]) == "1979, 1981 to 1982, 1984"
 
 
-@pytest.mark.parametrize("interval", [1, 2, 3, 4, 6, 8, 12, 24])
-def test_sampled_hours_lie_on_the_numbers_of_the_year(interval: int):
+@pytest.mark.parametrize(("interval", "first"), [(1, 0), (2, 1), (3, 0), (4, 3), (6, 0), (6, 3), (8, 7), (24, 12)])
+def test_sampled_hours_lie_on_the_numbers_of_the_year(interval: int, first: int):
     span = range(parse_time("2003-12-30"), parse_time("2004-03-02"))
-    found = sampled_hours(span, interval)
-    assert found.tolist() == [h for h in span if (h - year_start(moment_of(h).year)) % interval == 0]
+    found = sampled_hours(span, interval, first)
+    assert found.tolist() == [h for h in span if (h - year_start(moment_of(h).year)) % interval == first]
 
 
 def test_splits_include_their_last_day():

@@ -231,7 +231,7 @@ GAUSSIAN = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(32)[0]))
     [
         (make_dataset(latitudes=GAUSSIAN), "lat: not evenly spaced .* Gaussian grid.*regrid"),
         (make_dataset([0, 6, 12, 12, 18]), "time: 1 times occur more than once, first 2000-01-01T12"),
-        (make_dataset([3, 9, 15, 21]), "smallest step is 6 h.*divisible by 6"),
+        (make_dataset([3, 9, 15, 24]), "2000-01-02T00 .1 such times.*smallest step is 6 h.*not on a step"),
         (make_dataset([0, 5, 10]), "data.interval_hours = 5"),
         (make_dataset([0]), "only one time"),
         (make_dataset(np.arange(0, 72, 6)), "--val 2000-01-06 2000-01-07: no data.*2000-01-01T00 to 2000-01-03T18"),

@@ -289,6 +289,22 @@ def test_a_store_packed_by_a_command_of_another_name(tree, tmp_path: Path, capsy
     assert json.loads((store / ".zattrs").read_text())["history"] == history
 
 
+def test_a_store_from_before_first_hour_goes_on(tree, tmp_path: Path):
+    """从前打到一半的：plan.json 里没有 first_hour，接着打，做完的块不重做，与一气呵成的相同。"""
+    config, store = config_of(tree), tmp_path / "store"
+    pack_small(config, store)
+    (store / "store.json").unlink()
+    (store / "pack" / "000003.json").unlink()
+    plan = json.loads((store / "pack" / "plan.json").read_text())
+    assert plan.pop("first_hour") == 0
+    (store / "pack" / "plan.json").write_text(json.dumps(plan))
+    kept = (store / "fields" / "2.0.0.0").stat().st_mtime_ns
+    pack_small(config, store)
+    assert (store / "fields" / "2.0.0.0").stat().st_mtime_ns == kept
+    pack_small(config, tmp_path / "other")
+    assert contents(store) == contents(tmp_path / "other")
+    with pytest.raises(ValueError, match="was packed with first_hour = 0, this asks for 3"):
+
 def test_only_later_years_can_be_appended(make_tree, tmp_path: Path):
     tree = make_tree(tmp_path / "tree", CHANNELS, (4, 8), "2000-12-20", "2001-01-20")
     later = {

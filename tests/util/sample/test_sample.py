@@ -157,7 +157,9 @@ def test_marker_and_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def quick(root: Path, settings: sample_tree.Settings) -> dict:
-        marker = {"arguments": sample_tree.as_json(settings), "files": 0, "dropped": [], "corrupted": {}}
+        arguments = sample_tree.as_json(settings)
+        assert arguments.pop("first_hour") == 0  # 从前的标记里没有，仍认得
+        marker = {"arguments": arguments, "files": 0, "dropped": [], "corrupted": {}}
         (root / "sample.json").write_text(json.dumps(marker))
         return marker
 
@@ -200,6 +202,7 @@ def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("--years soon", "write it like 1979-1982"),
         ("--train-years 1979-1985", "within --years 1979-1982"),
         ("--interval 5", "invalid choice: 5"),
+        ("--first-hour 6", "--first-hour 6: 0 to 5, below --interval 6"),
         ("--levels level_7", "nearest: level_07"),
         ("--drop 0.6 --corrupt 0.6", "together at most 1"),
         ("--drop nan", "shares of at least 0"),

@@ -1,0 +1,134 @@
+"""步长相同、钟点不从 0 时起的数据（日平均记在 12 时，03、09、15、21 时）：各处都认得。"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from lightning.fabric import Fabric
+
+from engine.evaluation.baselines import fit_baselines
+from engine.forecasting.inputs import read_tree
+from tests.util.exchange.test_import_fields import DATES
+from util.calendar import moment_of, parse_time
+from util.commands.import_fields import main
+from util.config import DataConfig, RunConfig, TrainConfig, read_mapping
+from util.data.batches import all_starts
+from util.data.dataset import open_data
+from util.data.index import scan, split_years
+from util.data.tree_files import field_path, read_mean_std
+from util.exchange.export import export
+from util.inspection.check import check_tree
+from util.inspection.scan import summarize
+from util.inspection.statistics import channel_statistics
+from util.strict import validate
+
+PHASES = {24: 12, 6: 3, 12: 9, 3: 1}  # 步长 → 第一个钟点
+Case = tuple[xr.Dataset, Path, int]
+
+
+@pytest.fixture(params=PHASES.items(), ids=[f"{step}h from {first:02d}" for step, first in PHASES.items()])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    """九天的 t2m，4 × 8；钟点自己一份日变化，气候态才分得出。"""
+    step, first = request.param
+    hours = parse_time("2000-01-01") + np.arange(first, 9 * 24, step)
+    noise = np.random.default_rng(0).normal(0, 1, (hours.size, 4, 8))
+    values = (280 + hours[:, None, None] % 24 + noise).astype(np.float32)
+    dataset = xr.Dataset(
+        {"t2m": (("time", "lat", "lon"), values, {"units": "K"})},
+        {
+            "time": np.array([moment_of(int(h)) for h in hours], "datetime64[ns]"),
+            "lat": np.linspace(67.5, -67.5, 4),
+            "lon": np.arange(8) * 45.0,
+        },
+    )
+    dataset.to_netcdf(tmp_path / "source.nc")
+    return dataset, tmp_path, step
+
+
+def imported(tmp_path: Path, *where: str) -> DataConfig:
+    """跑一遍导入；YAML 照写出来的，配上两帧的窗口。"""
+    out = tmp_path / "set.yaml"
+    words = ["--source", str(tmp_path / "source.nc"), "--variable", "t2m=t2m", *DATES, "--yaml", str(out)]
+    main([*words, "--overwrite", *where])
+    more = {"frames_in": 1, "workers": 0, "pin_memory": False, "cache_dir": str(tmp_path / "cache")}
+    return validate(DataConfig, read_mapping(out) | more, "set")
+
+
+def test_tree_and_store_agree(case: Case) -> None:
+    """窗口逐位相同，每个时刻都在，起点就是文件里的时刻；检查、扫描、统计量数的也是它们。"""
+    dataset, tmp_path, step = case
+    values = dataset.t2m.values
+    first = PHASES[step]
+    config = imported(tmp_path, "--root", str(tmp_path / "tree"))
+    assert (config.interval_hours, config.first_hour) == (step, first)
+    packed = imported(tmp_path, "--store", str(tmp_path / "store"))
+    tree, store = open_data(config), open_data(packed)
+    hours = dataset.time.values.astype("datetime64[h]").astype(int)
+    for split in ("train", "val", "test"):
+        starts = all_starts(tree.segments[split], 2)
+        assert np.array_equal(starts, all_starts(store.segments[split], 2))
+        batch, other = (data.windows.__getitems__(starts.tolist()) for data in (tree, store))
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        assert batch.valid.all()
+        expected = values[np.searchsorted(hours, starts + step)]
+        np.testing.assert_allclose(tree.spec.to_physical(batch.future[:, 0])[:, 0], expected, rtol=1e-6)
+    assert sum(tree.samples(split) for split in ("train", "val", "test")) == hours.size
+
+    reports, bad = check_tree(config, 1)
+    assert not bad and [r.expected for r in reports] == [hours.size] and not reports[0].problems
+    row = summarize(config, scan(config, ["t2m"], split_years(config)))[1].split()
+    assert row[1:4] == [str(hours.size), str(hours.size), "0"]
+    moments = channel_statistics(config)["t2m"].moments
+    inside = values[: 5 * 24 // step].astype(np.float64)
+    np.testing.assert_allclose((moments.mean, moments.std), (inside.mean(), inside.std()), rtol=1e-12)
+    np.testing.assert_allclose(read_mean_std(tmp_path / "tree", "t2m"), (moments.mean, moments.std), rtol=1e-12)
+
+    export(tmp_path / "store", tmp_path / "again", tmp_path / "again.nc")
+    with xr.open_dataset(tmp_path / "again.nc") as written:
+        np.testing.assert_array_equal(written.time.values, dataset.time.values)
+        np.testing.assert_allclose(written.t2m.values, values, rtol=1e-6)
+    for hour in hours:
+        assert field_path(tmp_path / "again", "t2m", hour).is_file()
+
+
+def test_forecast_and_climatology(case: Case) -> None:
+    """起报只在数据的钟点上；气候态按钟点分开，每个钟点一份。"""
+    dataset, tmp_path, step = case
+    config = imported(tmp_path, "--root", str(tmp_path / "tree"))
+    data = open_data(config)
+    hours = dataset.time.values.astype("datetime64[h]").astype(int)
+    history, truth, _ = read_tree(config, data.spec, int(hours[2]), 1)
+    assert truth is not None
+    np.testing.assert_allclose(
+        data.spec.to_physical(torch.cat([history, truth]))[:, 0], dataset.t2m.values[2:4], rtol=1e-6
+    )
+    named = ", ".join(f"{h:02d}" for h in range(PHASES[step], 24, step))
+    with pytest.raises(ValueError, match=rf"sampled every {step} h, at {named} UTC"):
+        read_tree(config, data.spec, int(hours[2]) - PHASES[step], 1)
+
+    run = RunConfig(data=config, model={"name": "persistence"}, train=TrainConfig(epochs=0, batch_size=4))
+    model = fit_baselines(data, run, 4, Fabric(accelerator="cpu", devices=1))["climatology"]
+    times = torch.from_numpy(hours[: 24 // step + 1])[:, None] + torch.tensor([-step, 0])
+    made = data.spec.to_physical(model.forecast(torch.zeros(len(times), 1, 1, 4, 8), times)[:, 0, 0])[:, 0]
+    trained = dataset.t2m.isel(time=slice(1, 5 * 24 // step))  # 窗口的末一帧：第一个时刻只作历史
+    for hour, field in zip(times[:, 1].tolist(), made, strict=True):
+        expected = trained.sel(time=trained.time.dt.hour == hour % 24).mean("time").values
+        np.testing.assert_allclose(field, expected, rtol=1e-5)
+
+
+def test_part_of_the_hours(case: Case) -> None:
+    """存档里能取出稀一些的钟点；取不出的一行说清；不是每天第一个的钟点，说该写几。"""
+    _, tmp_path, step = case
+    packed = imported(tmp_path, "--store", str(tmp_path / "store"))
+    first = PHASES[step]
+    later = packed.model_copy(update={"interval_hours": 24, "first_hour": (first + 24 - step) % 24})
+    assert set((np.concatenate(open_data(later).segments["train"]) % 24).tolist()) == {later.first_hour}
+    if step > 1:
+        with pytest.raises(ValueError, match=rf"data.first_hour = {first - 1}: the store .* every {step} h from"):
+            open_data(packed.model_copy(update={"first_hour": first - 1}))
+    with pytest.raises(ValueError, match=rf"first_hour = {first} is not the first of every 1 h; write 0"):
+        validate(DataConfig, packed.model_dump() | {"interval_hours": 1}, "set")
