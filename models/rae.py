@@ -1,6 +1,6 @@
 """RAE（表示自编码器），作阶段一：冻结的预训练编码器给出潜变量，训练出来的 ViT 解码器把它变回场。
 
-论文：Zheng et al. 2025，Diffusion Transformers with Representation Autoencoders；层见 models/layers/rae.py。
+论文：Zheng et al. 2025，Diffusion Transformers with Representation Autoencoders；层见 layers/rae_autoencoder.py。
 与原版不同之处：
 * 图有 3 个通道，场有 C 个：`channels` 见 models/layers/images.py，repeat 时潜变量有 C·768 个通道，adapter 时 768。
 * 损失只有 L1（可加均方误差），在标准化空间里算；没有 LPIPS 与判别器，它们是为照片准备的，且各要一份别的权重。

@@ -1,6 +1,6 @@
 """RAE 直接预报（Stage 1 direct）：历史过冻结的预训练主干，ViT 解码器直接给出全部未来帧；没有扩散。
 
-历史叠进通道，1 × 1 的 in_adapter 变成三个通道，缩放到主干的输入大小，得到 token；解码器见 models/layers/rae.py。
+历史叠进通道，1 × 1 的 in_adapter 变成三个通道，缩放到主干的输入大小，得到 token；解码器见 layers/rae_autoencoder.py。
 与重建（models/rae.py）不同：in_adapter 的输出就是主干看到的像素，不再减均值、除标准差，那是照片的；
 解码器的输出层给 T_out·C 个通道，就是模型里的尺度，也不乘回去。
 `python -m engine.studies.stage1_direct` 写成绩、图，以及阶段 B 要的半精度权重。

@@ -1,6 +1,7 @@
 """多尺度 VQVAE，VAR 的阶段一：场 ⇄ 由粗到细各尺度的编号；网络是 VQGAN 的，量化是多尺度的残差量化。
 
-论文：Tian et al. 2024（NeurIPS），Visual Autoregressive Modeling。网络见 layers/vqgan.py，量化见 layers/multiscale.py。
+论文：Tian et al. 2024（NeurIPS），Visual Autoregressive Modeling。
+网络见 layers/vqvae_gan.py，量化见 layers/multiscale.py。
 与原版不同之处：
 * 网格与尺度是长方形；尺度可以只给个数，由潜变量的网格推出（rectangular_scales），也可以逐个写明。
 * 进出的是标准化的场，C 个通道一起，不缩放到 [-1, 1]，也不裁剪。
@@ -33,7 +34,7 @@ from util.strict import PositiveInt, Strict
 class Config(Strict):
     """选项；默认的尺寸与权重是 VAR 原版的（损失的权重取自它的作者的单尺度训练代码）。
 
-    encodes：state 编码场，tendency 编码相邻两帧之差；width … dropout 见 vqgan.Shape；
+    encodes：state 编码场，tendency 编码相邻两帧之差；width … dropout 见 vqvae_gan.Shape；
     vocabulary、latent_dim：码的个数与维数；
     scales：个数，或逐个写明（n 即 n × n，或 [h, w]）；phi、beta 见 multiscale；codebook、restart 见 codebook.Codebook。
     """

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from util.strict import PositiveInt, Share, Strict, _short, nearest, validate
+from util.strict import PositiveInt, Share, Strict, brief, nearest, validate
 
 
 def _yes_no(value: object) -> object:
@@ -287,7 +287,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
     where, data = str(path), values.get("data")
     if isinstance(data, dict) and "set" in data:
         if not isinstance(data["set"], str):
-            raise ValueError(f"{path}: data.set = {_short(data['set'])}: write the path of a YAML file")
+            raise ValueError(f"{path}: data.set = {brief(data['set'])}: write the path of a YAML file")
         where += f" with {data['set']}"
         values["data"] = _merge(read_mapping(data["set"]), {k: v for k, v in data.items() if k != "set"})
     values = apply_overrides(values, [text for text, chooses in zip(changes, chooses_set, strict=True) if not chooses])

@@ -33,6 +33,12 @@ def _closest(word: str, options: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.6)), None)
 
 
+def brief(value: object) -> str:
+    """报错里写出找到的值，至多 60 个字符。"""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def validate(schema: type[Schema], values: Mapping[str, Any], where: str, prefix: str = "") -> Schema:
     """按 schema 检查一段配置；第一个错误变成一行 ValueError。prefix 是这一段在整份配置里的位置。"""
     try:
@@ -46,18 +52,18 @@ def _explain(schema: type[BaseModel], values: Mapping[str, Any], error: Validati
     key, parent = _locate(schema, values, errors[0]["loc"], prefix)
     kind, value = errors[0]["type"], errors[0].get("input")
     if kind == "extra_forbidden":
-        return f"unknown key {key} = {_short(value)}; {_suggest(schema, parent, key, prefix)}"
+        return f"unknown key {key} = {brief(value)}; {_suggest(schema, parent, key, prefix)}"
     if kind == "missing":
         return f"missing key {key}"
     if kind in ("model_type", "dict_type"):
-        return f"{key} = {_short(value)}: must be a mapping, {{key: value, ...}}"
+        return f"{key} = {brief(value)}: must be a mapping, {{key: value, ...}}"
     same = [e["msg"] for e in errors if _locate(schema, values, e["loc"], prefix)[0] == key]  # 联合类型每支一条
     messages = [text[:1].lower() + text[1:] for text in (m.removeprefix("Value error, ") for m in same)]
     message = " or ".join(dict.fromkeys(messages))
     if isinstance(value, Mapping | BaseModel):  # 整段的规矩：打印整段没有用处
         return f"{key}: {message}"
     close = _closest(value, re.findall(r"'(.+?)'", message)) if isinstance(value, str) and "literal" in kind else None
-    return f"{key} = {_short(value)}: {message}" + (f"; nearest: {close}" if close else "")
+    return f"{key} = {brief(value)}: {message}" + (f"; nearest: {close}" if close else "")
 
 
 def _locate(
@@ -104,8 +110,3 @@ def _all_keys(schema: type[BaseModel], prefix: str) -> Iterator[str]:
         yield key
         if below := _section(field.annotation):
             yield from _all_keys(below, key)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

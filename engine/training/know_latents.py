@@ -43,7 +43,7 @@ def observe(model: Autoencoder, batches: Iterable[Batch]) -> None:
 def know_latents(run: Run, check: Check) -> None:
     """best.ckpt 里还没有潜变量的统计量就求出来写回去；有了就不动，所以重复做也无妨。
 
-    各进程各看一份，求解时合计（LatentScaling.solve），零号进程写；中途停下时 best.ckpt 还是原来的，续训再从头看。
+    各进程各看一份，求解时合计（solve_latents），零号进程写；中途停下时 best.ckpt 还是原来的，续训再从头看。
     """
     fabric, data = run.fabric, run.data
     content = load_checkpoint(run.best)

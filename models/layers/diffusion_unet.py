@@ -1,7 +1,7 @@
 """带时间嵌入的 U-Net（Dhariwal & Nichol 2021 的 ADM 一类）：扩散模型的去噪网络。
 
 与 ADM 不同之处：GroupNorm 8 组；下采样是步长 2 的卷积；每个残差块的末一个卷积、注意力与整个网络的输出层从 0.001 起步
-而不是零（零的那一层之前收不到梯度）；卷积的边界可选经度循环；注意力用 layers/attention 的那一层。
+而不是零（零的那一层之前收不到梯度）；卷积的边界可选经度循环；注意力用 layers/attention.py 的那一层。
 """
 
 from __future__ import annotations

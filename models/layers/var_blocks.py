@@ -1,7 +1,7 @@
 """VAR 的 Transformer：一个尺度的 token 一起预报，只看得见不比自己细的尺度。
 
 论文：Tian et al. 2024（NeurIPS），Visual Autoregressive Modeling；自适应归一化来自 DiT（Peebles & Xie 2023），
-单位长度的 q、k 来自 Henry et al. 2020。参数个数与公开的逐个相同（tests/test_var_blocks.py）。
+单位长度的 q、k 来自 Henry et al. 2020。参数个数与公开的逐个相同（tests/models/layers/test_var_blocks.py）。
 
 次序：[条件的 token（可以没有）] [尺度 1] [尺度 2] …… [尺度 K]。尺度 1 的输入是起始向量，尺度 k ≥ 2 的输入是累加到
 k − 1 的 f̂ 缩到 (h_k, w_k)；尺度 k 的输出给出它自己的编号。条件的 token 排在最前，谁都看得见，它们只看得见彼此。

@@ -16,7 +16,7 @@ from util.config import load_config
 SPEC = small_spec(channels=2, grid=(16, 32), frames_in=4, frames_out=2)
 CONFIGS = Path(__file__).parents[2] / "config"
 MODELS = {path.stem: load_config(path, smoke=True).model for path in sorted(CONFIGS.glob("*.yaml"))}
-REMOVED_GROUP = {"ar_pred_video_vanilla"}  # 它的 predict 说的是被拿掉的区块，tests/test_ar_pred_forward.py 查
+REMOVED_GROUP = {"ar_pred_video_vanilla"}  # 它的 predict 说的是被拿掉的区块，tests/models/test_ar_pred_forward.py 查
 
 
 def models_with(key: str) -> list[str]:

@@ -252,3 +252,10 @@ def test_user_mistakes(tree, tmp_path: Path, arguments: list[str], said: str):
     arguments = [a.format(folder=tmp_path) if a.startswith("{") else a for a in arguments]
     with pytest.raises(ValueError, match=re.escape(said.format(folder=tmp_path))):
         main(["--config", config, *arguments])
+
+
+def test_needs_no_torch():
+    """几小时的检查在没有显卡的机器上走，开着几个进程；不必各占 torch 的内存。"""
+    code = "import sys, util.inspection.check; print({'torch', 'xarray', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,6 +1,6 @@
 """一份各段齐全的报告内容：真值是向东移动的平滑随机场，预报是它的模糊与错位，成绩都由这些场算出来。
 
-python -m tests.report_example [目标文件夹]     写出 evaluation.html、comparison.html、run.html
+python -m tests.util.report.report_example [目标文件夹]     写出 evaluation.html、comparison.html、run.html
 """
 
 from __future__ import annotations
