@@ -66,7 +66,8 @@ def make_scheduler(kind: Sampler, schedule: NoiseSchedule, prediction: Predictio
 
     ddpm、ddim 从最后一步起等间隔（steps 须整除 schedule.steps），dpm_solver 在 log(√ᾱ/√(1−ᾱ)) 上等间隔
     （Lu et al. 2022 的取法）：步数少时它不丢方差。对单位方差的高斯场用最优的去噪，20 步的 ddim 只剩 83 % 的方差，
-    50 步 93 %；dpm_solver 在 t 上等间隔的 20 步，方差 0.14 的分量剩 84 %，这样取是 102 %（tests/models/layers/test_diffusion.py）。
+    50 步 93 %；dpm_solver 在 t 上等间隔的 20 步，方差 0.14 的分量剩 84 %，这样取是 102 %
+    （tests/models/layers/test_diffusion.py）。
     """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
