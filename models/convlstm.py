@@ -27,7 +27,7 @@ from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
 
-State = tuple[Tensor, Tensor]  # (h, c)，各 (B, D, H, W)
+Cell = tuple[Tensor, Tensor]  # (h, c)，各 (B, D, H, W)
 
 
 class Config(Strict):
@@ -71,7 +71,7 @@ class ConvLSTMCell(nn.Module):
         super().__init__()
         self.gates = PaddedConv2d(channels + hidden, 4 * hidden, kernel, padding)
 
-    def forward(self, x: Tensor, state: State) -> State:
+    def forward(self, x: Tensor, state: Cell) -> Cell:
         """x (B, C, H, W)、(h, c) → 下一个 (h, c)。"""
         h, c = state
         i, f, o, g = self.gates(torch.cat([x, h], 1)).chunk(4, 1)  # 各 (B, D, H, W)
@@ -107,7 +107,7 @@ class Model(nn.Module):
                 PaddedConv2d(hidden // 2, spec.frames_out * channels, kernel, padding),
             )
 
-    def encode(self, history: Tensor) -> State:
+    def encode(self, history: Tensor) -> Cell:
         """(B, T_in, C, H, W) → 顶层最后的 (h, c)。"""
         zeros = history.new_zeros(len(history), self.config.hidden, *history.shape[-2:])  # (B, D, H, W)
         states = [(zeros, zeros)] * len(self.encoder)

@@ -27,3 +27,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """终端里的表格：各列右对齐，列间两格。"""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+
+
+def number(value: float | None, form: str) -> str:
+    """表里的一个数；没有的写成一横。"""
+    return "-" if value is None else format(value, form)

@@ -37,7 +37,7 @@ def frame_statistics(made: Tensor, truth: Tensor, weights: Tensor) -> dict[str, 
     }
 
 
-def final_scores(means: Mapping[str, Tensor], spec: DataSpec) -> dict[str, ChannelScores]:
+def reconstruction_scores(means: Mapping[str, Tensor], spec: DataSpec) -> dict[str, ChannelScores]:
     """统计量的平均 (C,) → 通道 → 成绩，RMSE 与 MAE 为物理单位；均方根与相关都在这里才算。"""
     std = torch.tensor(spec.std, dtype=torch.float64, device=means["square"].device)
     covariance = means["product"] - means["made"] * means["truth"]
@@ -117,7 +117,7 @@ def score_one(
     return CodecScores(
         latent_shape=model.latent_shape,
         compression=math.prod(model.latent_shape) / (spec.num_channels * spec.height * spec.width),
-        scores=final_scores({key: total / counts for key, total in sums.items()}, spec),
+        scores=reconstruction_scores({key: total / counts for key, total in sums.items()}, spec),
         tokens=discrete,
         source=source,
     )

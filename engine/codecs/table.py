@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
+from util.cli import number
+
 
 @dataclass(frozen=True)
 class ChannelScores:
@@ -59,8 +61,8 @@ class Reconstruction:
     codecs: dict[str, CodecScores]
 
 
-METRICS = tuple(field.name for field in fields(ChannelScores))
-COLUMNS = ("codec", "channel", "unit", "fields", *METRICS, "compression")  # metrics.csv 的
+RECONSTRUCTION_METRICS = tuple(field.name for field in fields(ChannelScores))
+COLUMNS = ("codec", "channel", "unit", "fields", *RECONSTRUCTION_METRICS, "compression")  # metrics.csv 的
 
 
 def table_rows(table: Reconstruction) -> list[dict[str, str | float | None]]:
@@ -81,19 +83,21 @@ def table_rows(table: Reconstruction) -> list[dict[str, str | float | None]]:
 
 def reconstruction_text(table: Reconstruction) -> str:
     """对齐的文字表。"""
-    rows = [["channel", "codec", *METRICS, "latent", "values"]]
+    rows = [["channel", "codec", *RECONSTRUCTION_METRICS, "latent", "values"]]
     for channel in table.channels:
         for name, found in table.codecs.items():
             scores = asdict(found.scores[channel])
             latent = " x ".join(map(str, found.latent_shape))
-            numbers = (number(scores[metric], ".5g") for metric in METRICS)
+            numbers = (number(scores[metric], ".5g") for metric in RECONSTRUCTION_METRICS)
             label, size = f"{channel} [{table.units[channel]}]", f"{found.compression:.3g} of the field"
             rows.append([label, name, *numbers, latent, size])
     what = "frames" if table.encodes == "state" else "changes between frames"
     title = f"reconstruction of the {table.split} split, {max(table.fields.values())} {what}"
     discrete = {name: found.tokens for name, found in table.codecs.items() if found.tokens is not None}
     tokens = [tokens_text(name, found, table.units) for name, found in discrete.items()]
-    return "\n".join([f"{title}; RMSE, MAE latitude-weighted, physical units; PSNR in dB", *aligned(rows), *tokens])
+    return "\n".join(
+        [f"{title}; RMSE, MAE latitude-weighted, physical units; PSNR in dB", *left_aligned(rows), *tokens]
+    )
 
 
 def tokens_text(name: str, found: TokenScores, units: Mapping[str, str]) -> str:
@@ -105,14 +109,10 @@ def tokens_text(name: str, found: TokenScores, units: Mapping[str, str]) -> str:
     rows = [["channel", *("x".join(map(str, scale)) for scale in found.scales)]]
     for channel, values in found.rmse_by_scale.items():
         rows.append([f"{channel} [{units[channel]}]", *(number(value, ".4g") for value in values)])
-    return "\n".join([first, *aligned(rows)])
+    return "\n".join([first, *left_aligned(rows)])
 
 
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def left_aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """各列左对齐的行。"""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

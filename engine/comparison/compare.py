@@ -66,12 +66,12 @@ def compare_runs(
         text = as_text(comparison_blocks(comparison))
         log.info("comparison of %d run(s)\n%s", len(entries), text)
         command = reproduce or ["--runs", *map(str, folders), "--out", str(out)]
-        page = make_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
-    write_outputs(out, comparison, text, page)
+        page = comparison_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
+    write_comparison(out, comparison, text, page)
     log.info("comparison: %s", out / "report.html")
 
 
-def make_page(
+def comparison_page(
     entries: Sequence[Entry], contenders: Sequence[Contender], comparison: Comparison, out: Path, reproduce: str
 ) -> Page:
     """报告的内容；地图与序列在各自的报告里，给出链接。"""
@@ -124,7 +124,7 @@ def joined_spectra(contenders: Sequence[Contender], comparison: Comparison) -> S
     return make_spectra(comparison.spectrum_label, contenders, channels, evenly(len(comparison.lead_hours), MAP_LEADS))
 
 
-def write_outputs(out: Path, comparison: Comparison, text: str, page: Page) -> None:
+def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -> None:
     """comparison.{json,csv,md,txt}、figures/、report.html。"""
     out.mkdir(parents=True, exist_ok=True)
     texts = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.comparison.entries import Entry
 from engine.evaluation import baselines
-from engine.evaluation.metrics_file import Cost, Origin
+from engine.evaluation.metrics_file import Cost, Provenance
 from engine.evaluation.results import add_spectral_distance
 from util.calendar import time_text
 from util.scores.common import Common, Contender, common_pairs
@@ -22,11 +22,17 @@ SAME = 1e-4  # 同一个基线在两份评测里的 RMSE 至多相差这么多�
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparedRun(Origin):
-    """一个参加比较的评测：来历、代价和它自己有多少场（pairs: 通道 → 各时效之和）；name 是表上的名字。"""
+class Place:
+    """表上的名字，和它的文件夹。"""
 
     name: str
     folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun(Provenance, Place):
+    """一个参加比较的评测：名字、来历、代价和它自己有多少场（pairs: 通道 → 各时效之和）。"""
+
     initial_times: int
     lead_hours: list[int]
     pairs: dict[str, int]
@@ -86,7 +92,7 @@ def describe_entry(entry: Entry, channels: Sequence[str]) -> ComparedRun:
     """一个运行的来历、代价和它自己有多少场。"""
     own = entry.result
     return ComparedRun(
-        **{field.name: getattr(own, field.name) for field in fields(Origin)},
+        **{field.name: getattr(own, field.name) for field in fields(Provenance)},
         name=entry.label,
         folder=str(entry.folder),
         initial_times=own.initial_times,

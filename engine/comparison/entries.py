@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.evaluation import baselines
-from engine.evaluation.metrics_file import Origin, Result, read_scores
+from engine.evaluation.metrics_file import Provenance, Result, read_scores
 from util.scores.bootstrap import block_sums
 from util.scores.common import Common, Contender
 from util.scores.statistics_file import Statistics
@@ -77,7 +77,7 @@ def read_matching(folder: Path, file: Statistics) -> Result:
     if not path.is_file():
         raise ValueError(f"no file {path}: that evaluation did not finish; run evaluate.py again")
     result = read_scores(path, Result)
-    for key in (field.name for field in fields(Origin)):
+    for key in (field.name for field in fields(Provenance)):
         own, other = getattr(result, key), file.attributes.get(key)
         if own != other:
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from engine.evaluation.metrics_file import Origin, read_scores
+from engine.evaluation.metrics_file import Provenance, read_scores
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
 from util.strict import PositiveInt, Strict, validate
@@ -140,7 +140,11 @@ def is_evaluated(folder: Path, best: Path, suite: Suite, config: RunConfig) -> b
     path = folder / "metrics.json"
     if not path.is_file() or path.stat().st_mtime < best.stat().st_mtime:
         return False
-    found = read_scores(path, Origin)
+    try:
+        found = read_scores(path, Provenance)
+    except ValueError as error:  # 坏了，或是从前的版本写的
+        log.warning("%s; it is evaluated again", error)
+        return False
     wanted = (str(best), suite.split, suite.stride, 1, 0, suite.steps or config.data.frames_out, None)
     return wanted == (found.checkpoint, found.split, found.stride, found.members, found.perturb, found.steps, found.set)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from engine.comparison.comparison import Comparison
 from engine.evaluation.glimpse import evenly
+from util.cli import number
 from util.plot.style import pretty_unit
 from util.scores.table import Skill
 
@@ -66,9 +67,9 @@ def channel_block(table: Comparison, channel: str, shown: Sequence[int]) -> Bloc
     scores = {model: one[channel] for model, one in table.scores.items()}
     rows = []
     for model in sorted(scores, key=lambda m: mean(scores[m]["rmse"])):
-        rows.append([model, *(number(scores[model]["rmse"][i], "#.4g") for i in shown)])
+        rows.append([model, *(digits(scores[model]["rmse"][i]) for i in shown)])
         if any(run.members > 1 for run in table.runs):
-            rows.append(["· CRPS", *(number(scores[model]["crps"][i], "#.4g") for i in shown)])
+            rows.append(["· CRPS", *(digits(scores[model]["crps"][i]) for i in shown)])
         for base, found in table.skill.get(model, {}).items():
             rows.append([f"· skill vs {base}", *(skill_text(found[channel]["rmse"], i) for i in shown)])
     unit = table.units[channel]
@@ -115,8 +116,9 @@ def mean(values: Sequence[float | None]) -> float:
     return sum(known) / len(known) if known else math.inf
 
 
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form).rstrip(".")  # "#.4g" 的 1159. → 1159
+def digits(value: float | None) -> str:
+    """四位有效数字。"""
+    return number(value, "#.4g").rstrip(".")  # 1159. → 1159
 
 
 def as_text(blocks: Sequence[Block]) -> str:

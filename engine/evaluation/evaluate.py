@@ -15,7 +15,7 @@ from engine.device import peak_memory, reset_peak_memory
 from engine.evaluation.baselines import fit_baselines
 from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
-from engine.evaluation.metrics_file import Origin, Result
+from engine.evaluation.metrics_file import Provenance, Result
 from engine.evaluation.page import Facts, Page, add_scores, make_page
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.scoring import score
@@ -86,17 +86,17 @@ def evaluate(
             pass
         return None
     out.mkdir(parents=True, exist_ok=True)
-    origin = describe(task, trained)
+    origin = provenance_of(task, trained)
     scores, seen = write_statistics(task, stream, out, origin)
     memory, rates = peak_memory(fabric.device), seen.rates()  # 在数运算次数之前：那里要多一份副本
     cost = model_cost(model, spec, trained.progress, rates[name], memory, fabric.device)
     return Evaluated(task, Result(**vars(origin), **vars(scores), samples_per_second=rates, cost=cost), seen)
 
 
-def describe(task: Task, trained: Trained) -> Origin:
+def provenance_of(task: Task, trained: Trained) -> Provenance:
     """这次评测的来历。"""
     options = task.options
-    return Origin(
+    return Provenance(
         run=trained.run,
         checkpoint=trained.checkpoint,
         step=trained.step,

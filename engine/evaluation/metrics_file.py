@@ -11,7 +11,7 @@ from util.scores.table import Numbers, ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Provenance:
     """评的是什么、怎样评的；statistics.nc 的属性里有同样的几栏。
 
     set: 改过的采样选项，空格隔开；没有改就没有这一栏。model 是被评的模型在表上的名字。
@@ -54,7 +54,7 @@ class Scores(ScoreTable):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(Scores, Origin):
+class Result(Scores, Provenance):
     """metrics.json 的全部。samples_per_second: 模型 → 每秒的预报数。"""
 
     samples_per_second: dict[str, float | None]

@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.evaluation.metrics_file import Origin, Result, Scores
+from engine.evaluation.metrics_file import Provenance, Result, Scores
 from engine.evaluation.saved_fields import open_savers, remove_others
 from engine.evaluation.task import Pair, Scored, Task
 from util.atomic import replacing
+from util.cli import number
 from util.files.records import as_json
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics, StatisticsFile
@@ -68,7 +69,7 @@ class Seen:
         return rates
 
 
-def write_statistics(task: Task, stream: Iterable[Scored], out: Path, origin: Origin) -> tuple[Scores, Seen]:
+def write_statistics(task: Task, stream: Iterable[Scored], out: Path, origin: Provenance) -> tuple[Scores, Seen]:
     """收下全部结果，写 statistics.nc 与要存的场，合成成绩。"""
     seen = Seen(task)
     path = out / "statistics.nc"
@@ -151,12 +152,8 @@ def scores_text(table: ScoreTable, lead: int = 0) -> str:
     lines = [title.ljust(width) + "".join(f"{name:>24}" for name in names)]
     for label, channel in zip(labels, table.channels, strict=True):
         values = (table.scores[name][channel]["rmse"][lead] for name in names)
-        lines.append(label.ljust(width) + "".join(f"{_number(v, '.5g'):>24}" for v in values))
+        lines.append(label.ljust(width) + "".join(f"{number(v, '.5g'):>24}" for v in values))
     for base, ratios in table.mean_rmse_ratio.items():
-        shown = ", ".join(f"{name} {_number(values[lead], '.4f')}" for name, values in ratios.items())
+        shown = ", ".join(f"{name} {number(values[lead], '.4f')}" for name, values in ratios.items())
         lines.append(f"mean over channels of RMSE / {base} RMSE: {shown}")
     return "\n".join(lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.evaluation.metrics_file import Origin
+from engine.evaluation.metrics_file import Provenance
 from engine.evaluation.task import Scored, Task
 from util.files.array_file import ArrayFile
 from util.files.netcdf import ForecastFile, TruthFile
@@ -22,7 +22,7 @@ Saver = Callable[[Scored], None]
 FIELD_FILES = {"netcdf": ("forecast.nc", "truth.nc"), "npy": ("inputs.npy", "trues.npy", "preds.npy")}
 
 
-def open_savers(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Origin) -> list[Saver]:
+def open_savers(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Provenance) -> list[Saver]:
     """要存的场，各一个逐批写的函数；文件随 stack 关上。
 
     Raises:
@@ -33,7 +33,7 @@ def open_savers(stack: ExitStack, task: Task, out: Path, leads: list[int], origi
     return [make(stack, task, out, leads, origin) for kind, make in makers.items() if kind in task.options.save]
 
 
-def netcdf_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Origin) -> Saver:
+def netcdf_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Provenance) -> Saver:
     """forecast.nc 与 truth.nc。"""
     about = {key: str(value) for key, value in asdict(origin).items() if key != "model" and value is not None}
     title = {"title": "ar_pred forecast", **about}
@@ -53,7 +53,7 @@ def netcdf_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], orig
     return save
 
 
-def npy_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Origin) -> Saver:
+def npy_saver(stack: ExitStack, task: Task, out: Path, leads: list[int], origin: Provenance) -> Saver:
     """inputs、trues、preds（像 SimVP 的测试那样，集合取平均）。"""
     spec = task.spec
     frame = (spec.num_channels, spec.height, spec.width)

@@ -9,7 +9,7 @@ import torch
 
 from engine.forecasting.inputs import read_inputs, read_tree
 from engine.forecasting.members import Ensemble, check_members, ensemble
-from engine.forecasting.outputs import write_outputs
+from engine.forecasting.outputs import write_forecast_files
 from engine.loading import load_forecaster
 from models.interface import can_forecast
 from util.calendar import parse_time
@@ -66,5 +66,5 @@ def forecast(
         result = torch.stack([frame[0].float().cpu() for frame in frames], 1)  # (M, L, C, H, W)
     if not torch.isfinite(result).all():
         raise ValueError("the forecast holds non-finite values; check the inputs and their standardisation")
-    write_outputs(out, spec, result, truth, valid, init, checkpoint)
+    write_forecast_files(out, spec, result, truth, valid, init, checkpoint)
     return 0

@@ -22,7 +22,7 @@ log = logging.getLogger("ar_pred")
 MEMBERS_SHOWN = 4
 
 
-def write_outputs(
+def write_forecast_files(
     out: Path,
     spec: DataSpec,
     result: torch.Tensor,

@@ -43,19 +43,6 @@ def roll(
             yield frame.unflatten(0, (batch, members))
 
 
-def rollout(
-    model: ForecastModel,
-    history: Tensor,
-    time: Tensor | None,
-    steps: int,
-    spec: DataSpec,
-    generators: Sequence[Generator] | None = None,
-    limit: int | None = None,
-) -> Tensor:
-    """roll 的全部时效：(B, T_in, C, H, W) → (B, M, steps, C, H, W)。"""
-    return torch.stack(list(roll(model, history, time, steps, spec, generators, limit)), 2)
-
-
 def _forecast(
     model: ForecastModel,
     history: Tensor,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # --help 不必等 torch
 
 MODEL = "rae_direct"
 SCORES = ("rmse", "mae")
-METRICS, EXAMPLES = "metrics_stage1_direct.json", "spatial_examples_stage1"
+SCORES_FILE, EXAMPLES = "metrics_stage1_direct.json", "spatial_examples_stage1"
 WEIGHTS = {"decoder": "decoder_fp16.safetensors", "in_adapter": "encoder_in_adapter_fp16.safetensors"}
 
 
@@ -67,7 +67,7 @@ def write_metrics(out: Path, result: Result) -> None:
         name: {channel: {key: found[key] for key in SCORES} for channel, found in channels.items()}
         for name, channels in result.scores.items()
     }
-    with replacing(out / METRICS) as temporary:
+    with replacing(out / SCORES_FILE) as temporary:
         text = json.dumps({**{key: getattr(result, key) for key in about}, "scores": scores}, indent=1, allow_nan=False)
         temporary.write_text(text, encoding="utf-8")
 

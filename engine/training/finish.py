@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from lightning.fabric import Fabric
 
 from engine.codecs.results import write_reconstruction
 from engine.codecs.scores import score_codecs
-from engine.codecs.table import Reconstruction, reconstruction_text
+from engine.codecs.table import CodecScores, Reconstruction, reconstruction_text
 from engine.evaluation.evaluate import Trained, evaluate, publish
+from engine.evaluation.metrics_file import Cost
 from engine.evaluation.page import Facts, make_page
 from engine.evaluation.results import scores_text
 from engine.evaluation.task import Options
@@ -37,11 +38,26 @@ from util.plot.curves import curves_figure
 from util.plot.maps import forecast_figure
 from util.plot.style import save_figures
 from util.report import write_report
+from util.scores.table import Numbers
 
 if TYPE_CHECKING:
     from engine.training.run import Run
 
 log = logging.getLogger("ar_pred")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """log/<run>/metrics.json：运行的摘要；成绩本身在 test/。阶段一有重建的，能预报的有代价与比值。"""
+
+    run: str
+    checkpoint: str
+    step: int
+    test_loss: float
+    best_validation_loss: float | None
+    reconstruction: CodecScores | None = None
+    cost: Cost | None = None
+    mean_rmse_ratio: dict[str, dict[str, Numbers]] | None = None
 
 
 def finish(run: Run) -> None:
@@ -64,8 +80,13 @@ def finish(run: Run) -> None:
     if not fabric.is_global_zero:
         return
     log.info("test loss of the best checkpoint: %.5f", test_loss)
-    summary: dict[str, Any] = {"run": trained.run, "checkpoint": trained.checkpoint, "step": trained.step}
-    summary |= {"test_loss": test_loss, "best_validation_loss": run.state.progress.best}
+    summary = Summary(
+        run=trained.run,
+        checkpoint=trained.checkpoint,
+        step=trained.step,
+        test_loss=test_loss,
+        best_validation_loss=run.state.progress.best,
+    )
     run.record("test", {"test_loss": test_loss})
     assert run.metrics is not None
     pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
@@ -82,18 +103,18 @@ def finish(run: Run) -> None:
     if is_codec(model):
         table, drawn = reconstruct(run, model, check)
         page = replace(page, facts=[*page.facts, *reconstruction_facts(table)])
-        summary["reconstruction"] = as_json(table.codecs[run.name])
+        summary = replace(summary, reconstruction=table.codecs[run.name])
         pictures += drawn
     if can_forecast(model) and evaluated is not None:
         result = evaluated.result
         log.info("test split, best checkpoint\n%s", scores_text(result))
-        summary |= {"cost": as_json(result.cost), "mean_rmse_ratio": result.mean_rmse_ratio}
+        summary = replace(summary, cost=result.cost, mean_rmse_ratio=result.mean_rmse_ratio)
         pictures += publish(evaluated, run.log_dir / "test", run.log_dir / "report.html", page)
         pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
     else:
         write_report(run.log_dir / "report.html", as_json(page))
     with replacing(run.log_dir / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+        temporary.write_text(json.dumps(as_json(summary), indent=1, allow_nan=False), encoding="utf-8")
     for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
         run.wandb.images(run.state.progress.step, f"figures/{path.stem}", [path])
     log.info("done: %s, %s, report %s", run.log_dir, run.best, run.log_dir / "report.html")

@@ -49,13 +49,6 @@ class NoiseSchedule(nn.Module):
         signal, level = self._at(t, clean)
         return {"epsilon": noise, "sample": clean, "v": signal * noise - level * clean}[prediction]
 
-    def to_clean(self, made: Tensor, noisy: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """网络的输出 → 它以为的 x0；epsilon 在 ᾱ 小的地方把误差放大 √(1−ᾱ)/√ᾱ 倍（末一步 157 倍）。"""
-        signal, level = self._at(t, noisy)
-        if prediction == "epsilon":
-            return (noisy - level * made) / signal
-        return made if prediction == "sample" else signal * noisy - level * made
-
     def _at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *(1,) * (like.ndim - 1))
         return self.signal[t].view(shape), self.noise[t].view(shape)

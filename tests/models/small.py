@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.forecasting.rollout import roll
 from models import build_model
 from util.batch import Batch, DataSpec
 
@@ -116,3 +117,8 @@ def window_of(batch: Batch) -> Tensor:
 
 def with_window(batch: Batch, window: Tensor) -> Batch:
     return batch._replace(history=window[:, :-1], future=window[:, -1:])
+
+
+def rollout(*arguments: Any) -> Tensor:
+    """engine.forecasting.rollout.roll 的全部时效接在一起：(B, M, steps, C, H, W)。"""
+    return torch.stack(list(roll(*arguments)), 2)

@@ -15,14 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.forecasting.rollout import rollout
 from engine.training.preflight import imagined_spec
 from models import build_config, build_model, change_options, model_names
 from models.interface import Autoencoder, ForecastModel, OnePass, StartsAnew, can_forecast, is_codec
 from models.layers.codebook import Codebook
 from models.layers.latents import LatentScaling
 from tests.engine.runs import ROOT
-from tests.models.small import small_batch, small_spec
+from tests.models.small import rollout, small_batch, small_spec
 from util.batch import Batch, DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, load_config

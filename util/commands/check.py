@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.config import load_config
-from util.inspection.check import as_json, check_tree, describe_bad, table
+from util.inspection.check import check_tree, describe_bad, report_json, table
 from util.workers import add_workers_option, check_worker_options
 
 LINES_SHOWN = 20
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     for report in wrong:
         print(f"{report.channel}: {'; '.join(report.problems)}")
     if arguments.out:
-        content = as_json(arguments.config, config, reports, bad)
+        content = report_json(arguments.config, config, reports, bad)
         arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     total = sum(r.expected for r in reports)
     print(f"{total} files of {len(reports)} channels checked: {len(bad)} bad, {len(wrong)} channels with problems")

@@ -212,7 +212,9 @@ def describe_bad(bad: Sequence[BadFile], interval: int) -> list[str]:
     ]
 
 
-def as_json(config_path: str, config: DataConfig, reports: list[ChannelReport], bad: list[BadFile]) -> dict[str, Any]:
+def report_json(
+    config_path: str, config: DataConfig, reports: list[ChannelReport], bad: list[BadFile]
+) -> dict[str, Any]:
     """机器可读的报告：每个通道一条，每个坏文件一条。"""
     return {
         "config": config_path,

@@ -44,14 +44,14 @@ class MeasureJob(NamedTuple):
     rows: int
 
 
-class Result(NamedTuple):
+class ChannelMoments(NamedTuple):
     """一个通道（或它的一块）：统计量，用不了的文件各有几个。"""
 
     moments: Moments
     faults: Counter[Fault]
 
 
-def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | None = None) -> dict[str, Result]:
+def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | None = None) -> dict[str, ChannelMoments]:
     """训练日期内各通道的统计量；缺的、坏的文件略去，只计个数。workers、scheduler 见 workers.distribute。
 
     Raises:
@@ -64,16 +64,16 @@ def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | No
     rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
     job = MeasureJob(Path(config.root).absolute(), select_channels(config), hours, shape, rows)
     items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]
-    totals = [Result(Moments(), Counter()) for _ in job.channels]
+    totals = [ChannelMoments(Moments(), Counter()) for _ in job.channels]
     bar = tqdm(total=len(job.channels) * hours.size, desc="statistics", unit="file", smoothing=0)
     with bar, distribute(workers, scheduler, job, [job.root]) as run:
         for (c, _), part in zip(items, run(measure_block, items), strict=True):
-            totals[c] = Result(totals[c].moments.merge(part.moments), totals[c].faults + part.faults)
+            totals[c] = ChannelMoments(totals[c].moments.merge(part.moments), totals[c].faults + part.faults)
             bar.update(part.moments.total // (shape[0] * shape[1]) + part.faults.total())
     return dict(zip(job.channels, totals, strict=True))
 
 
-def measure_block(job: MeasureJob, item: tuple[int, int]) -> Result:
+def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
     """item: (第几个通道, 从第几个小时起)。"""
     channel, hours = job.channels[item[0]], job.hours[item[1] : item[1] + job.rows].tolist()
     header, faults, count = usual_header(job.shape), Counter[Fault](), 0
@@ -87,7 +87,7 @@ def measure_block(job: MeasureJob, item: tuple[int, int]) -> Result:
                 faults[error.fault] += 1
                 continue
         count += 1
-    return Result(measure(block[:count]), faults)
+    return ChannelMoments(measure(block[:count]), faults)
 
 
 def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[float, float] | None, Verdict | None]:
@@ -98,7 +98,7 @@ def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[
     return stated, judge(moments.mean, moments.std, *stated) if moments.total else None
 
 
-def table(config: DataConfig, results: dict[str, Result]) -> str:
+def table(config: DataConfig, results: dict[str, ChannelMoments]) -> str:
     """每个通道一行。"""
     rows = [["channel", "files", "missing", "bad", "mean", "json", "std", "json", "min", "max", "files are"]]
     size = config.latitude.count * config.longitude.count
@@ -120,7 +120,7 @@ def refuse_written(config: DataConfig) -> None:
                 raise ValueError(f"{path} exists already; give --overwrite to replace it")
 
 
-def write_all(config: DataConfig, results: dict[str, Result]) -> None:
+def write_all(config: DataConfig, results: dict[str, ChannelMoments]) -> None:
     """全部查过才写第一个。
 
     Raises:

@@ -58,7 +58,7 @@ def raw_path(store: Path, number: int) -> Path:
     return record_path(store, number).with_suffix(".raw")
 
 
-def read_record(job: PackJob, number: int) -> dict[str, Any] | None:
+def read_chunk_record(job: PackJob, number: int) -> dict[str, Any] | None:
     """这一块做完时的记录；没有做、没有做完，或要读的文件已经不同（补了、删了、往后加了年份）就是 None。"""
     path, chunk = record_path(job.store, number), chunk_path(job.store, number)
     if not path.is_file() or not chunk.is_file() or chunk.stat().st_size != job.plan.chunk_bytes:

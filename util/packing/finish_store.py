@@ -14,7 +14,7 @@ import torch
 
 from util.data.store_files import PRESENT, StorePlan, file_digest, write_mark
 from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
-from util.packing.chunks import PackJob, chunk_path, raw_path, read_record, write_bytes
+from util.packing.chunks import PackJob, chunk_path, raw_path, read_chunk_record, write_bytes
 from util.variables import variable_info
 
 DIMS = ("time", "channel", "latitude", "longitude")
@@ -30,7 +30,7 @@ def finish_store(job: PackJob) -> None:
     neighbours: dict[tuple[int, int], list[Any]] = {}
     rounding = []
     for number in range(job.chunks):
-        record = read_record(job, number)
+        record = read_chunk_record(job, number)
         assert record is not None, f"chunk {number} was never packed"
         files[_name(store, chunk_path(store, number))] = record["digest"]
         if record["raws"]:

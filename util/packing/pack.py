@@ -24,7 +24,7 @@ from util.data.reader import FieldReader
 from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
 from util.data.tree_files import read_extremes
 from util.files.zarr_metadata import FILE_TYPES
-from util.packing.chunks import PackJob, make_job, pack_chunk, read_record
+from util.packing.chunks import PackJob, make_job, pack_chunk, read_chunk_record
 from util.packing.finish_store import finish_store
 from util.workers import Runner, distribute
 
@@ -59,7 +59,7 @@ def pack_from(
         plan = merge(store, old, plan) if old else plan
         hours = packed_hours(reader, plan)
         job = make_job(store, plan, hours, reader)
-        todo = [number for number in range(job.chunks) if read_record(job, number) is None]
+        todo = [number for number in range(job.chunks) if read_chunk_record(job, number) is None]
         if not todo and old and old.years == plan.years and is_whole(store):
             log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
             return

@@ -52,7 +52,7 @@ class Planet(NamedTuple):
     height: Array  # (I, J) m
 
 
-class State(NamedTuple):
+class Flow(NamedTuple):
     """某时刻的状态。"""
 
     hour: float
@@ -131,7 +131,7 @@ def surface_balance(mu: Array, land: Array, height: Array, hour: float) -> Array
     return 300.0 - 40.0 * mu**2 - season(hour) * mu * (5.0 + 20.0 * land) - 5.0e-3 * height
 
 
-def uplift(planet: Planet, state: State, stream: Spectrum) -> Spectrum:
+def uplift(planet: Planet, state: Flow, stream: Spectrum) -> Spectrum:
     """诊断上升运动要用的两个场 (M, M, 2)：厚度 ψ_2 - ψ_3 的局地变化减去热力松弛；底层相对涡度。"""
     excess = stream_function(planet, state.trend) - (balanced_flow(planet, state.hour) - stream) / RADIATION
     vorticity = laplacian(len(stream))[:, None] * stream[..., 2:3]
@@ -153,7 +153,7 @@ def ascent(mu: Array, hour: float, change: Array, advection: Array, vorticity: A
     return geostrophic + pumping + rising - sinking
 
 
-def _tendency(planet: Planet, state: State) -> Spectrum:
+def _tendency(planet: Planet, state: Flow) -> Spectrum:
     """状态的变化率 (M, M, 6)，不含超扩散。"""
     transform = planet.transform
     stream = stream_function(planet, state.flow[..., :3])
@@ -194,7 +194,7 @@ def frost_balance(mu: Array) -> Array:
     return 188.0 + 8.0 * mu**2
 
 
-def _initial(planet: Planet, seed: int, hour: float) -> State:
+def _initial(planet: Planet, seed: int, hour: float) -> Flow:
     """平衡态加一点随机扰动；起转期里它会长成湍流。"""
     transform = planet.transform
     rng = np.random.default_rng([seed, 1])
@@ -204,12 +204,10 @@ def _initial(planet: Planet, seed: int, hour: float) -> State:
     mu = np.broadcast_to(transform.mu, planet.land.shape)
     surface = surface_balance(mu, planet.land, planet.height, hour)
     tracers = to_spectrum(transform, np.stack([surface, surface - 5.0, frost_balance(mu)], axis=1))
-    return State(hour, np.concatenate([vorticity, tracers], axis=2), np.zeros_like(vorticity))
+    return Flow(hour, np.concatenate([vorticity, tracers], axis=2), np.zeros_like(vorticity))
 
 
-def simulate(
-    planet: Planet, seed: int, first_hour: int, last_hour: int, interval: int, spin_up: int
-) -> Iterator[State]:
+def simulate(planet: Planet, seed: int, first_hour: int, last_hour: int, interval: int, spin_up: int) -> Iterator[Flow]:
     """从 first_hour 到 last_hour（不含）每隔 interval 小时给出一个状态；此前 spin_up 小时的起转期不给出。
 
     步长由截断决定，与 interval 无关：同一种子下，6 小时的序列就是逐小时序列的抽样。
@@ -224,7 +222,7 @@ def simulate(
     for count in range((spin_up + last_hour - first_hour) * per_hour):
         hour = first_hour - spin_up + count / per_hour
         tendency = _tendency(planet, state._replace(hour=hour))
-        state = State(hour, state.flow, tendency[..., :3])
+        state = Flow(hour, state.flow, tendency[..., :3])
         if count >= spin_up * per_hour and (count - spin_up * per_hour) % (interval * per_hour) == 0:
             yield state
         past = [tendency, *past[:2]]

@@ -122,7 +122,7 @@ def write_tree(root: Path, settings: Settings) -> dict[str, Any]:
             write_field(path, (np.load(path) - mean) / std)
     dropped, corrupted = damage([path for _, path in files], settings)
     marker = {
-        "arguments": as_json(settings),
+        "arguments": settings_json(settings),
         "files": len(files) - len(dropped),
         "dropped": [str(path.relative_to(root)) for path in dropped],
         "corrupted": {str(path.relative_to(root)): kind for path, kind in corrupted.items()},
@@ -153,7 +153,7 @@ def damage(files: Sequence[Path], settings: Settings) -> tuple[list[Path], dict[
     return sorted(chosen[:num_drop]), dict(sorted(corrupted.items()))
 
 
-def as_json(settings: Settings) -> dict[str, Any]:
+def settings_json(settings: Settings) -> dict[str, Any]:
     """元组写成列表，与 JSON 读回来的一样，才能相比。"""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in settings._asdict().items()}
 
@@ -171,7 +171,7 @@ def already_there(root: Path, settings: Settings, overwrite: bool) -> bool:
     if overwrite:
         return False
     there = Settings._field_defaults | json.loads((root / MARKER).read_text(encoding="utf-8"))["arguments"]
-    wanted = as_json(settings)
+    wanted = settings_json(settings)
     different = [f"{key} {there.get(key)} (asked: {wanted[key]})" for key in wanted if there.get(key) != wanted[key]]
     if different:
         raise ValueError(f"--root {root} holds another sample: {', '.join(different)}; replace it with --overwrite")

@@ -15,8 +15,8 @@ from util.sample.simulation import (
     GAS,
     LAYERS,
     ROTATION,
+    Flow,
     Planet,
-    State,
     ascent,
     land_share,
     season,
@@ -60,7 +60,7 @@ def make_scene(planet: Planet, latitudes: Array, longitudes: Array) -> Scene:
     return Scene(viewer, np.sin(np.deg2rad(latitudes))[:, None], longitudes, land_share(continents), height)
 
 
-def take_snapshot(scene: Scene, planet: Planet, state: State) -> Snapshot:
+def take_snapshot(scene: Scene, planet: Planet, state: Flow) -> Snapshot:
     """把谱状态放到输出网格上。"""
     stream = stream_function(planet, state.flow[..., :3])
     spectra = [stream, balance(stream, ROTATION), state.flow[..., 3:], uplift(planet, state, stream)]

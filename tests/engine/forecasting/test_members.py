@@ -16,10 +16,9 @@ from torch import Generator, Tensor, nn
 from engine.commands import evaluate_command, inference_command
 from engine.forecasting import members
 from engine.forecasting.members import Ensemble, ensemble, member_seed
-from engine.forecasting.rollout import rollout
 from models.layers import var_sampling
 from tests.engine.runs import ROOT, SMALL_MODEL, train_here, write_run
-from tests.models.small import make_model, small_batch, small_spec
+from tests.models.small import make_model, rollout, small_batch, small_spec
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 

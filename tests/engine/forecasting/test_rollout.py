@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from engine.forecasting.perturbation import perturb, smooth_noise
-from engine.forecasting.rollout import roll, rollout
+from engine.forecasting.rollout import roll
 from models.layers.members import Generators, sample_generators
-from tests.models.small import small_batch, small_spec
+from tests.models.small import rollout, small_batch, small_spec
 from util.batch import Batch, DataSpec, window_time
 
 

@@ -48,7 +48,9 @@ def test_the_last_step_still_holds_a_little_signal() -> None:
 def test_the_right_answer_gives_back_the_clean_field(prediction: Prediction) -> None:
     clean, noise, t = pair()
     noisy, answer = SCHEDULE.add_noise(clean, noise, t), SCHEDULE.target(clean, noise, t, prediction)
-    torch.testing.assert_close(SCHEDULE.to_clean(answer, noisy, t, prediction), clean, atol=1e-4, rtol=1e-4)
+    signal, level = (part[t].view(-1, *(1,) * (clean.ndim - 1)) for part in (SCHEDULE.signal, SCHEDULE.noise))
+    held = {"epsilon": (noisy - level * answer) / signal, "sample": answer, "v": signal * noisy - level * answer}
+    torch.testing.assert_close(held[prediction], clean, atol=1e-4, rtol=1e-4)
 
 
 def test_draws_cover_the_noise_levels() -> None:

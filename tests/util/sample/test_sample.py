@@ -60,7 +60,7 @@ def fields() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def state() -> tuple[simulation.Planet, simulation.State]:
+def state() -> tuple[simulation.Planet, simulation.Flow]:
     planet = simulation.make_planet(42, 21)
     return planet, next(simulation.simulate(planet, 42, 0, 1, 1, spin_up=10 * 24))
 
@@ -157,7 +157,7 @@ def test_marker_and_overwrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def quick(root: Path, settings: sample_tree.Settings) -> dict:
-        arguments = sample_tree.as_json(settings)
+        arguments = sample_tree.settings_json(settings)
         assert arguments.pop("first_hour") == 0  # 从前的标记里没有，仍认得
         marker = {"arguments": arguments, "files": 0, "dropped": [], "corrupted": {}}
         (root / "sample.json").write_text(json.dumps(marker))
@@ -242,7 +242,7 @@ def test_transform_round_trip() -> None:
     np.testing.assert_allclose(to_spectrum(transform, grid), spectrum, atol=1e-5)
 
 
-def test_winds_come_from_the_stream_function(state: tuple[simulation.Planet, simulation.State]) -> None:
+def test_winds_come_from_the_stream_function(state: tuple[simulation.Planet, simulation.Flow]) -> None:
     """细网格上用中央差分重算：u = -∂ψ/∂y，v = ∂ψ/∂x，散度为零，∇²Φ = ∇·(f∇ψ)。"""
     planet, now = state
     step = np.deg2rad(0.5)
@@ -275,7 +275,7 @@ def test_winds_come_from_the_stream_function(state: tuple[simulation.Planet, sim
     assert np.abs(left - right).max() < 5e-3 * np.abs(right).max()
 
 
-def test_temperature_is_hydrostatic(state: tuple[simulation.Planet, simulation.State]) -> None:
+def test_temperature_is_hydrostatic(state: tuple[simulation.Planet, simulation.Flow]) -> None:
     """测厚公式：相邻两层位势差 = R × 平均温度 × ln(p1/p2)。"""
     planet, now = state
     scene = weather.make_scene(planet, *sample_tree.coordinates((32, 64)))
