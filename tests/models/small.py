@@ -119,6 +119,6 @@ def with_window(batch: Batch, window: Tensor) -> Batch:
     return batch._replace(history=window[:, :-1], future=window[:, -1:])
 
 
-def rollout(*arguments: Any) -> Tensor:
+def rollout(*arguments: Any, **more: Any) -> Tensor:
     """engine.forecasting.rollout.roll 的全部时效接在一起：(B, M, steps, C, H, W)。"""
-    return torch.stack(list(roll(*arguments)), 2)
+    return torch.stack(list(roll(*arguments, **more)), 2)

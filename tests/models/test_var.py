@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from engine.forecasting.rollout import rollout
 from engine.training.optim import make_optimizer
 from models.layers.latents import LatentScaling
 from models.layers.var_condition import month_of, patches_of
 from models.layers.var_sampling import sample
 from models.var import Progressive, scale_weights
 from tests.engine.runs import ROOT
-from tests.models.small import make_model, small_batch, small_spec
+from tests.models.small import make_model, rollout, small_batch, small_spec
 from util.batch import Batch, DataSpec
 from util.config import TrainConfig
 
