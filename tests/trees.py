@@ -60,6 +60,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {  # 名字 → (
     "double": (lambda p: rewrite(p, lambda f: f.astype(np.float64)), "wrong dtype", "dtype float64, expected float32"),
     "not a number": (_with(np.nan), "non-finite", "1 non-finite values"),
     "infinite": (_with(np.inf), "non-finite", "1 non-finite values"),
+    "a point never written": (_with(9.96921e36), "fill value", "1 of 32 values are 9.96921e+36"),
+    "never written": (
+        lambda p: rewrite(p, lambda f: 0 * f + np.float32(1e20)),
+        "fill value",
+        "32 of 32 values are 1e+20",
+    ),
+    "one code everywhere": (lambda p: rewrite(p, lambda f: 0 * f - 9999), "fill value", "32 of 32 values are -9999"),
 }
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from util.strict import PositiveInt, Share, Strict, brief, nearest, validate
+from util.variables import RANGES, plausible_range, split_channel
 
 
 def _yes_no(value: object) -> object:
@@ -45,6 +46,15 @@ def _levels(value: object) -> object:
 
 Day = Annotated[str, BeforeValidator(_day_text)]
 Levels = Annotated[Literal["single", "all"] | list[str], BeforeValidator(_levels)]
+
+
+def _limits(value: list[float]) -> list[float]:
+    if len(value) != 2 or not value[0] < value[1]:
+        raise ValueError("write [low, high], low below high, in the units of the channel")
+    return value
+
+
+Limits = Annotated[list[float], AfterValidator(_limits)]
 
 
 class Axis(Strict):
@@ -84,6 +94,7 @@ class DataConfig(Strict):
     residency: Literal["disk", "memory", "device"] = "disk"
     variables: dict[str, Levels]
     units: dict[str, str] = Field(default_factory=dict)
+    valid_range: dict[str, Limits] = Field(default_factory=dict)
     pressure_hpa: list[float] = Field(default_factory=list)
     latitude: Axis
     longitude: Axis
@@ -112,12 +123,24 @@ class DataConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _ranges_named(self) -> DataConfig:
+        known = dict.fromkeys([*self.variables, *self.units, *RANGES])
+        for name in self.valid_range:
+            if split_channel(name)[0] not in known:
+                raise ValueError(f"valid_range has {name!r}, which is no variable; {nearest(name, known, 'variables')}")
+        return self
+
+    @model_validator(mode="after")
     def _store_named(self) -> DataConfig:
         if self.source == "store" and self.store is None:
             raise ValueError("source = store needs store, the folder that python dataset.py pack wrote")
         if self.residency == "memory" and self.source != "store":
             raise ValueError("residency = memory needs source = store")
         return self
+
+    def limits(self, channel: str) -> tuple[float, float] | None:
+        """通道的合理范围，物理单位；不知道是 None。"""
+        return plausible_range(channel, self.units, self.valid_range)
 
 
 class RunSection(Strict):

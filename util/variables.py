@@ -1,7 +1,8 @@
-"""变量表：九个变量的文件夹、单位、CF 名称；表外的变量照样能用，单位写在数据 YAML 里。"""
+"""变量表：九个变量的文件夹、单位、CF 名称，与合理范围；表外的变量照样能用，单位、范围写在数据 YAML 里。"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 
@@ -24,6 +25,37 @@ VARIABLES = {
     "u": Variable("eastward wind", "eastward_wind", "m s-1", "wind"),
     "v": Variable("northward wind", "northward_wind", "m s-1", "wind"),
     "z": Variable("geopotential", "geopotential", "m2 s-2", "height"),
+}
+
+
+class Range(NamedTuple):
+    """合理范围 [low, high]，只在单位是 units 时算数。"""
+
+    low: float
+    high: float
+    units: str
+
+
+# 宽到地球上没有过的才在外面：近地面的照世界气象组织的极端天气气候档案（wmo.asu.edu），高空的照美国标准大气 1976
+# （到 0.01 hPa），再各放宽；降水、相对湿度的下限容得下打包与插值的小负数。
+RANGES = {
+    "t2m": Range(150, 350, "K"),
+    "d2m": Range(120, 330, "K"),
+    "skt": Range(150, 380, "K"),
+    "sst": Range(250, 330, "K"),
+    "t": Range(100, 380, "K"),
+    "tp": Range(-0.01, 3, "m"),
+    "u10": Range(-150, 150, "m s-1"),
+    "v10": Range(-150, 150, "m s-1"),
+    "u": Range(-300, 300, "m s-1"),
+    "v": Range(-300, 300, "m s-1"),
+    "w": Range(-100, 100, "Pa s-1"),
+    "r": Range(-50, 300, "%"),
+    "q": Range(-0.01, 0.1, "kg kg-1"),
+    "z": Range(-9500, 900000, "m2 s-2"),  # 900 hPa 的台风里 1000 hPa 面约在 -8500；-9999 在外面
+    "sp": Range(30000, 115000, "Pa"),
+    "msl": Range(80000, 115000, "Pa"),
+    "tcwv": Range(-1, 200, "kg m-2"),
 }
 SINGLE_LEVEL = ("t2m", "tp", "u10", "v10")
 PRESSURE_LEVEL = ("r", "t", "u", "v", "z")
@@ -50,3 +82,16 @@ def variable_info(channel: str) -> Variable:
     """通道的说明；表外变量只有名字。"""
     variable, _ = split_channel(channel)
     return VARIABLES.get(variable, Variable(variable, "", "", "other"))
+
+
+def plausible_range(
+    channel: str, units: Mapping[str, str], stated: Mapping[str, Sequence[float]]
+) -> tuple[float, float] | None:
+    """通道的合理范围：写明的（通道名的先于变量名的），没有写明而单位与表里的相同就用表里的；不知道是 None。"""
+    variable, _ = split_channel(channel)
+    for name in (channel, variable):
+        if name in stated:
+            low, high = stated[name]
+            return low, high
+    found = RANGES.get(variable)
+    return (found.low, found.high) if found and units.get(variable, found.units) == found.units else None

@@ -47,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     wrong = [r for r in reports if r.problems]
     for report in wrong:
         print(f"{report.channel}: {'; '.join(report.problems)}")
+    for report in reports:
+        for remark in report.remarks:
+            print(f"{report.channel}: {remark}")
     if arguments.out:
         content = report_json(arguments.config, config, reports, bad)
         arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

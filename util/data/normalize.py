@@ -11,7 +11,7 @@ import numpy as np
 
 from util.config import DataConfig
 from util.data.index import Index
-from util.data.tree_files import Field, FieldError, field_path, read_field
+from util.data.tree_files import Field, FieldError, channel_fills, field_path, read_field
 
 FILES_PER_CHANNEL = 16
 Verdict = Literal["raw", "standard", "both", "neither"]
@@ -95,10 +95,11 @@ def _measure(fields: Iterator[Field]) -> tuple[float, float]:
 
 def _readable(config: DataConfig, channel: str, hours: np.ndarray, shape: tuple[int, int]) -> Iterator[Field]:
     """逐个读得了的场；坏文件由读取时统一记录和修补，这里跳过，一个也读不了才报错。"""
+    fills = channel_fills(config, channel)
     found, last = 0, "no such file among the training hours"
     for hour in hours:
         try:
-            field = read_field(field_path(config.root, channel, int(hour)), shape)
+            field = read_field(field_path(config.root, channel, int(hour)), shape, fills)
         except FieldError as error:
             last = str(error)
             continue

@@ -28,6 +28,7 @@ from util.config import DataConfig
 from util.data.index import Index
 from util.data.store_files import PRESENT, StorePlan, check_digests, check_sizes, read_hours, read_mark, torch_type
 from util.data.tree_files import FieldError, field_path
+from util.files.fills import refuse_filled
 from util.files.zarr_metadata import chunk_name
 from util.variables import channel_name, split_channel
 
@@ -90,6 +91,8 @@ class Store:
         return np.unpackbits(np.load(self.path / PRESENT), axis=1, count=hours).astype(bool)
 
     def mean_std(self) -> list[tuple[float, float]]:
+        for channel, pick in zip(self.channels, self.picks, strict=True):
+            refuse_filled(f"the store {self.path}, {channel}", self.plan.std[pick], "import or pack it again elsewhere")
         return [(self.plan.mean[pick], self.plan.std[pick]) for pick in self.picks]
 
     def decide(self, index: Index, training: np.ndarray) -> bool:

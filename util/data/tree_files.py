@@ -15,12 +15,15 @@ import numpy as np
 from util.atomic import replacing
 from util.calendar import moment_of, year_start
 from util.config import DataConfig
+from util.files.fills import Fills, fills_of, find_fill, standardized_too, surely_data
 from util.moments import Moments, check_moments
 from util.strict import nearest
 from util.variables import channel_folder, channel_name
 
 Field = np.ndarray  # (H, W) float32
-Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite"]
+Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite", "fill value"]
+
+ANY_FILL = Fills()  # 合理范围不知道时
 
 
 class FieldError(ValueError):
@@ -38,11 +41,20 @@ def field_path(root: str | Path, channel: str, hour: int) -> Path:
     return Path(root) / channel_folder(channel) / str(year) / f"{year}-{hour - year_start(year):04d}.npy"
 
 
-def read_field(path: Path, shape: tuple[int, int]) -> Field:
+def channel_fills(config: DataConfig, channel: str) -> Fills:
+    """这个通道的文件里认作填充值的。没有、坏了的 mean_std.json 由要用它的人说。"""
+    fills = fills_of(config.limits(channel))
+    try:
+        return fills if config.standardize == "yes" else standardized_too(fills, *read_mean_std(config.root, channel))
+    except ValueError:
+        return fills
+
+
+def read_field(path: Path, shape: tuple[int, int], fills: Fills = ANY_FILL) -> Field:
     """读一个场并查验，返回 (H, W) float32。
 
     Raises:
-        FieldError: 文件不在、打不开、被截断、形状或类型不对、含非有限值；一行说清是哪一种。
+        FieldError: 文件不在、打不开、被截断、形状或类型不对、含非有限值或填充值；一行说清是哪一种。
     """
     try:
         with path.open("rb") as file:  # 不用 np.load：它见到 zip 的开头就当 npz，坏了还漏关文件
@@ -58,6 +70,9 @@ def read_field(path: Path, shape: tuple[int, int]) -> Field:
         raise FieldError(path, "wrong dtype", f"dtype {field.dtype}, expected float32")
     if not np.isfinite(field).all():
         raise FieldError(path, "non-finite", f"{int((~np.isfinite(field)).sum())} non-finite values")
+    if found := find_fill(field, fills):
+        fill, where = found
+        raise FieldError(path, "fill value", f"{int(where.sum())} of {field.size} values are {fill:g}, a fill value")
     return field
 
 
@@ -84,10 +99,10 @@ def plain_header(path: Path, shape: tuple[int, int]) -> bytes | None:
         return file.read(size)
 
 
-def read_into(path: str, header: bytes, out: np.ndarray) -> bool:
+def read_into(path: str, header: bytes, out: np.ndarray, fills: Fills = ANY_FILL) -> bool:
     """文件里的数直接读进 out (H, W) float32，中间不抄：一次系统调用，文件头只比字节，不解析。
 
-    只有文件头恰是 header、数据足长、全是有限值才为真，此时与 read_field 读出的逐位相同；
+    只有文件头恰是 header、数据足长、surely_data 才为真，此时与 read_field 读出的逐位相同；
     为假时 out 的内容不定，是什么毛病由 read_field 说。
     """
     start = bytearray(len(header))
@@ -101,7 +116,7 @@ def read_into(path: str, header: bytes, out: np.ndarray) -> bool:
         return False
     finally:
         os.close(file)
-    return count == len(header) + out.nbytes and start == header and bool(np.isfinite(out).all())
+    return count == len(header) + out.nbytes and start == header and surely_data(out, fills)
 
 
 def write_field(path: Path, field: Field) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from util.data.index import Index, scan
 from util.data.normalize import decide_standardized
 from util.data.tree_files import (
     FieldError,
+    channel_fills,
     field_path,
     plain_header,
     read_field,
@@ -24,6 +26,7 @@ from util.data.tree_files import (
     select_channels,
     usual_header,
 )
+from util.files.fills import Fills, refuse_filled
 from util.variables import channel_folder
 
 log = logging.getLogger("ar_pred")
@@ -41,6 +44,11 @@ class Tree:
         self.header = usual_header(self.shape)
         self.stems: dict[int, list[str]] = {}  # 年 → 各通道的路径，缺末尾的 NNNN.npy
 
+    @cached_property
+    def fills(self) -> list[Fills]:
+        """各通道认作填充值的。"""
+        return [channel_fills(self.config, channel) for channel in self.channels]
+
     def years(self, wanted: Sequence[int]) -> list[int]:
         folders = [Path(self.root) / channel_folder(channel) for channel in self.channels]
         return sorted(year for year in wanted if all((folder / str(year)).is_dir() for folder in folders))
@@ -49,7 +57,13 @@ class Tree:
         return scan(self.config, self.channels, years)
 
     def mean_std(self) -> list[tuple[float, float]]:
-        return [read_mean_std(self.root, channel) for channel in self.channels]
+        found = [read_mean_std(self.root, channel) for channel in self.channels]
+        for channel, (_, std) in zip(self.channels, found, strict=True):
+            where = str(Path(self.root) / channel_folder(channel) / "mean_std.json")
+            refuse_filled(
+                where, std, "python dataset.py statistics --config CONFIG --write --overwrite computes it again"
+            )
+        return found
 
     def decide(self, index: Index, training: np.ndarray) -> bool:
         mean, std = zip(*self.mean_std(), strict=True)
@@ -61,7 +75,7 @@ class Tree:
         for i, hour in enumerate(hours):
             paths = self._paths(hour)
             for c in np.flatnonzero(here[i]).tolist():
-                if not read_into(paths[c], self.header, out[i, c]):
+                if not read_into(paths[c], self.header, out[i, c], self.fills[c]):
                     try:
                         self._read_unusual(c, hour, out[i, c])
                     except FieldError as error:
@@ -69,7 +83,7 @@ class Tree:
         return bad
 
     def raw(self, c: int, hour: int) -> np.ndarray:
-        return read_field(field_path(self.root, self.channels[c], hour), self.shape)
+        return read_field(field_path(self.root, self.channels[c], hour), self.shape, self.fills[c])
 
     def stamp(self, c: int, hour: int) -> str:
         try:

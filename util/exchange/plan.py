@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ from util.data.index import split_hours
 from util.data.tree_files import field_path, write_field, write_moments
 from util.exchange.grib import decoding_errors
 from util.exchange.lead_time import read_hours
+from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
 from util.exchange.request import Request, Wanted
 from util.exchange.source import Dims, find_dims, has_levels, listed, read_axis, read_pressures
@@ -47,7 +48,8 @@ class ImportPlan:
     """一次导入要做的全部事情，排好时还没有读任何场。
 
     hours: (T,) int64，按源文件的次序；region: 行、列的裁剪；views: 变量 → 各文件；channels: 变量 → 通道名；
-    regrid: 换网格，None 为不换；values: 将写进 YAML 的键值；config: 它们检查过的样子。
+    regrid: 换网格，None 为不换；values: 将写进 YAML 的键值；config: 它们检查过的样子；
+    filled: 读到的 (通道, 小时) 里的填充值，边读边记。
     """
 
     request: Request
@@ -58,6 +60,7 @@ class ImportPlan:
     regrid: Regridder | None
     values: dict[str, Any]
     config: DataConfig
+    filled: dict[tuple[str, int], Filled] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -128,6 +131,7 @@ def plan_import(
         "root": str(root),
         "variables": {name: "all" if layered[name] else "single" for name in names},
         "units": {name: units for name in names if (units := _units(views[name], name, request.variables[name]))},
+        "valid_range": {name: limits for name in names if (limits := request.variables[name].valid_range)},
         "pressure_hpa": pressures,
         "latitude": axes[0].model_dump(),
         "longitude": axes[1].model_dump(),
@@ -201,6 +205,10 @@ def read_block(plan: ImportPlan, name: str, view: FileVariable, part: slice) -> 
     """
     wanted = plan.request.variables[name]
     block = _read_part(view, plan.request.source(name), part)
+    fills = source_fills(view.array, plan.config.limits(name), wanted.scale, wanted.offset)
+    block, found = mask_fills(block, fills)
+    hours = view.hours[part]
+    plan.filled.update({(plan.channels[name][c], int(hours[i])): filled for (i, c), filled in found.items()})
     if wanted.converts:
         block = block.astype(np.float64) * wanted.scale + wanted.offset
     if plan.regrid:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from util.config import parse_yaml, read_mapping
+from util.config import Limits, parse_yaml, read_mapping
 from util.strict import Strict, validate
 
 Scalar = int | float | str
@@ -17,13 +17,15 @@ Scalar = int | float | str
 class Wanted(Strict):
     """目录树里的一个变量取自哪里：文件里的 source（不写就同名），写进树的是 scale · x + offset，单位 units。
 
-    filter 挑 GRIB 的消息，如 {shortName: t, typeOfLevel: isobaricInhPa}。
+    filter 挑 GRIB 的消息，如 {shortName: t, typeOfLevel: isobaricInhPa}；
+    valid_range 同 data.valid_range，单位是 units。
     """
 
     source: str | None = None
     units: str | None = None
     scale: float = 1.0
     offset: float = 0.0
+    valid_range: Limits | None = None
     filter: dict[str, Scalar] = Field(default={})
 
     @model_validator(mode="after")

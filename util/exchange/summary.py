@@ -21,6 +21,7 @@ def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: P
         "source": "读存档，不读目录树",
         "variables": "single 单层，all 全部层",
         "units": "取自源文件，或导入时写明",
+        "valid_range": "合理范围：之内的都是数据，之外的填充值才算缺测",
         "pressure_hpa": "依次为 level_00、level_01……",
         "latitude": "step 为负是由北向南",
         "longitude": "单位为度",
@@ -62,6 +63,7 @@ def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
     lines += _shown([f"          {time_text(a)} to {time_text(b)}, {b - a} h" for a, b in plan.gaps])
     lines.append(f"left out  {len(holes)} fields with non-finite values")
     lines += _shown([f"          {name} {time_text(hour)}" for name, hour in holes])
+    lines += _fills(plan)
     missing = [name for name in config.variables if name not in config.units]
     lines += [f"units     none for {listed(missing)} in the file; add them to units"] if missing else []
     return lines + [f"assumed   {text}" for text in assumptions(plan)]
@@ -93,6 +95,18 @@ def assumed_units(plan: ImportPlan) -> list[str]:
         if name in plan.config.units
         and not plan.request.variables[name].units
         and not any(view.array.attrs.get("units") for view in views)
+    ]
+
+
+def _fills(plan: ImportPlan) -> list[str]:
+    """填充值：每个通道每种一行，有几个场、头几个在哪里。"""
+    groups: dict[tuple[str, float], list[int]] = {}
+    for (name, hour), filled in sorted(plan.filled.items()):
+        groups.setdefault((name, filled.value), []).append(hour)
+    return [
+        f"fills     {name}: {value:g} in {len(hours)} fields is a fill value, so they count as missing "
+        f"({listed(map(time_text, hours[:SHOWN]))}{', ...' if len(hours) > SHOWN else ''})"
+        for (name, value), hours in groups.items()
     ]
 
 

@@ -1,8 +1,8 @@
 """检查整棵目录树（dataset.py check）。
 
-读配置所选通道、三个划分全部抽样小时的每一个文件，查：缺、打不开、形状、类型、非有限值；再查每个通道的
+读配置所选通道、三个划分全部抽样小时的每一个文件，查：缺、打不开、形状、类型、非有限值、填充值；再查每个通道的
 mean_std.json、min_max.json，并把训练段量到的均值、标准差与 json 相比（文件是原始值还是已标准化，都认得）。
-遇到一处毛病不停，全部查完再报。
+遇到一处毛病不停，全部查完再报。整场同一个数的、超出合理范围的只是提一句：它们可能就是数据。
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
     Fault,
     FieldError,
+    channel_fills,
     field_path,
     read_extremes,
     read_field,
     read_mean_std,
     select_channels,
 )
+from util.files.fills import Fills
 
 FILES_PER_TASK = 256
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -47,21 +49,23 @@ class BadFile(NamedTuple):
 
 
 class FileBatch(NamedTuple):
-    """一个进程一次做的事：一个通道的若干小时。measure：训练段，顺便量均值与方差。"""
+    """一个进程一次做的事：一个通道的若干小时。measure：训练段，顺便量均值与方差；fills：认作填充值的。"""
 
     root: str
     channel: str
     hours: np.ndarray
     shape: tuple[int, int]
     measure: bool
+    fills: Fills
 
 
 class Part(NamedTuple):
-    """一个 Task 的结果。moments: (n, 2) 每个可读文件的均值与方差。"""
+    """一个 Task 的结果。moments: (n, 2) 训练段可读文件的均值与方差；spans: (m, 3) 可读文件的小时、最小、最大。"""
 
     channel: str
     files: int
     moments: np.ndarray
+    spans: np.ndarray
     bad: list[BadFile]
 
 
@@ -76,6 +80,7 @@ class ChannelReport:
     stated: tuple[float, float] | None
     state: Verdict | None
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def check_tree(config: DataConfig, workers: int) -> tuple[list[ChannelReport], list[BadFile]]:
@@ -101,10 +106,12 @@ def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[FileBatc
     shape = (config.latitude.count, config.longitude.count)
     spans = split_hours(config)
     for channel in channels:
+        fills = channel_fills(config, channel)
         for split in SPLITS:
             hours = sampled_hours(spans[split], config.interval_hours, config.first_hour)
             for first in range(0, hours.size, FILES_PER_TASK):
-                yield FileBatch(config.root, channel, hours[first : first + FILES_PER_TASK], shape, split == "train")
+                part = hours[first : first + FILES_PER_TASK]
+                yield FileBatch(config.root, channel, part, shape, split == "train", fills)
 
 
 @contextmanager
@@ -119,20 +126,21 @@ def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 def check_files(task: FileBatch) -> Part:
     """逐个读文件；训练时的快路认不得的也由这个 read_field 定，这里放过的训练时也读得了。"""
-    moments, bad = [], []
+    moments, spans, bad = [], [], []
     for hour in task.hours.tolist():
         path = field_path(task.root, task.channel, hour)
         try:
-            values = read_field(path, task.shape)
+            values = read_field(path, task.shape, task.fills)
         except FieldError as error:
             reason = error.detail
             if error.fault == "missing" and not path.parent.is_dir():
                 reason = f"missing (no folder {path.parent})"
             bad.append(BadFile(task.channel, hour, str(path), error.fault, reason))
             continue
+        spans.append((hour, values.min(), values.max()))
         if task.measure:
             moments.append((values.mean(dtype=np.float64), values.var(dtype=np.float64)))
-    return Part(task.channel, task.hours.size, np.array(moments).reshape(-1, 2), bad)
+    return Part(task.channel, task.hours.size, np.array(moments).reshape(-1, 2), np.array(spans).reshape(-1, 3), bad)
 
 
 def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelReport:
@@ -153,7 +161,36 @@ def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelRep
     except ValueError as error:
         problems.append(str(error))
     state = judge(*measured, *stated) if measured and stated else None
-    return ChannelReport(channel, sum(p.files for p in parts), faults, measured, stated, state, problems)
+    files = sum(p.files for p in parts)
+    spans = np.concatenate([part.spans for part in parts])  # (m, 3)
+    said = remarks(config.limits(channel), spans, stated if state == "standard" else None)
+    return ChannelReport(channel, files, faults, measured, stated, state, problems, said)
+
+
+def remarks(limits: tuple[float, float] | None, spans: np.ndarray, standard: tuple[float, float] | None) -> list[str]:
+    """整场同一个数的、有点超出合理范围的文件有几个，头一个在哪里；它们照样是数据。
+
+    Args:
+        spans: (m, 3) 各文件的小时、最小、最大；standard: 文件已标准化时的 (均值, 标准差)，limits 照着换。
+    """
+    said = []
+    constant = spans[spans[:, 1] == spans[:, 2]]
+    if len(constant):
+        values = ", ".join(f"{value:g} in {count}" for value, count in Counter(constant[:, 1].tolist()).most_common(3))
+        said.append(
+            f"{len(constant)} files hold one value everywhere ({values}; first {time_text(int(constant[0, 0]))})"
+        )
+    if limits:
+        mean, std = standard or (0.0, 1.0)
+        low, high = ((limit - mean) / std for limit in limits)
+        outside = spans[(spans[:, 1] < low) | (spans[:, 2] > high)]
+        if len(outside):
+            said.append(
+                f"{len(outside)} files with values outside {low:.4g} to {high:.4g} (lowest {outside[:, 1].min():.4g}, "
+                f"highest {outside[:, 2].max():.4g}; first {time_text(int(outside[0, 0]))}); kept as data, "
+                "data.valid_range sets the limits"
+            )
+    return said
 
 
 def compare_states(config: DataConfig, reports: list[ChannelReport]) -> None:
@@ -232,6 +269,7 @@ def report_json(
                 "mean_std_json": None if r.stated is None else dict(zip(("mean", "std"), r.stated, strict=True)),
                 "files_are": r.state,
                 "problems": r.problems,
+                "remarks": r.remarks,
             }
             for r in reports
         ],

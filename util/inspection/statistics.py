@@ -19,6 +19,7 @@ from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
     Fault,
     FieldError,
+    channel_fills,
     field_path,
     read_field,
     read_into,
@@ -27,6 +28,7 @@ from util.data.tree_files import (
     usual_header,
     write_moments,
 )
+from util.files.fills import Fills
 from util.moments import Moments, check_moments, measure
 from util.variables import channel_folder
 from util.workers import distribute
@@ -35,13 +37,14 @@ BLOCK_BYTES = 16 * 2**20  # 一次读进内存的 float32；双精度的副本�
 
 
 class MeasureJob(NamedTuple):
-    """各进程共有的。hours: (T,) 训练日期内的抽样小时；rows: 一块几个。"""
+    """各进程共有的。hours: (T,) 训练日期内的抽样小时；rows: 一块几个；fills: 各通道认作填充值的。"""
 
     root: Path
     channels: list[str]
     hours: np.ndarray
     shape: tuple[int, int]
     rows: int
+    fills: list[Fills]
 
 
 class ChannelMoments(NamedTuple):
@@ -62,7 +65,9 @@ def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | No
     shape = (config.latitude.count, config.longitude.count)
     hours = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
     rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
-    job = MeasureJob(Path(config.root).absolute(), select_channels(config), hours, shape, rows)
+    channels = select_channels(config)
+    fills = [channel_fills(config, channel) for channel in channels]
+    job = MeasureJob(Path(config.root).absolute(), channels, hours, shape, rows, fills)
     items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]
     totals = [ChannelMoments(Moments(), Counter()) for _ in job.channels]
     bar = tqdm(total=len(job.channels) * hours.size, desc="statistics", unit="file", smoothing=0)
@@ -76,13 +81,14 @@ def channel_statistics(config: DataConfig, workers: int = 1, scheduler: str | No
 def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
     """item: (第几个通道, 从第几个小时起)。"""
     channel, hours = job.channels[item[0]], job.hours[item[1] : item[1] + job.rows].tolist()
+    fills = job.fills[item[0]]
     header, faults, count = usual_header(job.shape), Counter[Fault](), 0
     block = np.empty((len(hours), *job.shape), dtype=np.float32)
     for hour in hours:
         path = field_path(job.root, channel, hour)
-        if not read_into(str(path), header, block[count]):
+        if not read_into(str(path), header, block[count], fills):
             try:
-                block[count] = read_field(path, job.shape)
+                block[count] = read_field(path, job.shape, fills)
             except FieldError as error:
                 faults[error.fault] += 1
                 continue

@@ -86,7 +86,7 @@ def test_every_damage_is_counted_and_listed(tree, tmp_path: Path, capsys: pytest
     assert (entry["expected"], entry["present"]) == (48, 48 - counts["missing"])
     assert all(not channel_of(report, c)["problems"] for c in ("t2m", "z_level_00"))
     rows = {cells[0]: cells for line in capsys.readouterr().out.splitlines() if (cells := line.split())}
-    assert rows["t2m"][1:8] == ["48", "48", "0", "0", "0", "0", "0"]
+    assert rows["t2m"][1:9] == ["48", "48", "0", "0", "0", "0", "0", "0"]
     assert rows["t2m"][-1] == "ok"
 
 
@@ -95,8 +95,8 @@ def test_the_table_says_which_channel_is_wrong(tree, tmp_path: Path, capsys: pyt
         damage(tree, "t2m", T0 + h, "removed")
     check(tree, tmp_path)
     printed = capsys.readouterr().out
-    assert re.search(r"^ +t2m +48 +44 +4 +0 +0 +0 +0 .* raw +WRONG$", printed, re.M)
-    assert re.search(r"^ +tp +48 +48 +0 +0 +0 +0 +0 .* raw +ok$", printed, re.M)
+    assert re.search(r"^ +t2m +48 +44 +4 +0 +0 +0 +0 +0 .* raw +WRONG$", printed, re.M)
+    assert re.search(r"^ +tp +48 +48 +0 +0 +0 +0 +0 +0 .* raw +ok$", printed, re.M)
     first = field_path(tree.root, "t2m", T0 + 6)
     assert f"t2m 2000-01-01T06 to 2000-01-01T18 (3 files): missing ({first}, ...)" in printed  # 相邻的并成一行
     assert f"t2m 2000-01-03T00: missing ({field_path(tree.root, 't2m', T0 + 48)})" in printed
@@ -213,6 +213,42 @@ def test_processes_change_nothing(tree, tmp_path: Path, monkeypatch: pytest.Monk
     for i, how in enumerate(DAMAGE):
         damage(tree, CHANNELS[i % 3], T0 + 18 * i, how)
     assert check(tree, tmp_path, workers=1) == check(tree, tmp_path, workers=2)
+
+
+def test_one_value_and_the_implausible_are_told_but_kept(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """干的降水是数据；一个点超出合理范围只提一句，范围可以写明。"""
+    for i in range(3):
+        rewrite(field_path(tree.root, "tp", T0 + 6 * i), lambda f: 0 * f)
+    warm = field_path(tree.root, "t2m", parse_time("2000-01-08"))
+    rewrite(warm, lambda f: np.where(np.arange(f.size).reshape(f.shape) == 5, np.float32(-9999), f))
+    status, report = check(tree, tmp_path)
+    assert (status, report["files_bad"]) == (0, 0)
+    (dry,) = channel_of(report, "tp")["remarks"]
+    assert dry == "3 files hold one value everywhere (0 in 3; first 2000-01-01T00)"
+    (far,) = channel_of(report, "t2m")["remarks"]
+    assert far.startswith("1 files with values outside 150 to 350 (lowest -9999, highest ")
+    assert "first 2000-01-08T00" in far
+    assert f"t2m: {far}" in capsys.readouterr().out
+    assert not channel_of(check(tree, tmp_path, "data.valid_range.t2m=[-1e5, 1e5]")[1], "t2m")["remarks"]
+
+
+def test_a_code_inside_the_range_is_data(tree, tmp_path: Path):
+    rewrite(field_path(tree.root, "z_level_00", parse_time("2000-01-08")), lambda f: 0 * f + 9999)
+    status, report = check(tree, tmp_path)
+    assert (status, report["files_bad"]) == (0, 0)
+    assert "hold one value everywhere (9999 in 1;" in channel_of(report, "z_level_00")["remarks"][0]
+    status, report = check(tree, tmp_path, "data.valid_range.z=[2e4, 5e5]")
+    assert (status, report["bad_files"][0]["fault"]) == (1, "fill value")
+
+
+def test_fills_that_were_standardised_with_the_data(tree, tmp_path: Path):
+    """已标准化的树：填充值也许跟着标准化了，也许没有，都认得。"""
+    standardize_files(tree)
+    mean, std = (json.loads((tree.root / "t2m_npy/mean_std.json").read_text())[key][0] for key in ("mean", "std"))
+    for i, value in enumerate((9.96921e36, -9999, (9.96921e36 - mean) / std, (-9999 - mean) / std)):
+        rewrite(field_path(tree.root, "t2m", T0 + 12 * i), lambda f, value=value: 0 * f + np.float32(value))
+    _, report = check(tree, tmp_path)
+    assert [(b["hour"] - T0, b["fault"]) for b in report["bad_files"]] == [(12 * i, "fill value") for i in range(4)]
 
 
 # ---- 命令行
