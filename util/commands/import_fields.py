@@ -45,6 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--select", action="append", default=[], metavar="DIM=VALUE", help="take one member, step, ...; repeatable")
     text = "choose GRIB messages, e.g. typeOfLevel=isobaricInhPa; repeatable"
     add("--filter", action="append", default=[], metavar="KEY=VALUE", help=text)
+    text = "Zarr chunks that were never written: their fill_value is data, or they are missing"
+    add("--absent-chunks", choices=["data", "missing"], help=text)
     for name in SPLITS:
         text = f"dates of the {name} split, both included" + ("; mean_std.json is from them" if name == "train" else "")
         add(f"--{name}", nargs=2, required=True, metavar=("START", "END"), help=text)
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
     if args.yaml and Path(args.yaml).exists() and not args.overwrite:
         raise ValueError(f"--yaml {args.yaml} exists; give --overwrite to replace it")
-    request = read_request(args.map, args.variable, args.select, args.filter)
+    request = read_request(args.map, args.variable, args.select, args.filter, args.absent_chunks)
     target = read_target(args.regrid, args.latitude, args.longitude)
     splits = {name: getattr(args, name) for name in SPLITS}
     if not request.variables:

@@ -23,6 +23,7 @@ from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
 from util.exchange.request import Request, Wanted
 from util.exchange.source import Dims, find_dims, has_levels, listed, read_axis, read_pressures
+from util.exchange.zarr_chunks import hide_absent, settle_absent
 from util.moments import Moments, measure
 from util.strict import validate
 from util.variables import channel_folder, channel_name, variable_info
@@ -140,6 +141,8 @@ def plan_import(
         "splits": splits,
         "standardize": "yes",
     }
+    for view in (view for several in views.values() for view in several):
+        settle_absent(view.array, request.absent_chunks)
     config = validate(DataConfig, values | {"frames_in": 1}, "import", "data")  # frames_in 属于运行 YAML，这里只为检查
     _check_hours(hours, config)
     channels = {name: [channel_name(name, level) for level in levels] if layered[name] else [name] for name in names}
@@ -221,7 +224,8 @@ def _read_part(view: FileVariable, source: str, part: slice) -> np.ndarray:
     array, time = view.array, view.dims.time
     order = [dim for dim in view.dims if dim in array.dims]
     try:
-        block = (array.isel({time: part}) if time else array).transpose(*order).values
+        array = (array.isel({time: part}) if time else array).transpose(*order)
+        block = hide_absent(array.values, array)
     except (OSError, EOFError, RuntimeError, ValueError, *decoding_errors()) as error:  # 文件中间损坏
         where = time_text(int(view.hours[part.start]))
         raise ValueError(f"variable {source}: unreadable in the block that starts at {where} ({error})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,12 +46,14 @@ class Request(Strict):
 
     pressure_hpa: 要哪些层，次序就是 level_00、level_01……；不写就是文件里的全部，由低压到高压。
     select: 经纬、时间、气压之外的维取哪一项（按坐标的值）；filter: 各变量共同的 GRIB 键。
+    absent_chunks: Zarr 里没有写过的块是数据（fill_value）还是缺测；不写就只在说得准时导入。
     """
 
     variables: dict[str, Wanted]
     pressure_hpa: list[float] = Field(default=[])
     select: dict[str, Scalar] = Field(default={})
     filter: dict[str, Scalar] = Field(default={})
+    absent_chunks: Literal["data", "missing"] | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Request:
@@ -70,9 +72,13 @@ class Request(Strict):
 
 
 def read_request(
-    path: str | None, variables: Sequence[str], select: Sequence[str] = (), filters: Sequence[str] = ()
+    path: str | None,
+    variables: Sequence[str],
+    select: Sequence[str] = (),
+    filters: Sequence[str] = (),
+    absent_chunks: str | None = None,
 ) -> Request:
-    """命令行 → Request；select、filters 可以加在 --map 之上，同一个键以命令行的为准。
+    """命令行 → Request；variables 之外的可以加在 --map 之上，同一个键以命令行的为准。
 
     Args:
         variables: "SOURCE=NAME"；select、filters: "KEY=VALUE"。
@@ -86,6 +92,7 @@ def read_request(
     for key, option, texts in (("select", "--select", select), ("filter", "--filter", filters)):
         if texts and isinstance(values.setdefault(key, {}), dict):  # 不是映射的，留给 validate 说
             values[key] = values[key] | _scalars(option, texts)
+    values |= {"absent_chunks": absent_chunks} if absent_chunks else {}
     request: Request = validate(Request, values, path or "command line")
     if path and not request.variables:
         raise ValueError(f"{path}: variables is empty; write e.g. t2m: {{source: t2m}}")

@@ -16,12 +16,12 @@ from util.config import Axis
 from util.exchange.grib import MAGIC, open_grib
 from util.exchange.lead_time import is_lead, places_of_lead, time_name
 from util.exchange.request import Request, Scalar
+from util.exchange.zarr_chunks import decode_zarr
 from util.strict import nearest
 
 if TYPE_CHECKING:
     import xarray as xr
 
-TIME_NAMES = ("valid_time", "time")  # 两者都有时（起报时刻与有效时刻）取有效时刻
 LATITUDE_NAMES = ("latitude", "lat")
 LONGITUDE_NAMES = ("longitude", "lon")
 LEVEL_NAMES = ("pressure_level", "isobaricInhPa", "plev", "level", "lev")
@@ -85,6 +85,8 @@ def open_source(path: str | Path, filters: Mapping[str, Scalar] | None = None) -
     if filters:
         raise ValueError(f"{path}: filter {listed(filters)} is for GRIB messages, and this is not a GRIB file")
     try:
+        if path.is_dir():
+            return decode_zarr(xr.open_dataset(path, decode_cf=False, **options), path)
         return xr.open_dataset(path, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: cannot be opened ({error})") from None
