@@ -53,9 +53,9 @@ format: $(STAMP)-dev  ## let ruff lay out the code
 	$(PYTHON) -m ruff format .
 
 house:  ## print the house (wings, rooms, lines, arrows) into docs/architecture.md
-	$(PYTHON) -m tests.house --write
+	python3 -m tests.house --write
 
-clean:  ## remove the quickstart run and all caches; your runs, the sample data and the environment stay
+clean:  ## remove the quickstart run and all caches; your runs, the sample data, the environment and what was soaked stay
 	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache .hypothesis
-	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' -delete
+	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' ! -name 'soak-*' -delete
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

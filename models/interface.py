@@ -270,6 +270,21 @@ class Memorising(Protocol):
         ...
 
 
+@runtime_checkable
+class Donor(Protocol):
+    """两头训练好了、给别的模型用的（rae_direct）：权重由 engine.studies.stage1_direct 分开存。"""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """潜变量 → 场。"""
+        ...
+
+    @property
+    def in_adapter(self) -> nn.Module:
+        """历史 → 主干看的三个通道。"""
+        ...
+
+
 def is_codec(model: object) -> TypeIs[Autoencoder]:
     """是不是阶段一；预报的若也能编码解码，潜变量没有人用，不算。"""
     return isinstance(model, Autoencoder) and not isinstance(model, ForecastModel)

@@ -1,7 +1,7 @@
 """房子的图，由代码印出来：`make house` 写进 docs/architecture.md；`python -m tests.house [FOLDER]` 印在终端上。
 
 这里的房子就是 {相对路径: 正文}：一个文件是一间，一个文件夹是一翼，一个文件引用另一个是一个箭头。
-tests/test_house.py 用同样的眼睛看规矩。只用标准库，不引入被看的代码。
+tests/test_house.py 用同样的眼睛看规矩。只用标准库（`make house` 不等环境），不引入被看的代码。
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -38,6 +39,18 @@ def read_house(root: Path, folders: tuple[str, ...] = PRODUCT) -> House:
 
 
 @cache
+def tracked(root: Path) -> list[str]:
+    """仓库里的全部文件，还没提交的也算、忽略的不算；不是 git 的仓库时，是磁盘上有代码的文件夹里的。"""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    if (root / ".git").exists():
+        listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    else:
+        found = (path for folder in (*PRODUCT, "tests", "benchmarks") for path in (root / folder).rglob("*"))
+        listed = [path.relative_to(root).as_posix() for path in found if "__pycache__" not in path.parts]
+    return sorted({path for path in listed if (root / path).is_file()})
+
+
+@cache
 def parse(text: str) -> ast.Module:
     return ast.parse(text)
 
@@ -53,30 +66,42 @@ def functions(text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def imports(house: House, path: str) -> list[Import]:
-    """文件里的每处引用：函数内的、TYPE_CHECKING 之下的、相对的，以及 import_module 的字面部分。"""
+    """文件里的每处引用：函数内的、TYPE_CHECKING 之下的、相对的、交给 import_module 的，连同写成字符串的模块名。
+
+    一张表里的模块名总有人拿去引入；import_module(f"models.{name}") 引用那个文件夹里的每一个文件。
+    """
     found = []
-    for name, line, late in _imports(path, house[path]):
-        parts = name.split("/")
-        heads = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]  # 最长的是文件的那一段，其余是文件里的名字
-        rooms = (room for head in heads for room in (f"{head}.py", f"{head}/__init__.py") if room in house)
-        if (room := next(rooms, None)) != path:
-            found.append(Import(name.replace("/", "."), room, line, late))
+    for name, line, late, written in _imports(path, house[path]):
+        if name.endswith("/"):
+            rooms = [room for room in house if wing_of(room) == name[:-1]]
+        elif written:
+            rooms = [f"{name}.py"] if f"{name}.py" in house else []
+        else:
+            rooms = [_room(house, name)]
+        found += [Import(name.strip("/").replace("/", "."), room, line, late) for room in rooms if room != path]
     return found
 
 
+def _room(house: House, name: str) -> str | None:
+    """名字（以 / 分开）所在的文件：最长的那一段是文件，其余是文件里的名字。"""
+    parts = name.split("/")
+    heads = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((room for head in heads for room in (f"{head}.py", f"{head}/__init__.py") if room in house), None)
+
+
 @cache
-def _imports(path: str, text: str) -> list[tuple[str, int, bool]]:
-    """正文里的引用：名字（以 / 分开）、行号、是否在函数里。"""
+def _imports(path: str, text: str) -> list[tuple[str, int, bool, bool]]:
+    """正文里的引用：名字（以 / 分开）、行号、是否在函数里、是否只是写着的字符串。"""
     late = {id(node) for function in functions(text) for node in ast.walk(function)}
     return [
-        (name.replace(".", "/"), getattr(node, "lineno", 0), id(node) in late)
+        (name.replace(".", "/"), getattr(node, "lineno", 0), id(node) in late, isinstance(node, ast.Constant))
         for node in ast.walk(parse(text))
         for name in _names(node, wing_of(path).split("/"))
     ]
 
 
 def _names(node: ast.AST, package: list[str]) -> list[str]:
-    """一个节点引用的名字；from models import simvp 是 models.simvp。"""
+    """一个节点引用的名字；from models import simvp 是 models.simvp。字符串像模块名的也给出来，有没有那个文件另看。"""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -84,9 +109,20 @@ def _names(node: ast.AST, package: list[str]) -> list[str]:
         base = ".".join([*above, *([node.module] if node.module else [])])
         return [f"{base}.{alias.name}" for alias in node.names]
     if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {"import_module", "__import__"}:
-        argument = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
-        return [str(argument.value).rstrip(".")] if isinstance(argument, ast.Constant) else []
+        argument = [*node.args, *(keyword.value for keyword in node.keywords)][0]
+        argument = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+        return [str(argument.value)] if isinstance(argument, ast.Constant) else []
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\w+(\.\w+)+", node.value):
+        return [node.value]
     return []
+
+
+def bound(text: str) -> set[str]:
+    """正文里定义、赋值、引入的全部名字。"""
+    nodes = list(ast.walk(parse(text)))
+    made = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return made | names | {n.asname or n.name for n in nodes if isinstance(n, ast.alias)}
 
 
 def arrows(house: House) -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """久测：放不进测试套件的那些。`make soak` 一次至多走一小时，停在两个测试之间；再来一次，从没做完的接着走。
 
-做过的记在 tmp/soak.json（只认这个提交；换了提交从头来），结果写进 docs/reliability.md 的表，一个提交一行。
+做过的记在 tmp/soak-PYTHON.json（只认这个提交；换了提交从头来），结果写进 docs/reliability.md 的表：
+一个提交、一个 Python 一行。
 久测是有 soak 标记的（长的那一种参数，短的留在套件里），加上 hypothesis 的全部测试：例子多一百倍，每次换种子。
 """
 
@@ -22,7 +23,8 @@ from util.atomic import replacing
 from util.cli import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD, PAGE = ROOT / "tmp" / "soak.json", ROOT / "docs" / "reliability.md"
+PYTHON = platform.python_version()
+RECORD, PAGE = ROOT / "tmp" / f"soak-{PYTHON}.json", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- make soak -->\n", "<!-- /make soak -->\n"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=soak")
 GRACE = 30  # 秒
@@ -110,17 +112,16 @@ def row(tests: Sequence[str], record: Record) -> str:
     bad = sum(one["outcome"] != "passed" for one in found)
     minutes = round(sum(one["seconds"] for one in found) / 60)
     day, rest = datetime.now(timezone.utc).date(), len(left(tests, record))
-    cells = (day, f"`{record['commit']}`", platform.python_version(), len(found) - bad, bad, rest, minutes)
+    cells = (day, f"`{record['commit']}`", PYTHON, len(found) - bad, bad, rest, minutes)
     return f"| {' | '.join(map(str, cells))} |\n"
 
 
 def with_row(page: str, row: str) -> str:
-    """说明里的表，同一个提交的那一行换成新的，没有就添在最后。"""
+    """说明里的表，同一个提交、同一个 Python 的那一行换成新的，没有就添在最后。"""
     before, begin, rest = page.partition(BEGIN)
     table, end, after = rest.partition(END)
     assert begin and end, "docs/reliability.md has lost its two markers"
-    name = row.split(" | ")[1]
-    kept = [line for line in table.splitlines(keepends=True) if f" {name} " not in line]
+    kept = [line for line in table.splitlines(keepends=True) if line.split(" | ")[1:3] != row.split(" | ")[1:3]]
     return before + begin + "".join(kept) + row + end + after
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +21,15 @@ from tests.house import (
     House,
     arrows,
     between_units,
+    bound,
     circles,
     functions,
     imports,
     length,
+    parse,
     picture,
     read_house,
+    tracked,
     wing_of,
 )
 
@@ -41,6 +46,7 @@ LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/codecs/reconstruct.py": "--help",
     "engine/studies/intrinsic_dimension.py": "--help",
     "engine/studies/stage1_direct.py": "--help",
+    "models/__init__.py": "是哪个模型，YAML 里才写着",
     "util/exchange/export.py": "--help",
     "util/commands/import_fields.py": "--help",
     "util/commands/pack.py": "--help",
@@ -51,7 +57,18 @@ HEAVY = {  # 函数里才引用的库：引入要零点几秒到几秒，或不�
     "torch", "numpy", "scipy", "matplotlib", "xarray", "h5netcdf", "distributed", "diffusers", "safetensors",
     "plotly", "tqdm", "yaml", "cfgrib", "gribapi", "wandb",
 }  # fmt: skip
-LISTS = {"models", "models/layers", "config"}  # 一个挨一个的清单，不限个数
+LISTS = {  # 不限个数的：这些，因为
+    "": "工具与人都到根目录里找：命令、说明、环境、各种设置",
+    "models": "一个挨一个的清单，一个模型一个文件",
+    "models/layers": "一个挨一个的清单",
+    "config": "一个挨一个的清单，一个模型至少一份",
+    "util/report": "一页报告的每一节是一个脚本，放进去就在页面里",
+}
+DATA = {"tests/from_before": "从前的代码写下的文件，不是哪一翼的测试"}
+MODEL_NAMES = {"model", "network", "codec", "forecaster", "autoencoder", "first_stage"}  # 引擎里叫这些的是模型
+CODE_IN_TEXT = re.compile(
+    r"\b(?:from ((?:engine|models|util|tests|benchmarks)[.\w]*) )?import ((?:[\w.]+(?: as \w+)?(?:, )?)+)"
+)
 
 
 def floor_of(path: str) -> str:
@@ -63,11 +80,11 @@ def floor_of(path: str) -> str:
 
 
 def one_way(house: House) -> list[str]:
-    """楼层只往下看；模型之间互不引用；tests 与 benchmarks 谁也不能引用。"""
+    """楼层只往下看；模型之间互不引用；tests 与 benchmarks 谁也不能引用，测试除外。"""
 
     def allowed(mine: str, other: str) -> bool:
         if mine in ("tests", "benchmarks"):
-            return other in (*FLOORS, mine)
+            return other != "tests" or mine == "tests"
         if mine == other:
             return mine not in ("script", "model")
         return other in FLOORS[FLOORS.index(mine) + 1 :] or (mine, other) == ("models", "model")
@@ -116,13 +133,38 @@ def late_imports(house: House) -> list[str]:
 
 
 def contracts_only(house: House) -> list[str]:
-    """引擎只认约定，不认哪一层。"""
+    """引擎与命令只认约定，不认哪一个模型、哪一层。"""
     return [
         f"{path}:{i.line} imports {i.room}"
         for path in house
         for i in imports(house, path)
-        if path.startswith("engine/") and i.room and i.room.startswith("models/layers/")
+        if floor_of(path) in ("script", "engine") and i.room and floor_of(i.room) in ("model", "layers")
     ]
+
+
+def nothing_vague(house: House) -> list[str]:
+    """引擎与命令不用 getattr、hasattr 试探模型，模型的类型不写 Any，也不空着：要什么，在约定里说。"""
+    return [
+        f"{path}: {what}"
+        for path, text in house.items()
+        if floor_of(path) in ("script", "engine")
+        for node in ast.walk(parse(text))
+        if (what := _vague(node))
+    ]
+
+
+def _vague(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "vars"):
+        asked = ast.unparse(node.args[0]) if node.args else ""
+        return ast.unparse(node) if asked.rpartition(".")[2] in MODEL_NAMES else None
+    if isinstance(node, ast.arg):
+        name, kind = node.arg, node.annotation
+    elif isinstance(node, ast.AnnAssign):
+        name, kind = ast.unparse(node.target).rpartition(".")[2], node.annotation
+    else:
+        return None
+    loose = kind is None or re.search(r"\bAny\b", re.sub(r"\b(dict|Mapping)\[str, Any\]", "", ast.unparse(kind)))
+    return ast.unparse(node) if name in MODEL_NAMES and loose else None
 
 
 def sizes(house: House) -> list[str]:
@@ -138,9 +180,9 @@ def sizes(house: House) -> list[str]:
 
 
 def folders(house: House) -> list[str]:
-    """从根目录（测试从 tests/）数起至多两层；并排的文件至多 14 个，清单除外。"""
+    """从根目录（测试从 tests/）数起至多两层；并排的文件至多 14 个，不论哪一种，LISTS 与它们的测试除外。"""
     beside: dict[str, int] = {}
-    for path in house:
+    for path in {*house, *tracked(ROOT)}:
         if not path.endswith("/__init__.py"):
             beside[wing_of(path)] = beside.get(wing_of(path), 0) + 1
     found = []
@@ -155,11 +197,37 @@ def folders(house: House) -> list[str]:
 
 def mirrored(house: House) -> list[str]:
     """测试的每个文件夹都有代码里的那一个，都有 __init__.py（否则会顶掉同名的库）；代码的文件夹也都有。"""
-    folders = {wing_of(path) for path in house} - {""}
-    tests = {folder for folder in folders if folder.startswith("tests/")}
-    return [f"{t}/ mirrors no folder" for t in sorted(tests) if t.removeprefix("tests/") not in folders] + [
+    folders = {wing_of(path) for path in house if path.endswith(".py")} - {""}
+    rooms = {folder for folder in folders if folder.partition("/")[0] != "tests"}
+    tests = {wing_of(path) for path in {*house, *tracked(ROOT)} if path.count("/") > 1 and path.startswith("tests/")}
+    return [f"{t}/ mirrors no folder" for t in sorted(tests - set(DATA)) if t.removeprefix("tests/") not in rooms] + [
         f"{folder}/ has no __init__.py" for folder in sorted(folders) if f"{folder}/__init__.py" not in house
     ]
+
+
+def code_in_text(house: House) -> list[str]:
+    """交给另一个进程的代码写在字符串里，引用的也要真有：模块，和模块里的名字。"""
+    return [
+        f"{path}:{node.lineno} imports {name} in a text"
+        for path, text in house.items()
+        if path.startswith(("tests/", "benchmarks/")) and path != "tests/test_house.py"  # 它的字符串是编造的毛病
+        for node in ast.walk(parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for base, names in CODE_IN_TEXT.findall(node.value)
+        for name in (f"{base}.{one}".strip(".").partition(" ")[0] for one in re.split(r",\s*", names) if one)
+        if not _is_there(house, name)
+    ]
+
+
+def _is_there(house: House, name: str) -> bool:
+    """别处的名字总算有；仓库里的，是一个文件，或是文件里写着的名字。"""
+    top, inside = name.partition(".")[0], name.replace(".", "/")
+    if top not in (*PRODUCT, "tests", "benchmarks"):
+        return True
+    places = {f"{inside}.py", f"{inside}/__init__.py"}
+    base, _, last = inside.rpartition("/")
+    around = [house[place] for place in (f"{base}.py", f"{base}/__init__.py") if place in house]
+    return bool(places & house.keys()) or any(last in bound(text) for text in around)
 
 
 def layer_names(house: House) -> list[str]:
@@ -183,7 +251,10 @@ def layer_names(house: House) -> list[str]:
 
 
 Rule = Callable[[House], list[str]]
-RULES = (one_way, between_wings, no_circles, late_imports, contracts_only, sizes, folders, mirrored, layer_names)
+RULES = (
+    one_way, between_wings, no_circles, late_imports, contracts_only, nothing_vague, sizes, folders, mirrored,
+    code_in_text, layer_names,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +273,8 @@ MADE_UP: list[tuple[Rule, str, str]] = [
     (one_way, "util/scores/metrics.py", "def f():\n    from engine import loading"),
     (one_way, "util/config.py", "from ..models import interface"),
     (one_way, "util/scores/metrics.py", "import importlib\nimportlib.import_module(f'models.{name}')"),
+    (one_way, "util/scores/metrics.py", "import importlib\nimportlib.import_module(name='models.simvp')"),
+    (one_way, "util/commands/dataset.py", "WORDS = {'rollout': ('engine.loading', 'a line')}"),
     (one_way, "models/layers/attention.py", "from models.simvp import Block"),
     (one_way, "models/layers/attention.py", "from models import interface"),
     (one_way, "models/simvp.py", "from models.ar_pred_video_vanilla import Model"),
@@ -222,17 +295,38 @@ MADE_UP: list[tuple[Rule, str, str]] = [
     (between_wings, "util/data/index.py", "from util.packing.pack import main"),
     (no_circles, "util/atomic.py", "import util.atomic_too"),
     (no_circles, "util/strict.py", "def f():\n    from util import config"),
+    (no_circles, "models/simvp.py", "from models import build_model"),
+    (no_circles, "util/commands/check.py", "from util.commands.dataset import WORDS"),
     (no_circles, "util/batch.py", "if TYPE_CHECKING:\n    from util.grid import OutputGrid"),
     (late_imports, "engine/loading.py", "def f():\n    from engine import parallel"),
     (late_imports, "engine/loading.py", "def f():\n    import json"),
     (late_imports, "engine/commands.py", "from engine.training.loop import train"),
     (contracts_only, "engine/training/start.py", "from models.layers.codebook import Codebook"),
+    (contracts_only, "engine/training/start.py", "from models.simvp import Model"),
+    (contracts_only, "engine/training/start.py", "def f():\n    from models import simvp"),
+    (contracts_only, "engine/training/start.py", "KINDS = {'fast': 'models.simvp'}"),
+    (contracts_only, "train.py", "import models.simvp"),
+    (contracts_only, "train.py", "from models.layers import padding"),
+    (nothing_vague, "engine/training/start.py", "getattr(model, part)"),
+    (nothing_vague, "engine/training/start.py", "def f(self):\n    return hasattr(self.state.model, 'decoder')"),
+    (nothing_vague, "engine/training/start.py", "def f(model: Any): ..."),
+    (nothing_vague, "engine/training/start.py", "def f(*, codec: Any | None = None): ..."),
+    (nothing_vague, "engine/training/start.py", "def f(model): ..."),
+    (nothing_vague, "engine/training/start.py", "class State:\n    model: Any"),
+    (nothing_vague, "train.py", "model: dict[str, Any] | Any = load()"),
     (sizes, "util/batch.py", "x = 1\n" * (FILE_LINES + 1)),
     (sizes, "util/batch.py", "class A:\n    def f():\n" + "        x = 1\n" * FUNCTION_LINES),
     (folders, "engine/training/steps/clip.py", ""),
     (folders, "tests/engine/training/steps/test_clip.py", ""),
     (mirrored, "tests/engine/training2/__init__.py", ""),
     (mirrored, "tests/utilities/test_batch.py", ""),
+    (mirrored, "tests/old_files/scores.npz", ""),
+    (mirrored, "tests/tests/test_batch.py", ""),
+    (code_in_text, "tests/test_a.py", "CODE = 'import sys, util.old; print(sys)'"),
+    (code_in_text, "tests/test_a.py", "CODE = 'from util.old import Batch'"),
+    (code_in_text, "tests/test_a.py", "CODE = 'from util.batch import Old'"),
+    (code_in_text, "tests/test_a.py", "CODE = 'from util.batch import Batch, Old as New'"),
+    (code_in_text, "tests/test_a.py", "CODE = f'import sys\\nfrom util import old\\n{more}'"),
     (layer_names, "models/layers/swin.py", ""),
     (layer_names, "models/persistence.py", "from models.layers import swin"),
 ]
@@ -248,6 +342,8 @@ def test_a_made_up_violation_is_found(house: House, rule: Rule, path: str, text:
 def test_fifteen_files_side_by_side_are_found(house: House):
     crowded = {f"engine/crowded/part{n}.py": "" for n in range(SIDE_BY_SIDE + 1)}
     assert folders({**house, **crowded}) == [*folders(house), "engine/crowded/ holds 15 files, more than 14"]
+    pictures = {f"util/plot/picture{n}.png": "" for n in range(SIDE_BY_SIDE)}
+    assert set(folders({**house, **pictures})) - set(folders(house))
     assert folders({**house, **{f"models/model{n}.py": "" for n in range(SIDE_BY_SIDE)}}) == folders(house)
 
 

@@ -1,4 +1,4 @@
-"""久测的走法：接着走、按时停、换了提交从头来、表里一个提交一行。"""
+"""久测的走法：接着走、按时停、换了提交从头来、表里一个提交与一个 Python 一行。"""
 
 from __future__ import annotations
 
@@ -60,14 +60,17 @@ def test_a_test_longer_than_a_part_is_not_tried_for_ever(record_here: Path):
     assert not left(TESTS, part(clock, record_here))
 
 
-def test_one_row_for_a_commit():
+def test_one_row_for_a_commit_and_a_python():
     record = {"commit": "abc", "tests": {TESTS[0]: {"outcome": "passed", "seconds": 90}}}
     page = with_row(f"说明\n{BEGIN}| 日期 |\n{END}其余\n", row(TESTS, record))
     record["tests"][TESTS[1]] = {"outcome": "failed", "seconds": 90}
     page = with_row(page, row(TESTS, record))
     page = with_row(page, row(TESTS, {"commit": "abd", "tests": {}}))
+    page = with_row(page, f"| 2026-01-01 | `abc` | {soak.PYTHON}0 | 3 | 0 | 0 | 9 |\n")
     lines = page.splitlines()
-    assert [line.split("|")[2].strip() for line in lines[3:5]] == ["`abc`", "`abd`"]
+    assert [line.split(" | ")[1:3] for line in lines[3:-2]] == [
+        ["`abc`", soak.PYTHON], ["`abd`", soak.PYTHON], ["`abc`", f"{soak.PYTHON}0"],
+    ]  # fmt: skip
     assert lines[3].endswith("| 1 | 1 | 1 | 3 |")
     assert lines[-1] == "其余"
 

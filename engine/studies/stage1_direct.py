@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # --help 不必等 torch
 MODEL = "rae_direct"
 SCORES = ("rmse", "mae")
 SCORES_FILE, EXAMPLES = "metrics_stage1_direct.json", "spatial_examples_stage1"
-WEIGHTS = {"decoder": "decoder_fp16.safetensors", "in_adapter": "encoder_in_adapter_fp16.safetensors"}
+DECODER, IN_ADAPTER = "decoder_fp16.safetensors", "encoder_in_adapter_fp16.safetensors"
 
 
 def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
@@ -41,7 +41,7 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     from engine.evaluation.evaluate import evaluate_checkpoint
     from engine.evaluation.task import Options
     from engine.loading import load_forecaster
-    from models.interface import can_forecast
+    from models.interface import Donor, can_forecast
     from util.checkpoint import load_checkpoint
 
     content = load_checkpoint(path)
@@ -51,10 +51,10 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     evaluate_checkpoint(path, Options(split=split, stride=stride), out)
     write_metrics(out, read_scores(out / "metrics.json", Result))
     model, _ = load_forecaster(content, torch.device("cpu"))
-    assert can_forecast(model)
+    assert can_forecast(model) and isinstance(model, Donor)
     draw_example(model, content, split, out)
-    for part, file in WEIGHTS.items():
-        write_half(getattr(model, part), out / file)
+    write_half(model.decoder, out / DECODER)
+    write_half(model.in_adapter, out / IN_ADAPTER)
     return 0
 
 
