@@ -136,15 +136,13 @@ def _metadata(folder: Path) -> dict[str, Any]:
 
 def _number(value: Any) -> float | None:
     """JSON 里的数；"NaN" 之类是文字，第 3 版 xarray 把 _FillValue 写成双精度的 base64。别的不是数。"""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
     try:
         return float(value)
     except (TypeError, ValueError):
         pass
     try:
-        return float(struct.unpack("<d", base64.b64decode(value, validate=True))[0])
-    except (TypeError, ValueError, struct.error):
+        return float(struct.unpack("<d", base64.b64decode(str(value), validate=True))[0])
+    except (ValueError, struct.error):
         return None
 
 

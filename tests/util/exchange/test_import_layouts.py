@@ -156,6 +156,7 @@ def test_bad_options(tmp_path):
         "pressure_hpa": [],
         "select": {"number": 3},
         "filter": {"shortName": "t"},
+        "absent_chunks": None,
     }
     with pytest.raises(ValueError, match="--regrid METHOD, --latitude .* go together"):
         read_target("bilinear", [0, 1, 2], None)

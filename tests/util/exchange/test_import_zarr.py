@@ -21,7 +21,7 @@ CHUNKS = (4, 5, 4)  # 9 x 1 x 2 块
 pytestmark = pytest.mark.skipif(int(zarr.__version__.split(".")[0]) < 3, reason="these stores are written with zarr 3")
 
 
-def write(path: Path, version: int, fill: Any, skip: slice = slice(0, 0), **options: Any) -> Path:
+def write(path: Path, version: Any, fill: Any, skip: slice = slice(0, 0), **options: Any) -> Path:
     """tp 由 zarr 直接写；skip 里的时刻不写。time 从 0 起，fill_value 也是 0。"""
     group = zarr.open_group(path, mode="w", zarr_format=version)
     axes = {"time": np.arange(36) * 6, "lat": np.linspace(-20, 20, 5), "lon": np.linspace(0, 70, 8)}
