@@ -152,10 +152,17 @@ def digest(data: WeatherData) -> str:
     return found.hexdigest()
 
 
-def test_both_caches_are_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, np.ndarray]) -> None:
-    """树与当时不同而键看不出来：少一个文件，场全是零。索引说它在、气候态不是零，就是从缓存来的。"""
+def test_the_index_is_hit_and_the_climatology_is_fitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, np.ndarray]
+) -> None:
+    """索引的缓存仍然认得：树里少一个文件而键看不出来，索引说它在，就是从缓存来的。
+
+    气候态的缓存从前只抽查每个通道二百个文件，改坏了的、修好了的可能看不出，所以如今的键里有用到的每个文件：
+    从前的那一份不再拿来用，也不去动它；由同样的数重新拟合，差在舍入之内。
+    """
     monkeypatch.chdir(tmp_path)  # 气候态的指纹里有 data.root，相对的才到处一样
-    write_tree(Path("tree"), lambda: np.zeros((4, 8), dtype=np.float32), {UNUSED})
+    rng = np.random.default_rng(0)  # 当时的数
+    write_tree(Path("tree"), lambda: rng.standard_normal((4, 8), dtype=np.float32), {UNUSED})
     cache = Path("cache")
     cache.mkdir()
     # 索引的键里是绝对的路径，所以这里照当时的规矩算
@@ -172,7 +179,9 @@ def test_both_caches_are_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ex
     made = models["climatology"].forecast(torch.zeros(4, 3, 2, 4, 8), TREE_TIMES)
     assert_close(made, expected["climatology.forecast"])
     assert made.abs().max() > 0.1
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before  # 没有重写，也没有多出别的
+    after = {path.name: path.read_bytes() for path in cache.iterdir()}
+    (new,) = after.keys() - before.keys()
+    assert new.startswith("climatology-") and {name: after[name] for name in before} == before
 
 
 def write_tree(root: Path, draw: Callable[[], np.ndarray], skipped: set[int]) -> None:
@@ -181,9 +190,10 @@ def write_tree(root: Path, draw: Callable[[], np.ndarray], skipped: set[int]) ->
         year = root / folder / "2000"
         year.mkdir(parents=True)
         for hour in TREE_HOURS:
+            field = draw()
             if hour not in skipped:
                 path = year / f"2000-{hour:04d}.npy"
-                np.save(path, draw())
+                np.save(path, field)
                 os.utime(path, ns=(TREE_TIME, TREE_TIME))
         os.utime(year, ns=(TREE_TIME, TREE_TIME))
         (year.parent / "mean_std.json").write_text('{"mean": [280.5], "std": [12.25]}', encoding="utf-8")

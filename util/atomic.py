@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,15 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """`with replacing(path) as temporary:` 写 temporary，正常离开时它成为 path，出错时删去；文件夹不在时建立。"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # 进程号不够：几台机器写同一个盘
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """内容落盘；改名之前做，断电之后才不会留下空的。"""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import random
 import shutil
@@ -13,28 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from util.atomic import flush, replacing
+
 FORMAT = 1
 PIECE = 2**24  # 算 sha256 时一次读多少字节
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """原子地写一个检查点。"""
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+        flush(temporary)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
     """原子地复制（best、epoch-NNNN 由 last 复制而来，不重写一遍）。"""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+        flush(temporary)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from util.atomic import replacing
 from util.config import WandbConfig
 
 INIT_SECONDS = 15  # W&B 连不上时最多等这么久（秒）
@@ -103,10 +104,8 @@ class MetricsLog:
         kept = []
         if resume_step is not None and path.is_file():
             kept = [r for r in read_metrics(path) if r.step <= resume_step and r.split != "test"]  # 测试成绩会重记
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([MetricRow._fields, *kept])
-        os.replace(temporary, path)
         self.path = path
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")

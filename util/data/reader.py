@@ -151,6 +151,17 @@ class FieldReader:
             if len(fields) == len(hours):
                 return fields
 
+    def files_of(self, hours: np.ndarray) -> np.ndarray:
+        """(C, 索引的全部小时) bool：读这些时刻用得到的文件，即它们自己和空缺两侧的邻居。"""
+        found = np.zeros(self.present.shape, dtype=bool)
+        at, count = hours - self.start, found.shape[1]
+        for needed, row in zip(found, self.present.numpy(), strict=True):
+            places = np.arange(count)
+            before = np.maximum.accumulate(np.where(row, places, 0))[at]  # 有文件的，两侧都是它自己
+            after = np.minimum.accumulate(np.where(row, places, count - 1)[::-1])[::-1][at]
+            needed[at] = needed[before] = needed[after] = True
+        return found
+
     def available(self, hour: int) -> bool:
         """这一刻每个通道按名字都有文件。"""
         position = hour - self.start

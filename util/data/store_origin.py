@@ -131,7 +131,9 @@ class Store:
         return np.fromfile(self.path / file, "<f4", size, offset=4 * i * size).reshape(height, width)
 
     def stamp(self, c: int, hour: int) -> str:
-        row = int(np.searchsorted(self.hours, hour))
+        if (c, hour) in self.neighbours:  # 不在抽样时刻上的邻居没有自己的一行
+            return self.files[self.neighbours[c, hour][0]]
+        row = min(int(np.searchsorted(self.hours, hour)), self.hours.size - 1)
         return self.files[f"fields/{chunk_name(row // self.plan.chunk_rows, 4)}"]
 
     def _chunk(self, number: int) -> torch.Tensor:

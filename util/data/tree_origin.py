@@ -87,19 +87,24 @@ class Tree:
 
     def stamp(self, c: int, hour: int) -> str:
         try:
-            found = os.stat(self._paths(hour)[c])
+            stems, name = self._stems(hour)
+            found = os.stat(stems[c] + name)
         except FileNotFoundError:
             return ""
         return f"{found.st_size} {found.st_mtime_ns}"
 
     def _paths(self, hour: int) -> list[str]:
-        """这一小时各通道的文件；同 field_path，但一年只排一次，读一个文件才十几微秒。"""
+        """这一小时各通道的文件。"""
+        stems, name = self._stems(hour)
+        return [stem + name for stem in stems]
+
+    def _stems(self, hour: int) -> tuple[list[str], str]:
+        """各通道的路径，缺末尾；这一小时的末尾。同 field_path，但一年只排一次，读一个文件才十几微秒。"""
         year = moment_of(hour).year
         if year not in self.stems:
             paths = [str(field_path(self.root, channel, year_start(year))) for channel in self.channels]
             self.stems[year] = [path.removesuffix("0000.npy") for path in paths]
-        name = f"{hour - year_start(year):04d}.npy"
-        return [stem + name for stem in self.stems[year]]
+        return self.stems[year], f"{hour - year_start(year):04d}.npy"
 
     def _read_unusual(self, c: int, hour: int, out: np.ndarray) -> None:
         """read_into 不认的文件：坏的在这里说清；好的就记住它的文件头，同样写成的下一个便认得。"""
