@@ -55,19 +55,21 @@ def inference_parser() -> argparse.ArgumentParser:
         "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"
     )
     _add_ensemble(parser)
+    _add_data_overrides(parser)
     return parser
 
 
 def inference_command(argv: Arguments = None) -> int:
     """inference.py、inference_ar_pred_video_vanilla.py。"""
-    args = inference_parser().parse_args(argv)
+    args = inference_parser().parse_intermixed_args(argv)
     if args.time is None and not args.inputs:
         raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
     from engine.forecasting.forecast import forecast
 
     return forecast(
-        args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth, args.set
-    )
+        args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth,
+        args.set, args.overrides,
+    )  # fmt: skip
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -97,12 +99,13 @@ def evaluate_parser() -> argparse.ArgumentParser:
         help="fields to keep: netcdf (forecast.nc, truth.nc; the default), npy (inputs, trues, preds), none",
     )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, help="folder for scores, figures and report.html")
+    _add_data_overrides(parser)
     return parser
 
 
 def evaluate_command(argv: Arguments = None) -> int:
     """evaluate.py。"""
-    args = evaluate_parser().parse_args(argv)
+    args = evaluate_parser().parse_intermixed_args(argv)
     if "none" in args.save and len(args.save) > 1:
         raise ValueError(f"--save {' '.join(args.save)}: none stands alone")
     from engine.evaluation.evaluate import evaluate_checkpoint
@@ -119,6 +122,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         save=tuple(kind for kind in args.save if kind != "none"),
         points=tuple(args.points),
         set=tuple(args.set),
+        overrides=tuple(args.overrides),
     )
     return evaluate_checkpoint(args.checkpoint, options, args.out)
 
@@ -172,6 +176,14 @@ def _add_ensemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="model.KEY=VALUE",
         help="change how a probabilistic model samples, e.g. model.sampling.cfg=1.5",
+    )  # fmt: skip
+
+
+def _add_data_overrides(parser: argparse.ArgumentParser) -> None:
+    """数据搬了家：写在别的选项之前，或写在只收一个值的选项（--out）之后。"""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="data.KEY=VALUE",
+        help="where the data are now and how to read them, e.g. data.root=/new/place data.workers=0",
     )  # fmt: skip
 
 

@@ -15,9 +15,34 @@ from models import build_model, change_options, check_weights
 from models.interface import Learner, Network
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights
+from util.config import RunConfig, apply_overrides
+from util.strict import validate
 
+# 数据在哪里、怎样读：与训练时不同，还是同一次训练、同一个模型
+DATA_MAY_CHANGE = {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"}
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 Content = dict[str, Any]
+
+
+def checkpoint_config(content: Content, path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """检查点里的配置，`data.KEY=VALUE` 盖在上面：换了机器，数据在别处。
+
+    Raises:
+        ValueError: 不是 DATA_MAY_CHANGE 里的键；值不对。
+    """
+    for text in overrides:
+        if not says_where(text):
+            free = sorted(f"data.{name}" for name in DATA_MAY_CHANGE)
+            raise ValueError(
+                f"override {text!r}: a checkpoint carries its own config; only {', '.join(free)} may change"
+            )
+    return validate(RunConfig, apply_overrides(content["config"], overrides), path)
+
+
+def says_where(override: str) -> bool:
+    """只说数据在哪里、怎样读的 `data.KEY=VALUE`。"""
+    part, _, key = override.partition("=")[0].strip().partition(".")
+    return part == "data" and key in DATA_MAY_CHANGE
 
 
 def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:

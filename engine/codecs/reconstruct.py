@@ -5,7 +5,7 @@
 相关系数是全部格点、全部场合在一起的皮尔逊相关，不先减气候态。
 一个划分里每帧（或每个差）看一次；--stride N：每 N 个窗口取一个。
 --config：没有训练过、权重是预训练的自编码器，只看一遍训练数据求它自己的缩放。
-数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量。
+数据来自第一个自编码器的配置，其余的必须是同样的通道、网格与统计量；数据搬了家，写 data.root=… 之类。
 成绩怎样算在 scores.py；离散的（VQVAE）另有码本的用量与逐尺度的误差（tokens.py）。
 编码差的（vqvae 的 model.encodes = tendency）比的是相邻两帧之差，只与同类的一起比；差的 SSIM、PSNR 也以场的范围计。
 """
@@ -42,19 +42,17 @@ class Codec(NamedTuple):
     source: str
 
 
-def open_checkpoint(path: str, device: torch.device) -> tuple[str, Codec]:
+def open_checkpoint(path: str, overrides: Sequence[str], device: torch.device) -> tuple[str, Codec]:
     """训练过的自编码器与它的名字（运行名）。
 
     Raises:
         ValueError: 检查点不对，或不是自编码器。
     """
-    from engine.loading import load_forecaster
+    from engine.loading import checkpoint_config, load_forecaster
     from util.checkpoint import load_checkpoint
-    from util.config import RunConfig
-    from util.strict import validate
 
     content = load_checkpoint(path)
-    config: RunConfig = validate(RunConfig, content["config"], path)
+    config = checkpoint_config(content, path, overrides)
     model, spec = load_forecaster(content, device)
     return content["run"], Codec(require_codec(model, config, path), spec, config, path)
 
@@ -116,7 +114,7 @@ def compare_codecs(
     from engine.codecs.results import write_reconstruction
     from engine.codecs.scores import score_codecs
     from engine.codecs.table import reconstruction_text
-    from engine.loading import check_same_data
+    from engine.loading import check_same_data, says_where
     from util.config import eval_batch_size
     from util.data.dataset import open_data
     from util.logger import setup_logging
@@ -125,7 +123,8 @@ def compare_codecs(
         raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "reconstruct.log")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    opened = [open_checkpoint(path, device) for path in checkpoints]
+    moved = [text for text in overrides if says_where(text) or not configs]  # 其余的是给 --config 的
+    opened = [open_checkpoint(path, moved, device) for path in checkpoints]
     opened += [open_config(path, overrides, device) for path in configs]
     names = unique_names([(name, codec.source) for name, codec in opened])
     codecs = {name: codec for name, (_, codec) in zip(names, opened, strict=True)}
@@ -161,7 +160,12 @@ def reconstruct_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPLITS, default="test", help="which dates (default: test)")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th window (default: every one)")
     parser.add_argument("--out", type=Path, default=Path("log/reconstruction"), help="folder (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the --config files")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override keys of the --config files; of checkpoints, where the data are (data.root=...)",
+    )
     return parser
 
 
@@ -174,8 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = reconstruct_parser().parse_intermixed_args(argv)
     if not (args.checkpoint or args.config):
         raise ValueError("give --checkpoint checkpoints/RUN/best.ckpt or --config YAML, of an autoencoder")
-    if args.overrides and not args.config:
-        raise ValueError(f"{args.overrides[0]}: overrides go with --config; a checkpoint carries its own config")
     if args.stride < 1:
         raise ValueError(f"--stride {args.stride}: must be at least 1")
     return compare_codecs(args.checkpoint, args.config, args.overrides, args.split, args.stride, args.out)

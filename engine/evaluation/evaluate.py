@@ -21,7 +21,7 @@ from engine.evaluation.results import Seen, scores_text, write_result, write_sta
 from engine.evaluation.scoring import score
 from engine.evaluation.task import Options, Task, find_starts, threshold_tensor
 from engine.forecasting.members import check_members
-from engine.loading import check_same_data, load_forecaster
+from engine.loading import check_same_data, checkpoint_config, load_forecaster
 from engine.one_pass import Check
 from engine.progress import Progress
 from models.interface import ForecastModel, can_forecast
@@ -33,7 +33,6 @@ from util.logger import setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
 from util.report import write_report
-from util.strict import validate
 
 log = logging.getLogger("ar_pred")
 
@@ -152,13 +151,13 @@ def make_evaluation_fabric(config: RunConfig) -> Fabric:
 
 
 def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
-    """evaluate.py：检查点在一个划分上的成绩；数据来自检查点里记下的目录树。
+    """evaluate.py：检查点在一个划分上的成绩；数据来自检查点里记下的目录树，或 options.overrides 所说的别处。
 
     Raises:
         ValueError: 检查点、数据、选项的任何一处不对。
     """
     content = load_checkpoint(path)
-    config: RunConfig = validate(RunConfig, content["config"], path)
+    config = checkpoint_config(content, path, options.overrides)
     fabric = make_evaluation_fabric(config)
     main = fabric.is_global_zero
     if out.exists() and not out.is_dir():
@@ -207,4 +206,4 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         words += ["--points", *options.points]
     if options.set:
         words += ["--set", *options.set]
-    return [*words, "--save", *(options.save or ("none",)), "--out", str(out)]
+    return [*words, "--save", *(options.save or ("none",)), "--out", str(out), *options.overrides]

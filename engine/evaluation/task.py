@@ -20,7 +20,10 @@ from util.strict import nearest
 
 @dataclass(frozen=True)
 class Options:
-    """一次评测的选项，与命令行同名。thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项。"""
+    """一次评测的选项，与命令行同名。
+
+    thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config。
+    """
 
     split: str = "test"
     stride: int = 1
@@ -32,6 +35,7 @@ class Options:
     save: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

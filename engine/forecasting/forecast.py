@@ -10,13 +10,12 @@ import torch
 from engine.forecasting.inputs import read_inputs, read_tree
 from engine.forecasting.members import Ensemble, check_members, ensemble
 from engine.forecasting.outputs import write_forecast_files
-from engine.loading import load_forecaster
+from engine.loading import checkpoint_config, load_forecaster
 from models.interface import can_forecast
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint
-from util.config import RunConfig, eval_batch_size
+from util.config import eval_batch_size
 from util.logger import setup_logging
-from util.strict import validate
 
 
 def forecast(
@@ -29,6 +28,7 @@ def forecast(
     noise: float,
     smooth: float,
     changes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> int:
     """inference.py：从一个初始时刻预报 steps 帧，写进 out。
 
@@ -36,13 +36,13 @@ def forecast(
         time: 初始时刻，即最后一帧历史的 UTC 时刻；只给 inputs 时可以没有，成员的种子里就以 1970-01-01T00 代替。
         inputs: `.npy` 文件，每个是一帧 (H, W, k)，或一个 (T_in, H, W, k)。
         noise, smooth: 初值扰动的标准差（标准化单位）与相关长度（度），确定性模型由它得到集合。
-        changes: 改过的模型选项，见 models.change_options。
+        changes: 改过的模型选项，见 models.change_options；overrides: 数据在哪里、怎样读，见 checkpoint_config。
 
     Raises:
         ValueError: 检查点、时刻、输入的个数或形状不对，成员数要求不合理。
     """
     content = load_checkpoint(checkpoint)
-    config: RunConfig = validate(RunConfig, content["config"], checkpoint)
+    config = checkpoint_config(content, checkpoint, overrides)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     model, spec = load_forecaster(content, device, changes)
     if not can_forecast(model):

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from engine.loading import Content
+from engine.loading import DATA_MAY_CHANGE, Content
 from models import build_config
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig
@@ -22,7 +22,7 @@ log = logging.getLogger("ar_pred")
 # 续训时可以与检查点不同的键；None 表示整段。其余的一变，就不再是同一次训练
 MAY_CHANGE: dict[str, set[str] | None] = {
     "run": {"name", "device", "devices", "num_nodes", "strategy"},
-    "data": {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"},
+    "data": DATA_MAY_CHANGE,
     "train": {"epochs", "early_stop_epochs", "validate_every_epochs", "preflight"},
     "checkpoint": None,
     "log": None,

@@ -15,11 +15,12 @@ from util.commands.dataset import WORDS
 FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "overrides"},
     inference_parser: {
-        *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set")
+        *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
+        "overrides",
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
-        *("--thresholds", "--points", "--save", "--set"),
+        *("--thresholds", "--points", "--save", "--set", "overrides"),
     },
     compare_parser: {"--runs", "--suite", "--out"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},

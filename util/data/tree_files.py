@@ -191,7 +191,7 @@ def select_channels(config: DataConfig) -> list[str]:
     root = Path(config.root)
     if not root.is_dir():
         raise ValueError(
-            f"data.root {root} is not a directory; give the folder that holds t2m_npy/ and the others "
+            f"data.root {root} is not a directory; give data.root=FOLDER, the one that holds t2m_npy/ and the others "
             "(a sample: python dataset.py sample --root data/sample)"
         )
     if not config.variables:

@@ -221,7 +221,7 @@ def test_mistakes_are_one_line(tree, tmp_path):
         (["--config", random], "random.yaml: not all of its weights are trained; train it and give --checkpoint"),
         (["--config", other], "run.yaml: ar_pred_video_vanilla is not an autoencoder; sd_vae, rae and vqvae are"),
         (["--config", random, "model.widht=3"], "unknown key model.widht = 3; nearest: model.width"),
-        (["--checkpoint", "none.ckpt", "data.root=x"], "data.root=x: overrides go with --config"),
+        (["--checkpoint", "none.ckpt", "data.root=x"], "no checkpoint none.ckpt"),
         (["--checkpoint", str(tmp_path / "none.ckpt")], "no checkpoint"),
         (["--config", random, "--out", random], f"--out {random} is a file"),
     ):

@@ -151,7 +151,7 @@ def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     [
         (
             {"root": "{root}/nowhere"},
-            "data.root {root}/nowhere is not a directory; give the folder that holds t2m_npy/",
+            "data.root {root}/nowhere is not a directory; give data.root=FOLDER, the one that holds t2m_npy/",
         ),
         ({"variables": {"t2n": "single"}}, "no 't2n' (looked for {root}/t2n_npy); nearest: t2m"),
         ({"variables": {"humidity": "single"}}, "no 'humidity' (looked for {root}/humidity_npy); there: t2m, z"),

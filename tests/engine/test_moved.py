@@ -1,0 +1,63 @@
+"""训练之后数据搬了家：评测、预报、重建写 data.root=… 就接着用，成绩与没搬时相同；别的键不许改。"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.codecs.reconstruct import main as reconstruct
+from engine.commands import evaluate_command, inference_command
+from engine.loading import DATA_MAY_CHANGE, checkpoint_config
+from tests.engine.codecs.tiny_codec import register
+from tests.engine.runs import train_here, write_run
+from util.checkpoint import load_checkpoint
+
+TIME = "2000-02-15T06"
+
+
+@pytest.mark.parametrize("name", ["persistence", "tiny_codec"])
+def test_every_command_finds_the_data_elsewhere(make_tree, tmp_path: Path, monkeypatch, name: str):
+    register(monkeypatch)
+    tree = make_tree(tmp_path / "tree", ("t2m", "u10"), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, train={"epochs": 0 if name == "persistence" else 1})
+    model = "{name: persistence}" if name == "persistence" else "{name: tiny_codec, scaling: minmax}"
+    assert train_here(config, "run.name=mine", f"model={model}") == 0
+    best = ["--checkpoint", str(tmp_path / "checkpoints/mine/best.ckpt")]
+    commands = {
+        "evaluate": (evaluate_command, [*best, "--save", "none"], "metrics.csv"),
+        "inference": (inference_command, [*best, "--time", TIME], "forecast+006h.npy"),
+        "reconstruct": (reconstruct, best, "metrics.csv"),
+    }
+    for word in ("reconstruct",) if name == "tiny_codec" else ("evaluate", "inference"):
+        command, arguments, _ = commands[word]
+        assert command([*arguments, "--out", str(tmp_path / "here" / word)]) == 0
+    shutil.move(tree.root, tmp_path / "elsewhere")
+    moved = [f"data.root={tmp_path / 'elsewhere'}", "data.workers=0", f"data.cache_dir={tmp_path / 'other'}"]
+    for word in ("reconstruct",) if name == "tiny_codec" else ("evaluate", "inference"):
+        command, arguments, file = commands[word]
+        out = tmp_path / "there" / word
+        with pytest.raises(ValueError, match=r"data.root .*tree is not a directory; give data.root=FOLDER"):
+            command([*arguments, "--out", str(out)])
+        assert command([*arguments, "--out", str(out), *moved]) == 0
+        assert (out / file).read_bytes() == (tmp_path / "here" / word / file).read_bytes()
+        with pytest.raises(ValueError, match=r"override 'data.frames_in=2': a checkpoint carries its own config"):
+            command([*moved, "data.frames_in=2", *arguments, "--out", str(out)])
+
+
+def test_what_may_change_is_what_resuming_lets_change(make_tree, tmp_path: Path):
+    tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
+    config = write_run(tmp_path, tree, train={"epochs": 0})
+    assert train_here(config, "run.name=mine", "model={name: persistence}") == 0
+    content = load_checkpoint(tmp_path / "checkpoints/mine/best.ckpt")
+    for key in sorted(content["config"]["data"]):
+        value = content["config"]["data"][key]
+        override = [f"data.{key}={'null' if value is None else value}"]
+        if key in DATA_MAY_CHANGE:
+            assert checkpoint_config(content, "best.ckpt", override).model_dump() == content["config"]
+        else:
+            with pytest.raises(ValueError, match=rf"override .data.{key}=.*: a checkpoint carries its own config"):
+                checkpoint_config(content, "best.ckpt", override)
+    with pytest.raises(ValueError, match="best.ckpt: data.workers = -1"):
+        checkpoint_config(content, "best.ckpt", ["data.workers=-1"])
