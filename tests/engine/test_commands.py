@@ -28,12 +28,12 @@ FLAGS = {
 DATA_FLAGS = {
     "sample": {
         *("--root", "--grid", "--years", "--train-years", "--interval", "--levels", "--seed", "--standardize"),
-        *("--drop", "--corrupt", "--overwrite"),
+        *("--drop", "--corrupt", "--overwrite", "--first-hour"),
     },
     "import": {
         *("--source", "--root", "--store", "--dtype", "--variable", "--map", "--select", "--filter"),
         *("--train", "--val", "--test", "--crop", "--rows", "--cols", "--regrid", "--latitude", "--longitude"),
-        *("--yaml", "--overwrite"),
+        *("--yaml", "--overwrite", "--absent-chunks"),
     },
     "check": {"--config", "overrides", "--out", "--workers"},
     "scan": {"--config", "overrides", "--rebuild"},
