@@ -10,7 +10,8 @@ from typing import get_args
 
 from util.config import Axis
 from util.data.index import SPLITS
-from util.exchange.plan import ImportPlan, plan_import, write_fields
+from util.exchange.into_tree import write_fields
+from util.exchange.plan import ImportPlan, plan_import
 from util.exchange.regrid import Method, Target
 from util.exchange.request import Request, read_request
 from util.exchange.source import listed, open_source, open_wanted

@@ -12,7 +12,7 @@ import torch
 from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.batches import Segments
-from util.data.index import SPLITS, describe_gaps, find_segments, split_years
+from util.data.index import SPLITS, check_splits, check_windows, describe_gaps, split_years
 from util.data.origin import Origin
 from util.data.page_cache import keep_in_memory
 from util.data.reader import LINES_SHOWN, FieldReader
@@ -62,10 +62,8 @@ def open_data(
     """
     origin = open_origin(config)
     index = origin.index(split_years(config))
-    segments = find_segments(index, config)
-    window = config.frames_in + config.frames_out
-    for split in SPLITS:
-        _check_split(config, split, segments[split], window)
+    segments = check_splits(config, index)
+    check_windows(config, segments)
     for number, line in enumerate(gaps := describe_gaps(index, config, segments)):
         if number < LINES_SHOWN:
             log.warning("gap not bridged, %s", line)
@@ -139,15 +137,3 @@ def _pressure(config: DataConfig, channel: str) -> float | None:
             "list the pressure of every level_NN in order, in hPa"
         )
     return config.pressure_hpa[number]
-
-
-def _check_split(config: DataConfig, split: str, segments: Segments, window: int) -> None:
-    dates = getattr(config.splits, split)
-    if not segments:
-        raise ValueError(f"data.splits.{split} = {dates}: empty, no samples there (root {config.root})")
-    longest = max(s.size for s in segments)
-    if longest < window:
-        raise ValueError(
-            f"data.splits.{split} = {dates}: the longest run without a gap has {longest} samples, a window needs "
-            f"data.frames_in + data.frames_out = {window}"
-        )

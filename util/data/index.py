@@ -96,6 +96,27 @@ def scan(config: DataConfig, channels: list[str], years: list[int], rebuild: boo
     return Index(tuple(channels), start, present)
 
 
+def planned_index(config: DataConfig, channels: list[str], hours: np.ndarray) -> Index:
+    """写下 hours 之后 scan 会得到的：树里已有的，加上各通道的 hours；不进缓存。
+
+    Raises:
+        ValueError: 某通道在某一年仍没有文件夹，那时 scan 也不肯。
+    """
+    years = split_years(config)
+    start = year_start(years[0])
+    present = np.zeros((len(channels), year_start(years[-1] + 1) - start), dtype=bool)
+    present[:, hours[(hours >= start) & (hours < start + present.shape[1])] - start] = True
+    for c, name in enumerate(channels):
+        for year in years:
+            folder = Path(config.root) / channel_folder(name) / str(year)
+            first = year_start(year) - start
+            if folder.is_dir():
+                present[c, first + _file_numbers(folder, year)] = True
+            elif not present[c, first : first + hours_in_year(year)].any():
+                raise ValueError(f"data.splits need {year}, and there is no field of {name} in that year")
+    return Index(tuple(channels), start, present)
+
+
 def bridgeable(present: np.ndarray, max_gap: int) -> np.ndarray:
     """(hours,) bool：这一小时有文件，或两侧最近的文件相距不超过 max_gap（序列两端只有一侧时看到它的距离）。"""
     hours = np.arange(present.size)
@@ -124,6 +145,36 @@ def find_segments(index: Index, config: DataConfig) -> dict[str, list[np.ndarray
         cuts = np.flatnonzero(np.diff(good) != config.interval_hours) + 1
         result[name] = [piece for piece in np.split(good, cuts) if piece.size]
     return result
+
+
+def check_splits(config: DataConfig, index: Index) -> dict[str, list[np.ndarray]]:
+    """find_segments 的结果，每个划分都有样本；导入之前、训练之前都查。
+
+    Raises:
+        ValueError: 哪个划分是空的。
+    """
+    segments = find_segments(index, config)
+    for name in SPLITS:
+        if not segments[name]:
+            dates = getattr(config.splits, name)
+            raise ValueError(f"data.splits.{name} = {dates}: empty, no samples there (root {config.root})")
+    return segments
+
+
+def check_windows(config: DataConfig, segments: dict[str, list[np.ndarray]]) -> None:
+    """每个划分至少放得下一个窗口。
+
+    Raises:
+        ValueError: 哪个划分，最长的一段有几个样本。
+    """
+    window = config.frames_in + config.frames_out
+    for name in SPLITS:
+        longest = max(piece.size for piece in segments[name])
+        if longest < window:
+            raise ValueError(
+                f"data.splits.{name} = {getattr(config.splits, name)}: the longest run without a gap has {longest} "
+                f"samples, a window needs data.frames_in + data.frames_out = {window}"
+            )
 
 
 def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.ndarray]]) -> list[str]:

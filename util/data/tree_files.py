@@ -21,6 +21,7 @@ from util.strict import nearest
 from util.variables import channel_folder, channel_name
 
 Field = np.ndarray  # (H, W) float32
+STATISTICS = ("mean_std.json", "min_max.json")  # 与年份文件夹并列
 Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite", "fill value"]
 
 ANY_FILL = Fills()  # 合理范围不知道时

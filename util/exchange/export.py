@@ -29,7 +29,7 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
 
     from util.data.store_files import StorePlan, check_sizes, read_hours, read_mark
     from util.data.tree_files import write_mean_std
-    from util.exchange.plan import refuse_existing
+    from util.exchange.into_tree import refuse_existing
     from util.files.netcdf import TruthFile
     from util.files.zarr_metadata import chunk_name
 

@@ -1,6 +1,6 @@
-"""导入：排计划（plan_import），按计划写场与统计量（write_fields）。
+"""导入：排计划（plan_import），按计划读（survey）；写在 into_tree、into_store。
 
-先只读坐标，把能查的都查完；再按时间分块读场、换单位、换网格、写场，占用的内存只与一块有关，与时间长短无关。
+先只读坐标，把能查的都查完；再按时间分块读场、换单位、换网格，占用的内存只与一块有关，与时间长短无关。
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from util.calendar import moment_of, time_text
+from util.calendar import time_text
 from util.config import Axis, DataConfig
-from util.data.index import split_hours
-from util.data.tree_files import field_path, write_field, write_moments
+from util.data.index import check_splits, planned_index, split_hours
 from util.exchange.grib import decoding_errors
 from util.exchange.lead_time import read_hours
 from util.exchange.masking import Filled, mask_fills, source_fills
@@ -26,7 +25,7 @@ from util.exchange.source import Dims, find_dims, has_levels, listed, read_axis,
 from util.exchange.zarr_chunks import hide_absent, settle_absent
 from util.moments import Moments, measure
 from util.strict import validate
-from util.variables import channel_folder, channel_name, variable_info
+from util.variables import channel_name, variable_info
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -144,24 +143,9 @@ def plan_import(
     for view in (view for several in views.values() for view in several):
         settle_absent(view.array, request.absent_chunks)
     config = validate(DataConfig, values | {"frames_in": 1}, "import", "data")  # frames_in 属于运行 YAML，这里只为检查
-    _check_hours(hours, config)
     channels = {name: [channel_name(name, level) for level in levels] if layered[name] else [name] for name in names}
+    _check_hours(hours, config, [channel for several in channels.values() for channel in several])
     return ImportPlan(request, hours, region, views, channels, regrid, values, config)
-
-
-def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, int]]:
-    """写出目录树：全部场和统计量；返回因含非有限值而没有写的 (通道, 小时)。
-
-    Raises:
-        ValueError: 文件已在而没有 overwrite；旧树有这次不写的层；读不出；某通道在训练日期内没有场，或全是同一个数。
-    """
-    _refuse_other_levels(plan)
-    if not overwrite:
-        refuse_existing(plan.config.root, plan.names, plan.hours)
-    moments, holes = survey(plan, lambda name, hour, field: _write_or_remove(plan, name, hour, field))
-    for name, result in moments.items():
-        write_moments(plan.config.root, name, result, " to ".join(plan.config.splits.train))
-    return holes
 
 
 def survey(
@@ -340,8 +324,8 @@ def _slice(text: str | None, size: int, option: str) -> slice:
     return slice(start, stop)
 
 
-def _check_hours(hours: np.ndarray, config: DataConfig) -> None:
-    """时刻都落在读取时抽样的格点上（first_hour 起每 interval_hours），每个划分里都有数据。"""
+def _check_hours(hours: np.ndarray, config: DataConfig, channels: list[str]) -> None:
+    """时刻都落在读取时抽样的格点上（first_hour 起每 interval_hours）；连同树里已有的，划分经得起训练时的检查。"""
     step = config.interval_hours
     off = np.sort(hours[hours % step != config.first_hour])
     if off.size:
@@ -349,42 +333,10 @@ def _check_hours(hours: np.ndarray, config: DataConfig) -> None:
             f"time {time_text(off[0])} ({off.size} such times): the smallest step is {step} h, the first time "
             f"{time_text(hours.min())}, and this one is not on a step; import it apart"
         )
-    for name, span in split_hours(config).items():
-        if not ((hours >= span.start) & (hours < span.stop)).any():
-            dates, there = (
-                " ".join(getattr(config.splits, name)),
-                f"{time_text(hours.min())} to {time_text(hours.max())}",
-            )
-            raise ValueError(f"--{name} {dates}: no data in this range; the file holds {there}")
-
-
-def _write_or_remove(plan: ImportPlan, name: str, hour: int, field: np.ndarray) -> bool:
-    """写一个场；含非有限值的不写，覆盖旧树时也不留下旧的。"""
-    path = field_path(plan.config.root, name, int(hour))
-    finite = bool(np.isfinite(field).all())
-    if finite:
-        write_field(path, field)
-    else:
-        path.unlink(missing_ok=True)
-    return finite
-
-
-def _refuse_other_levels(plan: ImportPlan) -> None:
-    """读取时 `all` 是文件夹里的全部层，气压却按这次的层数：旧树多出来的层不能留着。"""
-    for variable, channels in plan.channels.items():
-        there = {p.name for p in (Path(plan.config.root) / f"{variable}_npy").glob("level_*") if p.is_dir()}
-        old = sorted(there - {Path(channel_folder(name)).name for name in channels})
-        if old:
-            folder = Path(plan.config.root) / f"{variable}_npy"
-            raise ValueError(f"{folder} holds {listed(old)}, which this import does not write; remove it first")
-
-
-def refuse_existing(root: str | Path, channels: Sequence[str], hours: np.ndarray) -> None:
-    """要写的已经有了就报错；逐个年份文件夹查，不逐个文件问盘。"""
-    years = sorted({moment_of(hour).year for hour in hours.tolist()})
-    for name in channels:
-        folder = Path(root) / channel_folder(name)
-        taken = [p for p in (folder / str(year) for year in years) if p.is_dir() and any(p.iterdir())]
-        taken += [p for p in (folder / "mean_std.json", folder / "min_max.json") if p.exists()]
-        if taken:
-            raise ValueError(f"{taken[0]} exists already; give --overwrite to replace it")
+    try:
+        check_splits(config, planned_index(config, channels, hours))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; the source holds {time_text(hours.min())} to {time_text(hours.max())}: give --train, --val and "
+            "--test dates within it and what the tree holds already, or several years as one --source"
+        ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from util.calendar import time_text
+from util.data.index import check_splits, check_windows, planned_index
 from util.exchange.lead_time import added_lead, time_name
 from util.exchange.plan import ImportPlan
 from util.exchange.source import SHOWN, listed
@@ -66,7 +67,21 @@ def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
     lines += _fills(plan)
     missing = [name for name in config.variables if name not in config.units]
     lines += [f"units     none for {listed(missing)} in the file; add them to units"] if missing else []
+    lines += [f"training  would refuse this: {text}" for text in objections(plan, holes)]
     return lines + [f"assumed   {text}" for text in assumptions(plan)]
+
+
+def objections(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
+    """训练打开这些数据时会不会停：略去的场在内，窗口取最短的两帧。"""
+    index = planned_index(plan.config, plan.names, plan.hours)
+    for name, hour in holes:
+        if index.start <= hour < index.stop:
+            index.present[plan.names.index(name), hour - index.start] = False
+    try:
+        check_windows(plan.config, check_splits(plan.config, index))
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def assumptions(plan: ImportPlan) -> list[str]:

@@ -18,7 +18,8 @@ from util.config import DataConfig, load_config, read_mapping
 from util.data.index import find_segments, scan, split_years
 from util.data.tree_files import field_path, read_field, read_mean_std
 from util.exchange import plan as importing
-from util.exchange.plan import ImportPlan, plan_import, read_blocks, write_fields
+from util.exchange.into_tree import write_fields
+from util.exchange.plan import ImportPlan, plan_import, read_blocks
 from util.exchange.request import Request
 from util.exchange.source import open_source, read_axis
 from util.exchange.summary import summarize
@@ -234,8 +235,8 @@ GAUSSIAN = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(32)[0]))
         (make_dataset([3, 9, 15, 24]), "2000-01-02T00 .1 such times.*smallest step is 6 h.*not on a step"),
         (make_dataset([0, 5, 10]), "data.interval_hours = 5"),
         (make_dataset([0]), "only one time"),
-        (make_dataset(np.arange(0, 72, 6)), "--val 2000-01-06 2000-01-07: no data.*2000-01-01T00 to 2000-01-03T18"),
-        (make_dataset().isel(time=slice(24, None)), "--train 2000-01-01 2000-01-05: no data in this range"),
+        (make_dataset(np.arange(0, 72, 6)), "splits.val = .*2000-01-07.*: empty.*2000-01-01T00 to 2000-01-03T18"),
+        (make_dataset().isel(time=slice(24, None)), "data.splits.train = .*: empty, no samples there.*give --train"),
         (make_dataset().assign_coords(time=make_dataset().time + np.timedelta64(30, "m")), "T00:30.* not a full hour"),
         (make_dataset().rename(time="step"), "no time axis.*valid_time or time"),
         (make_dataset().rename(lat="y"), "no axis named latitude or lat; dimensions there: .*y"),

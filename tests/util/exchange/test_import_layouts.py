@@ -18,7 +18,8 @@ from util.calendar import moment_of
 from util.commands.import_fields import main, read_target
 from util.config import Axis, DataConfig, read_mapping
 from util.data.tree_files import field_path, read_mean_std
-from util.exchange.plan import plan_import, write_fields
+from util.exchange.into_tree import write_fields
+from util.exchange.plan import plan_import
 from util.exchange.regrid import Target, make_regridder
 from util.exchange.request import read_request
 from util.exchange.source import open_source, open_wanted

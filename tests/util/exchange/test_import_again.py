@@ -1,0 +1,126 @@
+"""往同一棵树上再导入：统计量是树里全部训练日期的；训练不肯要的划分，导入之前就停。"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from util.calendar import moment_of, parse_time
+from util.commands.import_fields import main
+from util.config import DataConfig, read_mapping
+from util.data.dataset import open_data
+from util.data.tree_files import field_path, read_mean_std
+from util.inspection.statistics import channel_statistics
+from util.strict import validate
+
+BOTH = {
+    "train": ["1999-12-25", "2000-01-02"],
+    "val": ["2000-01-03", "2000-01-04"],
+    "test": ["2000-01-05", "2000-01-06"],
+}
+EARLY = {
+    "train": ["1999-12-25", "1999-12-27"],
+    "val": ["1999-12-28", "1999-12-29"],
+    "test": ["1999-12-30", "1999-12-31"],
+}
+
+
+def write_source(path: Path, first: str, days: int, mean: float, width: int = 8) -> np.ndarray:
+    """days 天 6 小时的 t2m，4 × width；返回 (T, 4, width) float32。"""
+    hours = parse_time(first) + np.arange(0, 24 * days, 6)
+    values = np.random.default_rng(int(mean)).normal(mean, 5, (hours.size, 4, width)).astype(np.float32)
+    times = np.array([moment_of(int(h)) for h in hours], "datetime64[ns]")
+    grid = {"lat": np.linspace(67.5, -67.5, 4), "lon": np.arange(width) * (360.0 / width)}
+    variables = {"t2m": (("time", "lat", "lon"), values, {"units": "K"})}
+    xr.Dataset(variables, {"time": times, **grid}).to_netcdf(path)
+    return values
+
+
+def import_part(source: Path, root: Path, splits: dict[str, list[str]], *words: str) -> DataConfig:
+    out = root.with_suffix(".yaml")
+    dates = [word for name, days in splits.items() for word in (f"--{name}", *days)]
+    main(["--source", str(source), "--root", str(root), "--variable", "t2m=t2m", *dates, "--yaml", str(out), *words])
+    more = {"frames_in": 1, "workers": 0, "pin_memory": False, "cache_dir": str(root.with_suffix(".cache"))}
+    return validate(DataConfig, read_mapping(out) | more, "set")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """两年各几天，均值差得远。"""
+    return (
+        write_source(tmp_path / "1999.nc", "1999-12-25", 7, 270.0),
+        write_source(tmp_path / "2000.nc", "2000-01-01", 6, 290.0),
+    )
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_statistics_are_of_all_the_training_dates(parts, tmp_path: Path, backwards: bool) -> None:
+    """1999 全在训练日期里，2000 只有头两天；哪个先导入、再导入一遍，都是同样的数。"""
+    early, late = parts
+    root, files = tmp_path / "tree", [tmp_path / "1999.nc", tmp_path / "2000.nc"]
+    if backwards:
+        late_only = {"train": ["2000-01-01", "2000-01-02"], "val": BOTH["val"], "test": BOTH["test"]}
+        import_part(files[1], root, late_only)
+        config = import_part(files[0], root, BOTH, "--overwrite")
+    else:
+        import_part(files[0], root, EARLY)
+        config = import_part(files[1], root, BOTH, "--overwrite")
+    every = np.concatenate([early, late[:8]]).astype(np.float64)
+    np.testing.assert_allclose(read_mean_std(root, "t2m"), (every.mean(), every.std()), rtol=1e-12)
+    limits = json.loads((root / "t2m_npy/min_max.json").read_text())
+    assert limits == {"min": [every.min()], "max": [every.max()]}
+    moments = channel_statistics(config)["t2m"].moments
+    assert read_mean_std(root, "t2m") == (moments.mean, moments.std)
+    assert open_data(config).samples("train") == 36
+    import_part(files[0], root, BOTH, "--overwrite")
+    assert read_mean_std(root, "t2m") == (moments.mean, moments.std)
+
+
+def test_statistics_that_cannot_be_are_not_written(parts, tmp_path: Path) -> None:
+    """旧的一年里有坏文件：说出来，不留下只有一半的统计量；另一种网格，一个文件也不写。"""
+    root = tmp_path / "tree"
+    import_part(tmp_path / "1999.nc", root, EARLY)
+    write_source(tmp_path / "wide.nc", "2000-01-01", 6, 290.0, width=16)
+    before = {path: path.read_bytes() for path in root.rglob("*.*")}
+    with pytest.raises(ValueError, match=r"shape \(4, 8\), expected \(4, 16\): the tree holds another grid"):
+        import_part(tmp_path / "wide.nc", root, BOTH, "--overwrite")
+    assert before == {path: path.read_bytes() for path in root.rglob("*.*")}
+    field_path(root, "t2m", parse_time("1999-12-26")).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="t2m: 1 files of earlier imports .* so no statistics are written"):
+        import_part(tmp_path / "2000.nc", root, BOTH, "--overwrite")
+    assert not list(root.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": ["1998-12-01", "2000-01-02"]}, r"data.splits need 1998, .* t2m.* holds 2000-01-01T00"),
+        ({"test": ["2000-01-05", "2001-02-01"]}, "data.splits need 2001"),
+        ({"test": ["2000-03-05", "2000-03-06"]}, "data.splits.test = .*: empty, no samples there"),
+        ({"val": ["2000-01-02", "2000-01-04"]}, "data.splits.val = .* overlaps data.splits.train"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["--root", "--store"])
+def test_splits_that_training_refuses_are_refused(parts, tmp_path: Path, change, message: str, kind: str) -> None:
+    splits = {**BOTH, "train": ["2000-01-01", "2000-01-02"], **change}
+    dates = [word for name, days in splits.items() for word in (f"--{name}", *days)]
+    words = ["--source", str(tmp_path / "2000.nc"), "--variable", "t2m=t2m", *dates]
+    with pytest.raises(ValueError, match=message):
+        main([*words, kind, str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_short_splits_are_named(parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """放不下两帧的划分：窗口多长由运行的 YAML 定，所以照样导入，但说出来；导入了的，训练确实不肯。"""
+    splits = {**BOTH, "train": ["2000-01-01", "2000-01-02"]}
+    with xr.open_dataset(tmp_path / "2000.nc") as source:
+        source.isel(time=slice(2, None, 4)).to_netcdf(tmp_path / "daily.nc")
+    config = import_part(tmp_path / "daily.nc", tmp_path / "tree", {**splits, "val": ["2000-01-03", "2000-01-03"]})
+    message = "data.splits.val = ['2000-01-03', '2000-01-03']: the longest run without a gap has 1 samples"
+    assert f"training  would refuse this: {message}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the longest run without a gap has 1 samples"):
+        open_data(config)
