@@ -107,17 +107,17 @@ class SourceFiles:
         names = {name: variable for variable, channels in plan.channels.items() for name in channels}
         self.places = [(names[name], plan.channels[names[name]].index(name)) for name in self.channels]  # 变量, 第几层
         self.parts = {
-            v: [(view, part) for view in views for part in block_parts(view)] for v, views in plan.views.items()
+            v: [(held, part) for held in files for part in block_parts(held)] for v, files in plan.files.items()
         }
         self.rows = {  # 变量 → 小时 → (第几块, 块里的行)
             variable: {
-                int(h): (i, row) for i, (view, part) in enumerate(parts) for row, h in enumerate(view.hours[part])
+                int(h): (i, row) for i, (held, part) in enumerate(parts) for row, h in enumerate(held.hours[part])
             }
             for variable, parts in self.parts.items()
         }
         self.stamps = {
-            v: [s for view, s in zip(views, stamps, strict=True) for _ in block_parts(view)]
-            for v, views in plan.views.items()
+            v: [s for held, s in zip(files, stamps, strict=True) for _ in block_parts(held)]
+            for v, files in plan.files.items()
         }
         self.block = lru_cache(BLOCKS_KEPT * len(self.parts))(self._read)
 

@@ -47,7 +47,7 @@ class FileVariable(NamedTuple):
 class ImportPlan:
     """一次导入要做的全部事情，排好时还没有读任何场。
 
-    hours: (T,) int64，按源文件的次序；region: 行、列的裁剪；views: 变量 → 各文件；channels: 变量 → 通道名；
+    hours: (T,) int64，按源文件的次序；region: 行、列的裁剪；files: 变量 → 各文件里的它；channels: 变量 → 通道名；
     regrid: 换网格，None 为不换；values: 将写进 YAML 的键值；config: 它们检查过的样子；
     filled: 读到的 (通道, 小时) 里的填充值，边读边记。
     """
@@ -55,7 +55,7 @@ class ImportPlan:
     request: Request
     hours: np.ndarray
     region: tuple[slice, slice]
-    views: dict[str, list[FileVariable]]
+    files: dict[str, list[FileVariable]]
     channels: dict[str, list[str]]
     regrid: Regridder | None
     values: dict[str, Any]
@@ -120,17 +120,17 @@ def plan_import(
     region = choose_region((first.sizes[dims.latitude], first.sizes[dims.longitude]), crop, rows, cols)
     layered = {name: _layered(sources, name, request.source(name)) for name in names}
     pressures = _choose_pressures(sources[0], request, layered)
-    views = {
+    files = {
         name: [_view(source[name], request.source(name), first, region, pressures) for source in sources]
         for name in names
     }
-    hours = _common_hours(views)
+    hours = _common_hours(files)
     axes, regrid = _grid(first, dims, region, target)
     levels = [f"level_{i:02d}" for i in range(len(pressures))]
     values = {
         "root": str(root),
         "variables": {name: "all" if layered[name] else "single" for name in names},
-        "units": {name: units for name in names if (units := _units(views[name], name, request.variables[name]))},
+        "units": {name: units for name in names if (units := _units(files[name], name, request.variables[name]))},
         "valid_range": {name: limits for name in names if (limits := request.variables[name].valid_range)},
         "pressure_hpa": pressures,
         "latitude": axes[0].model_dump(),
@@ -140,12 +140,12 @@ def plan_import(
         "splits": splits,
         "standardize": "yes",
     }
-    for view in (view for several in views.values() for view in several):
-        settle_absent(view.array, request.absent_chunks)
+    for held in (held for several in files.values() for held in several):
+        settle_absent(held.array, request.absent_chunks)
     config = validate(DataConfig, values | {"frames_in": 1}, "import", "data")  # frames_in 属于运行 YAML，这里只为检查
     channels = {name: [channel_name(name, level) for level in levels] if layered[name] else [name] for name in names}
     _check_hours(hours, config, [channel for several in channels.values() for channel in several])
-    return ImportPlan(request, hours, region, views, channels, regrid, values, config)
+    return ImportPlan(request, hours, region, files, channels, regrid, values, config)
 
 
 def survey(
@@ -171,30 +171,30 @@ def survey(
 
 def read_blocks(plan: ImportPlan, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """逐块给出 (n,) 小时和 (n, 通道, H, W) 的 float32，同 read_block；含缺测的场照样交出去。"""
-    for view in plan.views[name]:
-        for part in block_parts(view):
-            yield view.hours[part], read_block(plan, name, view, part)
+    for held in plan.files[name]:
+        for part in block_parts(held):
+            yield held.hours[part], read_block(plan, name, held, part)
 
 
-def block_parts(view: FileVariable) -> list[slice]:
+def block_parts(held: FileVariable) -> list[slice]:
     """这个文件分成几块读；与源文件的时间块对齐，免得反复解压。"""
-    step = max(1, BLOCK_BYTES * view.hours.size // view.array.nbytes)
-    chunk = view.array.encoding.get("preferred_chunks", {}).get(view.dims.time, 1)
+    step = max(1, BLOCK_BYTES * held.hours.size // held.array.nbytes)
+    chunk = held.array.encoding.get("preferred_chunks", {}).get(held.dims.time, 1)
     step -= step % chunk if step > chunk else 0
-    return [slice(start, start + step) for start in range(0, view.hours.size, step)]
+    return [slice(start, start + step) for start in range(0, held.hours.size, step)]
 
 
-def read_block(plan: ImportPlan, name: str, view: FileVariable, part: slice) -> np.ndarray:
+def read_block(plan: ImportPlan, name: str, held: FileVariable, part: slice) -> np.ndarray:
     """(n, 通道, H, W) 的 float32，单位与网格都换好；换网格在双精度里做，缺测不补。
 
     Raises:
         ValueError: 文件中间损坏。
     """
     wanted = plan.request.variables[name]
-    block = _read_part(view, plan.request.source(name), part)
-    fills = source_fills(view.array, plan.config.limits(name), wanted.scale, wanted.offset)
+    block = _read_part(held, plan.request.source(name), part)
+    fills = source_fills(held.array, plan.config.limits(name), wanted.scale, wanted.offset)
     block, found = mask_fills(block, fills)
-    hours = view.hours[part]
+    hours = held.hours[part]
     plan.filled.update({(plan.channels[name][c], int(hours[i])): filled for (i, c), filled in found.items()})
     if wanted.converts:
         block = block.astype(np.float64) * wanted.scale + wanted.offset
@@ -203,18 +203,18 @@ def read_block(plan: ImportPlan, name: str, view: FileVariable, part: slice) -> 
     return np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _read_part(view: FileVariable, source: str, part: slice) -> np.ndarray:
+def _read_part(held: FileVariable, source: str, part: slice) -> np.ndarray:
     """(n, 通道, H, W)，文件里的数；先取块再转置，否则转置会使读取变成逐点。"""
-    array, time = view.array, view.dims.time
-    order = [dim for dim in view.dims if dim in array.dims]
+    array, time = held.array, held.dims.time
+    order = [dim for dim in held.dims if dim in array.dims]
     try:
         array = (array.isel({time: part}) if time else array).transpose(*order)
         block = hide_absent(array.values, array)
     except (OSError, EOFError, RuntimeError, ValueError, *decoding_errors()) as error:  # 文件中间损坏
-        where = time_text(int(view.hours[part.start]))
+        where = time_text(int(held.hours[part.start]))
         raise ValueError(f"variable {source}: unreadable in the block that starts at {where} ({error})") from None
     block = block if time else block[None]
-    return block[:, view.ranks] if view.ranks else block[:, None]
+    return block[:, held.ranks] if held.ranks else block[:, None]
 
 
 def _layered(sources: Sequence[Mapping[str, xr.Dataset]], name: str, source: str) -> bool:
@@ -265,9 +265,9 @@ def _view(
     return FileVariable(array, dims, read_hours(dataset[source]), ranks)
 
 
-def _common_hours(views: dict[str, list[FileVariable]]) -> np.ndarray:
+def _common_hours(files: dict[str, list[FileVariable]]) -> np.ndarray:
     """(T,) 各文件的时刻接起来；各变量相同，没有重复，至少两个。"""
-    found = {name: np.concatenate([view.hours for view in several]) for name, several in views.items()}
+    found = {name: np.concatenate([held.hours for held in several]) for name, several in files.items()}
     (one, hours), *others = found.items()
     for name, other in others:
         if not np.array_equal(hours, other):
@@ -294,13 +294,13 @@ def _grid(
     return (target.latitude, target.longitude), make_regridder(latitudes, longitudes, target)
 
 
-def _units(views: list[FileVariable], name: str, wanted: Wanted) -> str:
+def _units(files: list[FileVariable], name: str, wanted: Wanted) -> str:
     """写明的，或文件里的，或变量表里的。
 
     Raises:
         ValueError: 各文件不同，或写明的与文件里的不同，却没有写怎样换。
     """
-    texts = [str(view.array.attrs.get("units", "")).replace("**", "") for view in views]
+    texts = [str(held.array.attrs.get("units", "")).replace("**", "") for held in files]
     given, *others = dict.fromkeys(UNIT_SPELLING.get(text, text) for text in texts)
     if others:
         raise ValueError(f"{name}: units {given!r} in the first file, {others[0]!r} in another; import them apart")

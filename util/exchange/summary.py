@@ -88,16 +88,16 @@ def assumptions(plan: ImportPlan) -> list[str]:
     """源文件没有写、导入时当作如此的：单位、气压的单位、历法；一样一行。"""
     texts = []
     for name in assumed_units(plan):
-        view = plan.views[name][0]
+        held = plan.files[name][0]
         texts.append(
-            f"units of {name}: {plan.config.units[name]}, as is usual; variable {view.array.name} has none in the "
+            f"units of {name}: {plan.config.units[name]}, as is usual; variable {held.array.name} has none in the "
             "file. State them in a --map file (units), or correct units in the data-set YAML"
         )
-    for view in {id(view): view for views in plan.views.values() for view in views[:1]}.values():
-        level, time = view.dims.level, time_name(view.array)
-        if view.ranks and "units" not in view.array[str(level)].attrs:
+    for held in {id(held): held for files in plan.files.values() for held in files[:1]}.values():
+        level, time = held.dims.level, time_name(held.array)
+        if held.ranks and "units" not in held.array[str(level)].attrs:
             texts.append(f"units of {level}: hPa; the file has none")
-        if "units" in view.array[time].encoding and "calendar" not in view.array[time].encoding:
+        if "units" in held.array[time].encoding and "calendar" not in held.array[time].encoding:
             texts.append(f"calendar of {time}: standard; the file has none")
     return list(dict.fromkeys(texts))
 
@@ -106,10 +106,10 @@ def assumed_units(plan: ImportPlan) -> list[str]:
     """单位取自变量表的变量：文件里没有，导入时也没有写明。"""
     return [
         name
-        for name, views in plan.views.items()
+        for name, files in plan.files.items()
         if name in plan.config.units
         and not plan.request.variables[name].units
-        and not any(view.array.attrs.get("units") for view in views)
+        and not any(held.array.attrs.get("units") for held in files)
     ]
 
 
@@ -127,7 +127,7 @@ def _fills(plan: ImportPlan) -> list[str]:
 
 def _lead(plan: ImportPlan) -> list[str]:
     """预报：各变量的有效时刻是起报时刻加多少。"""
-    found = {name: [added_lead(view.array) for view in views] for name, views in plan.views.items()}
+    found = {name: [added_lead(held.array) for held in files] for name, files in plan.files.items()}
     leads = {
         name: np.unique(np.concatenate([np.ravel(h) for h in hours if h is not None] or [[]]))
         for name, hours in found.items()
