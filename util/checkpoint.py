@@ -6,6 +6,8 @@ import hashlib
 import pickle
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,39 @@ PIECE = 2**24  # 算 sha256 时一次读多少字节
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """原子地写一个检查点。"""
-    with replacing(path) as temporary:
+    """原子地写一个检查点；写不下时从前的那一个还在。
+
+    Raises:
+        OSError: 磁盘满了、没有权限之类；说出是哪个文件，那里还有多少地方。
+    """
+    with written(path), replacing(path) as temporary:
         with temporary.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
         flush(temporary)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """原子地复制（best、epoch-NNNN 由 last 复制而来，不重写一遍）。"""
-    with replacing(target) as temporary:
+    """原子地复制（best、epoch-NNNN 由 last 复制而来，不重写一遍）；Raises 同 save_checkpoint。"""
+    with written(target), replacing(target) as temporary:
         shutil.copyfile(source, temporary)
         flush(temporary)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """写检查点时的错换成一行 OSError。写到一半磁盘满了，torch 收尾时报的是它自己的 RuntimeError，原因在它的上文里。"""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        kept = "the one from before is kept" if path.is_file() else "nothing was written"
+        raise OSError(
+            f"checkpoint {path}: {cause.strerror or cause} ({free:.1f} MB free); {kept}; "
+            "make room, then go on with --resume auto"
+        ) from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from util.atomic import replacing
@@ -236,12 +237,19 @@ def _has_api_key() -> bool:
 
 
 def _wandb_errors(wandb: Any) -> tuple[type[Exception], ...]:
-    """W&B 会抛的错：自己的基类、断开的连接（OSError）、后台进程的几种（各版本不全有）。"""
+    """W&B 会抛的错：自己的基类、断开的连接、读不懂的环境变量（它用 pydantic 查）、后台进程的几种。"""
     service = importlib.import_module("wandb.sdk.mailbox.mailbox_handle")
     mailbox = importlib.import_module("wandb.sdk.mailbox.mailbox")
     names = [(service, "HandleAbandonedError"), (service, "ServerResponseError"), (mailbox, "MailboxClosedError")]
-    return (wandb.Error, OSError, *(getattr(module, name) for module, name in names if hasattr(module, name)))
+    return (
+        wandb.Error,
+        OSError,
+        ValidationError,
+        *(getattr(module, name) for module, name in names if hasattr(module, name)),
+    )
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    """头一行；pydantic 的头一行只数有几个错，要全文。"""
+    text = str(error).strip()
+    return " ".join(text.split()) if isinstance(error, ValidationError) else (text.splitlines() or [""])[0]

@@ -342,3 +342,14 @@ def test_real_offline_run(no_environment, tmp_path, caplog):
     assert all(list(folder.glob("run-quickstart-1.wandb")) for folder in folders)
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/samples/*.png"))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("mode", ["", "of"])
+def test_an_environment_that_wandb_cannot_read(no_environment, tmp_path, monkeypatch, caplog, mode):
+    """容器里留空的、拼错的 WANDB_MODE：真的 wandb 用 pydantic 报错，我们只警告。"""
+    monkeypatch.setenv("WANDB_MODE", mode)
+    open_wandb(WandbConfig(mode="offline", dir=str(tmp_path)), "run", {}, LOGGER).finish()
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("W&B could not start offline: ValidationError" in line for line in lines), lines
+    assert lines[-1] == "W&B is off for this run"
+    assert not any("\n" in line for line in lines)
