@@ -20,8 +20,9 @@ from util.data.tree_files import field_path, read_field, read_mean_std
 from util.exchange import plan as importing
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import ImportPlan, plan_import, read_blocks
-from util.exchange.request import Request
-from util.exchange.source import open_source, read_axis
+from util.source.request import Request
+from util.source.axes import read_axis
+from util.source.opening import open_source
 from util.exchange.summary import summarize
 from util.moments import Moments, measure
 from util.strict import validate

@@ -14,7 +14,7 @@ from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.exchange.test_import_layouts import TIMES, import_all, load
 from util.commands.import_fields import main
 from util.data.tree_files import field_path
-from util.exchange.source import open_source
+from util.source.opening import open_source
 
 RAIN = np.maximum(np.random.default_rng(0).normal(0, 1e-3, (36, 5, 8)), 0).astype(np.float32)
 CHUNKS = (4, 5, 4)  # 9 x 1 x 2 块
