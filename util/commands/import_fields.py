@@ -13,11 +13,11 @@ from util.data.index import SPLITS
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import ImportPlan, plan_import
 from util.exchange.regrid import Method, Target
-from util.source.request import Request, read_request
-from util.source.axes import listed
-from util.source.opening import open_source, open_wanted
 from util.exchange.summary import data_yaml, summarize
 from util.files.zarr_metadata import FILE_TYPES
+from util.source.axes import listed
+from util.source.opening import open_source, open_wanted
+from util.source.request import Request, read_request
 from util.workers import recorded_command
 
 

@@ -11,9 +11,9 @@ from util.calendar import moment_of
 from util.data.index import planned_index, sampled_hours, split_hours
 from util.data.tree_files import STATISTICS, FieldError, field_path, read_field, write_field, write_moments
 from util.exchange.plan import ImportPlan, survey
-from util.source.axes import listed
 from util.inspection.statistics import channel_statistics
 from util.moments import Moments
+from util.source.axes import listed
 from util.variables import channel_folder
 
 

@@ -16,14 +16,14 @@ import numpy as np
 from util.calendar import time_text
 from util.config import Axis, DataConfig
 from util.data.index import check_splits, planned_index, split_hours
-from util.source.grib import decoding_errors
-from util.source.lead_time import read_hours
 from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
-from util.source.request import Request, Wanted
-from util.source.axes import Dims, find_dims, has_levels, listed, read_axis, read_pressures
-from util.source.zarr_chunks import hide_absent, settle_absent
 from util.moments import Moments, measure
+from util.source.axes import Dims, find_dims, has_levels, listed, read_axis, read_pressures
+from util.source.grib import decoding_errors
+from util.source.lead_time import read_hours
+from util.source.request import Request, Wanted
+from util.source.zarr_chunks import hide_absent, settle_absent
 from util.strict import validate
 from util.variables import channel_name, variable_info
 

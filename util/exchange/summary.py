@@ -8,9 +8,9 @@ import numpy as np
 
 from util.calendar import time_text
 from util.data.index import check_splits, check_windows, planned_index
-from util.source.lead_time import added_lead, time_name
 from util.exchange.plan import ImportPlan
 from util.source.axes import SHOWN, listed
+from util.source.lead_time import added_lead, time_name
 
 
 def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: Path | None = None) -> str:

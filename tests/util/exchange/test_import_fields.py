@@ -20,11 +20,11 @@ from util.data.tree_files import field_path, read_field, read_mean_std
 from util.exchange import plan as importing
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import ImportPlan, plan_import, read_blocks
-from util.source.request import Request
-from util.source.axes import read_axis
-from util.source.opening import open_source
 from util.exchange.summary import summarize
 from util.moments import Moments, measure
+from util.source.axes import read_axis
+from util.source.opening import open_source
+from util.source.request import Request
 from util.strict import validate
 
 SPLITS = {

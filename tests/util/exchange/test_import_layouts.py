@@ -21,8 +21,8 @@ from util.data.tree_files import field_path, read_mean_std
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import plan_import
 from util.exchange.regrid import Target, make_regridder
-from util.source.request import read_request
 from util.source.opening import open_source, open_wanted
+from util.source.request import read_request
 from util.strict import validate
 
 NEEDS_GRIB = pytest.mark.skipif(importlib.util.find_spec("cfgrib") is None, reason="cfgrib is not installed")
