@@ -19,7 +19,17 @@ from util.data.index import check_splits, planned_index, split_hours
 from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
 from util.moments import Moments, measure
-from util.source.axes import Dims, find_dims, has_levels, listed, read_axis, read_pressures
+from util.source.axes import (
+    Dims,
+    find_dims,
+    has_levels,
+    listed,
+    read_axis,
+    read_coordinates,
+    read_pressures,
+    same_coordinates,
+    span,
+)
 from util.source.grib import decoding_errors
 from util.source.lead_time import read_hours
 from util.source.request import Request, Wanted
@@ -248,8 +258,12 @@ def _view(
     """裁剪、选层；网格须与第一个文件的第一个变量相同。"""
     dims, like = find_dims(dataset), find_dims(first)
     for name, expected in ((dims.latitude, like.latitude), (dims.longitude, like.longitude)):
-        if not np.array_equal(dataset[name].values, first[expected].values):
-            raise ValueError(f"variable {source}: its {name} differs from that of the first file or variable")
+        there, wanted = read_coordinates(dataset, name), read_coordinates(first, expected)
+        if not same_coordinates(there, wanted):
+            raise ValueError(
+                f"variable {source}: its {name} ({span(there)}) differs from that of the first file or variable "
+                f"({span(wanted)})"
+            )
     array = dataset[source].isel({dims.latitude: region[0], dims.longitude: region[1]})
     array = array.squeeze([dim for dim in array.dims if dim not in dims])  # 只剩长度为 1 的，has_levels 查过
     ranks: list[int] = []

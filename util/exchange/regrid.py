@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from util.config import Axis
+from util.source.axes import span
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -60,9 +61,9 @@ def make_regridder(latitudes: np.ndarray, longitudes: np.ndarray, target: Target
     for name, values in (("latitude", latitudes), ("longitude", longitudes)):
         steps = np.diff(values)
         if not (steps.size and ((steps > 0).all() or (steps < 0).all())):
-            raise ValueError(f"{name}: regridding needs at least two values in order, the file has {_span(values)}")
+            raise ValueError(f"{name}: regridding needs at least two values in order, the file has {span(values)}")
     if abs(longitudes[-1] - longitudes[0]) > CIRCLE * (1 - 1e-9):
-        raise ValueError(f"longitude: {_span(longitudes)} repeats the first meridian; leave the last out with --cols")
+        raise ValueError(f"longitude: {span(longitudes)} repeats the first meridian; leave the last out with --cols")
     _check_target(target)
     weigh = _linear if target.method == "bilinear" else _overlaps
     rows, cols = weigh(latitudes, target.latitude, False), weigh(longitudes, target.longitude, True)
@@ -157,7 +158,7 @@ def _check_target(target: Target) -> None:
         raise ValueError("--latitude, --longitude: STEP must not be 0")
     ends = np.abs(np.array(latitude.values())[[0, -1]])
     if (ends > POLE).any():
-        raise ValueError(f"--latitude: {_span(np.array(latitude.values()))} goes past a pole")
+        raise ValueError(f"--latitude: {span(np.array(latitude.values()))} goes past a pole")
     if abs(longitude.step) * longitude.count > CIRCLE * (1 + 1e-6):
         raise ValueError(f"--longitude: {longitude.count} steps of {longitude.step:g} are more than a circle")
 
@@ -167,7 +168,7 @@ def _refuse_outside(source: np.ndarray, axis: Axis, outside: np.ndarray, circula
         name = "longitude" if circular else "latitude"
         value = np.array(axis.values())[outside][0]
         raise ValueError(
-            f"--{name}: {value:g} ({int(outside.sum())} of {axis.count}) reaches outside the file's {_span(source)}"
+            f"--{name}: {value:g} ({int(outside.sum())} of {axis.count}) reaches outside the file's {span(source)}"
         )
 
 
@@ -175,7 +176,3 @@ def _sparse(weights: np.ndarray) -> csr_array:
     from scipy.sparse import csr_array
 
     return csr_array(weights)  # 零不存，缺测值才不会经由零权重传开
-
-
-def _span(values: np.ndarray) -> str:
-    return f"{values.size} values from {values[0]:g} to {values[-1]:g}" if values.size else "none"

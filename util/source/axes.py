@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LATITUDE_NAMES = ("latitude", "lat")
 LONGITUDE_NAMES = ("longitude", "lon")
 LEVEL_NAMES = ("pressure_level", "isobaricInhPa", "plev", "level", "lev")
+CIRCLE = 360.0
+ROUNDING = CIRCLE * float(np.finfo(np.float32).eps)  # 单精度存的坐标的舍入误差，度
 SHOWN = 20  # 报错与摘要里最多逐条列出几个
 HPA_PER_UNIT = {"hPa": 1.0, "mbar": 1.0, "millibar": 1.0, "millibars": 1.0, "Pa": 0.01}
 
@@ -47,19 +49,47 @@ def find_dims(dataset: xr.Dataset) -> Dims:
     return Dims(time, level, *horizontal)
 
 
+def read_coordinates(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """一条水平轴的坐标 (n,)，双精度，度；经度展开成一段连着的：350、355、0、5 是 -10、-5、0、5。
+
+    在 [-180, 360] 里的不动，其余起于 [-180, 180)。
+
+    Raises:
+        ValueError: 一个也没有，或有缺的。
+    """
+    values = dataset[name].values.astype(np.float64)
+    if not values.size or not np.isfinite(values).all():
+        missing = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{name}: {missing} of {values.size} coordinates are missing")
+    if name in LONGITUDE_NAMES:
+        values = np.unwrap(values, period=CIRCLE)
+        if values.min() < -180 - ROUNDING or values.max() > CIRCLE + ROUNDING:
+            values -= CIRCLE * np.floor((values.min() + 180 + ROUNDING) / CIRCLE)
+    return values
+
+
+def same_coordinates(one: np.ndarray, other: np.ndarray) -> bool:
+    """两条轴是否相同：差在单精度的舍入之内，经度可以相差整圈。"""
+    if one.size != other.size:
+        return False
+    off = one - other
+    return bool((np.abs(off - CIRCLE * np.rint(off[0] / CIRCLE)) <= ROUNDING).all())
+
+
 def read_axis(dataset: xr.Dataset, name: str, region: slice) -> Axis:
-    """等距坐标轴裁剪之后的 first、step、count；方向照源文件。
+    """等距坐标轴裁剪之后的 first、step、count；方向照源文件，经度展开（read_coordinates）。
 
     Raises:
         ValueError: 不等距（高斯网格等）。
     """
-    values = dataset[name].values
-    rounding = 360 * float(np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).eps)
+    values, dtype = read_coordinates(dataset, name), dataset[name].dtype
+    rounding = ROUNDING if dtype.kind == "f" and dtype.itemsize < 8 else CIRCLE * float(np.finfo(np.float64).eps)
     step = float(values[-1] - values[0]) / max(values.size - 1, 1)
     error = np.abs(values - (values[0] + step * np.arange(values.size))).max()
-    if not error <= 1e-3 * abs(step) + rounding:  # 含非有限值时也不成立
+    if error > 1e-3 * abs(step) + rounding:
+        likely = ", as on a Gaussian grid" if name in LATITUDE_NAMES else ""
         raise ValueError(
-            f"{name}: not evenly spaced (up to {error:.4g} degrees off steps of {step:.4g}), as on a Gaussian grid; "
+            f"{name}: not evenly spaced (up to {error:.4g} degrees off steps of {step:.4g}){likely}; "
             "the YAML holds first, step and count only, so regrid to an even grid: --regrid METHOD "
             "--latitude FIRST STEP COUNT --longitude FIRST STEP COUNT"
         )
@@ -107,6 +137,11 @@ def has_levels(dataset: xr.Dataset, source: str, dims: Dims) -> bool:
 def listed(items: Iterable[Any]) -> str:
     """逗号隔开，报错和摘要用。"""
     return ", ".join(str(item) for item in items)
+
+
+def span(values: np.ndarray) -> str:
+    """一条轴，报错用。"""
+    return f"{values.size} values from {values[0]:g} to {values[-1]:g}" if values.size else "none"
 
 
 def _shortest(value: float, tolerance: float) -> float:
