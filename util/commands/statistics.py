@@ -1,4 +1,7 @@
-"""dataset.py statistics：训练日期内各通道的统计量；--write 写下来，已有的要 --overwrite。"""
+"""dataset.py statistics：训练日期内各通道的统计量；--write 写下来，已有的要 --overwrite。
+
+--overwrite 换下的 mean_std.json 里有变化的标准差，就连它一起重算：既不丢，也不留下旧的。
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from util.config import load_config
+from util.data.tree_files import holds_tendency, select_channels
 from util.inspection.statistics import channel_statistics, refuse_written, table, write_all
 from util.workers import add_worker_options, check_worker_options
 
@@ -19,6 +23,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
     parser.add_argument("--write", action="store_true", help="write mean_std.json and min_max.json of every channel")
     parser.add_argument("--overwrite", action="store_true", help="with --write: replace those that exist")
+    parser.add_argument(
+        "--tendency",
+        action="store_true",
+        help="also the std of the change over data.interval_hours: tendency_std in mean_std.json",
+    )
     add_worker_options(parser)
     return parser
 
@@ -31,9 +40,10 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(arguments.config, arguments.overrides).data
     if arguments.write and not arguments.overwrite:
         refuse_written(config)
-    results = channel_statistics(config, arguments.workers, arguments.scheduler)
+    tendency = arguments.tendency or (arguments.overwrite and holds_tendency(config.root, select_channels(config)))
+    results = channel_statistics(config, arguments.workers, arguments.scheduler, tendency)
     print(table(config, results))
     if arguments.write:
-        write_all(config, results)
+        write_all(config, results, tendency)
         print(f"mean_std.json and min_max.json of {len(results)} channels written to {config.root}")
     return 0

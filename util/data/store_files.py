@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ FORMAT = 2
 MARK = "store.json"
 PLAN = "pack/plan.json"
 LIST_DAMAGE = "python dataset.py verify --out"
-MAY_GROW = ("years", "root", "commands", "standardize", "extremes")  # 再次打包时可以与从前不同的
+MAY_GROW = ("years", "root", "commands", "standardize", "extremes", "tendencies")  # 再次打包时可以与从前不同的
 TIMES, PRESENT = "time/0", "present.npy"
 DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
 
@@ -28,7 +28,8 @@ DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
 class StorePlan:
     """存档是什么：MAY_GROW 之外的，打包开始之后就不能再变。
 
-    气压 hPa，单层变量为 None；extremes 是各通道 min_max.json 里的最小、最大，没有就是 None；其余见 DataSpec。
+    气压 hPa，单层变量为 None；extremes 是各通道 min_max.json 里的最小、最大，没有就是 None；
+    tendencies 是各通道变化的标准差与隔几小时（tree_files.Tendency），没有就是 None；其余见 DataSpec。
     """
 
     channels: list[str]
@@ -50,6 +51,7 @@ class StorePlan:
     commands: list[str]
     extremes: list[list[float] | None]
     first_hour: int = 0  # 从前的存档没有这一项
+    tendencies: list[list[float] | None] = field(default_factory=list)  # 这一项也没有
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,13 @@ STATISTICS = ("mean_std.json", "min_max.json")  # 与年份文件夹并列
 Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite", "fill value"]
 
 ANY_FILL = Fills()  # 合理范围不知道时
+
+
+class Tendency(NamedTuple):
+    """隔 hours 小时的变化的标准差，物理单位。"""
+
+    std: float
+    hours: int
 
 
 class FieldError(ValueError):
@@ -156,6 +164,28 @@ def read_extremes(root: str | Path, channel: str) -> tuple[float, float] | None:
     return low, high
 
 
+def read_tendency(root: str | Path, channel: str) -> Tendency | None:
+    """mean_std.json 里变化的标准差；没有算过就是 None。
+
+    Raises:
+        ValueError: 格式不对；给出应有的样子。
+    """
+    expected = 'expected {"tendency_std": [positive number], "tendency_hours": [whole number]}, or neither'
+    path = Path(root) / channel_folder(channel) / "mean_std.json"
+    if not path.is_file() or "tendency_" not in path.read_text(encoding="utf-8", errors="replace"):
+        return None
+    std, hours = _read_pair(path, ("tendency_std", "tendency_hours"), expected)
+    if std <= 0 or hours < 1 or hours != int(hours):
+        raise ValueError(f"{path}: tendency_std {std}, tendency_hours {hours}; {expected}")
+    return Tendency(std, int(hours))
+
+
+def holds_tendency(root: str | Path, channels: Sequence[str]) -> bool:
+    """有没有哪个通道的 mean_std.json 写着变化的标准差，坏的文件也算。"""
+    paths = [Path(root) / channel_folder(channel) / "mean_std.json" for channel in channels]
+    return any(p.is_file() and "tendency_std" in p.read_text(encoding="utf-8", errors="replace") for p in paths)
+
+
 def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float, float]:
     """json 里两个键的有限数；用户的文件把它们放在一个元素的列表里。"""
     if not path.is_file():
@@ -171,11 +201,19 @@ def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float,
 
 
 def write_mean_std(
-    root: str | Path, channel: str, mean: float, std: float, low: float | None = None, high: float | None = None
+    root: str | Path,
+    channel: str,
+    mean: float,
+    std: float,
+    low: float | None = None,
+    high: float | None = None,
+    tendency: Tendency | None = None,
 ) -> None:
     """写 mean_std.json 与（知道极值时）min_max.json，格式与用户的一致（各为一个元素的列表）。"""
     folder = Path(root) / channel_folder(channel)
     contents = {"mean_std.json": {"mean": [mean], "std": [std]}}
+    if tendency is not None:
+        contents["mean_std.json"] |= {"tendency_std": [tendency.std], "tendency_hours": [tendency.hours]}
     if low is not None and high is not None:
         contents["min_max.json"] = {"min": [low], "max": [high]}
     for name, values in contents.items():

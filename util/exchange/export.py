@@ -28,7 +28,6 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     from tqdm import tqdm
 
     from util.data.store_files import StorePlan, check_sizes, read_hours, read_mark
-    from util.data.tree_files import write_mean_std
     from util.exchange.into_tree import refuse_existing
     from util.files.netcdf import TruthFile
     from util.files.zarr_metadata import chunk_name
@@ -59,8 +58,7 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
                 file.write(hours[rows][kept] - plan.utc_offset_hours, physical[kept], valid[rows][kept])
             bar.update(len(values))
     if root is not None:
-        for channel, mean, std, pair in zip(plan.channels, plan.mean, plan.std, plan.extremes, strict=True):
-            write_mean_std(root, channel, mean, std, *(pair or ()))
+        _write_statistics(root, plan)
     return int(valid.sum())
 
 
@@ -94,6 +92,17 @@ def _write_tree(root: Path, plan: StorePlan, hours: np.ndarray, fields: np.ndarr
                 write_field(path, fields[i, c])
             else:
                 path.unlink(missing_ok=True)
+
+
+def _write_statistics(root: Path, plan: StorePlan) -> None:
+    """各通道的 mean_std.json；min_max.json、变化的标准差，打包时有的才写。"""
+    from util.data.tree_files import Tendency, write_mean_std
+
+    for c, channel in enumerate(plan.channels):
+        low, high = plan.extremes[c] or (None, None)
+        change = plan.tendencies[c] if plan.tendencies else None
+        tendency = Tendency(change[0], int(change[1])) if change else None
+        write_mean_std(root, channel, plan.mean[c], plan.std[c], low, high, tendency)
 
 
 def _spec(plan: StorePlan) -> DataSpec:

@@ -60,7 +60,7 @@ def import_to_store(
     spec = make_spec(config, origin.channels, mean, std, standardized=False)
     index = origin.index(split_years(config))
     reader = FieldReader(origin, spec, index, np.zeros(0, dtype=np.int64), None, announce=False)
-    pack_from(reader, make_plan(config, spec, extremes, dtype, command), store)
+    pack_from(reader, make_plan(config, spec, extremes, [], dtype, command), store)
     return found.holes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,22 @@ import numpy as np
 
 from util.calendar import moment_of
 from util.data.index import planned_index, sampled_hours, split_hours
-from util.data.tree_files import STATISTICS, FieldError, field_path, read_field, write_field, write_moments
+from util.data.tree_files import (
+    STATISTICS,
+    FieldError,
+    field_path,
+    holds_tendency,
+    read_field,
+    write_field,
+    write_moments,
+)
 from util.exchange.plan import ImportPlan, survey
 from util.inspection.statistics import channel_statistics
 from util.moments import Moments
 from util.source.axes import listed
 from util.variables import channel_folder
+
+log = logging.getLogger("ar_pred")
 
 
 def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, int]]:
@@ -28,6 +39,11 @@ def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, i
     if not overwrite:
         refuse_existing(plan.config.root, plan.names, plan.hours)
     others = _refuse_other_grid(plan)
+    if holds_tendency(plan.config.root, plan.names):
+        log.warning(
+            "mean_std.json loses its tendency_std, which was of the former fields; "
+            "python dataset.py statistics --config CONFIG --tendency --write --overwrite computes it anew"
+        )
     for name in plan.names:  # 中断了不留下与场不符的
         for file in STATISTICS:
             (Path(plan.config.root) / channel_folder(name) / file).unlink(missing_ok=True)
@@ -45,13 +61,13 @@ def _measure_tree(plan: ImportPlan) -> dict[str, Moments]:
         ValueError: 有用不了的文件。
     """
     found = channel_statistics(plan.config)
-    for name, (_, faults) in found.items():
-        if bad := faults.total() - faults["missing"]:
+    for name, result in found.items():
+        if bad := result.faults.total() - result.faults["missing"]:
             raise ValueError(
                 f"{name}: {bad} files of earlier imports in the training dates cannot be used, so no statistics are "
                 "written; python dataset.py check lists them, python dataset.py statistics --write goes on without them"
             )
-    return {name: moments for name, (moments, _) in found.items()}
+    return {name: result.moments for name, result in found.items()}
 
 
 def _refuse_other_grid(plan: ImportPlan) -> bool:

@@ -30,6 +30,7 @@ from util.data.tree_files import (
     read_extremes,
     read_field,
     read_mean_std,
+    read_tendency,
     select_channels,
 )
 from util.files.fills import Fills
@@ -156,10 +157,11 @@ def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelRep
         stated = read_mean_std(config.root, channel)
     except ValueError as error:
         problems.append(str(error))
-    try:
-        read_extremes(config.root, channel)
-    except ValueError as error:
-        problems.append(str(error))
+    for read in (read_extremes, read_tendency):
+        try:
+            read(config.root, channel)
+        except ValueError as error:
+            problems.append(str(error))
     state = judge(*measured, *stated) if measured and stated else None
     files = sum(p.files for p in parts)
     spans = np.concatenate([part.spans for part in parts])  # (m, 3)

@@ -74,6 +74,11 @@ def write_zarr(job: PackJob, gaps: list[list[Any]], errors: dict[str, list[float
             valid, ("time", "channel"), {"long_name": "read from a file (false: interpolated, or NaN)"}
         ),
     }
+    if any(plan.tendencies):
+        held = [pair or [np.nan, 0] for pair in plan.tendencies]
+        about = {"long_name": "standard deviation of the change over tendency_hours, training dates"}
+        hours = {"tendency_hours": [int(hour) for _, hour in held]}
+        small["tendency_std"] = small_array(np.array([std for std, _ in held]), ("channel",), about | hours)
     files = {}
     for name, (array, data) in small.items():
         path = job.store / name / chunk_name(0, len(array.shape))

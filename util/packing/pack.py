@@ -22,7 +22,7 @@ from util.data.dataset import open_data
 from util.data.index import sampled_hours, split_years
 from util.data.reader import FieldReader
 from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
-from util.data.tree_files import read_extremes
+from util.data.tree_files import Tendency, read_extremes, read_tendency
 from util.files.zarr_metadata import FILE_TYPES
 from util.packing.chunks import PackJob, make_job, pack_chunk, read_chunk_record
 from util.packing.finish_store import finish_store
@@ -46,7 +46,8 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
     there = {"root": str(Path(config.root).absolute())}  # 别处的工人不在这个文件夹里
     data = open_data(config.model_copy(update=lenient | there))
     extremes = [read_extremes(config.root, channel) for channel in data.spec.channels]
-    plan = make_plan(config, data.spec, extremes, dtype, command)
+    tendencies = [read_tendency(config.root, channel) for channel in data.spec.channels]
+    plan = make_plan(config, data.spec, extremes, tendencies, dtype, command)
     pack_from(data.windows.reader, plan, store, workers, scheduler)
 
 
@@ -60,7 +61,7 @@ def pack_from(
         hours = packed_hours(reader, plan)
         job = make_job(store, plan, hours, reader)
         todo = [number for number in range(job.chunks) if read_chunk_record(job, number) is None]
-        if not todo and old and old.years == plan.years and is_whole(store):
+        if not todo and old and replace(old, commands=plan.commands, root=plan.root) == plan and is_whole(store):
             log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
             return
         check_space(store, len(todo) * plan.chunk_bytes)
@@ -85,9 +86,14 @@ def is_whole(store: Path) -> bool:
 
 
 def make_plan(
-    config: DataConfig, spec: DataSpec, extremes: Sequence[tuple[float, float] | None], dtype: str, command: str
+    config: DataConfig,
+    spec: DataSpec,
+    extremes: Sequence[tuple[float, float] | None],
+    tendencies: Sequence[Tendency | None],
+    dtype: str,
+    command: str,
 ) -> StorePlan:
-    """这份配置要的存档；extremes: 各通道的最小、最大，不知道的是 None。
+    """这份配置要的存档；extremes: 各通道的最小、最大，tendencies: 变化的标准差，不知道的是 None。
 
     一块的行数往后追加时不变。
     """
@@ -112,6 +118,7 @@ def make_plan(
         commands=[command],
         extremes=[pair and list(pair) for pair in extremes],
         first_hour=config.first_hour,
+        tendencies=[pair and list(pair) for pair in tendencies] if any(tendencies) else [],
     )
 
 

@@ -13,7 +13,7 @@ from util.calendar import moment_of, parse_time
 from util.commands.import_fields import main
 from util.config import DataConfig, read_mapping
 from util.data.dataset import open_data
-from util.data.tree_files import field_path, read_mean_std
+from util.data.tree_files import field_path, read_mean_std, read_tendency
 from util.inspection.statistics import channel_statistics
 from util.strict import validate
 
@@ -93,6 +93,17 @@ def test_statistics_that_cannot_be_are_not_written(parts, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="t2m: 1 files of earlier imports .* so no statistics are written"):
         import_part(tmp_path / "2000.nc", root, BOTH, "--overwrite")
     assert not list(root.rglob("*.json"))
+
+
+def test_tendency_of_former_fields_is_dropped(parts, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """场换了，从前算的变化的标准差就不对了：去掉，并说一声。"""
+    root, words = tmp_path / "tree", ["--overwrite"]
+    import_part(tmp_path / "1999.nc", root, EARLY, *words)
+    path = root / "t2m_npy/mean_std.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tendency_std": [1.0], "tendency_hours": [6]}))
+    import_part(tmp_path / "2000.nc", root, BOTH, *words)
+    assert "mean_std.json loses its tendency_std" in caplog.text
+    assert read_tendency(root, "t2m") is None
 
 
 @pytest.mark.parametrize(
