@@ -21,6 +21,7 @@ from tests.engine.runs import ROOT, SMALL_MODEL, train_here, write_run
 from tests.models.small import make_model, rollout, small_batch, small_spec
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
+from util.cli import run_command
 
 STAGE = {
     "name": "vqvae", "width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "attention": False,
@@ -294,6 +295,10 @@ def test_two_processes_make_the_members_of_one(checkpoints: dict[str, Path], tmp
         assert check_members_equal(tmp_path / name, tmp_path / "two" / f"{name}-{2 * MEMBERS}") == STARTS
 
 
-if __name__ == "__main__":  # torchrun 之下
+def evaluate_all() -> None:
     for path in map(Path, sys.argv[2:]):
         evaluate_command(arguments(path, Path(sys.argv[1]) / path.stem))
+
+
+if __name__ == "__main__":  # torchrun 之下
+    run_command(evaluate_all)
