@@ -16,8 +16,9 @@ from util.exchange.regrid import Method, Target
 from util.exchange.summary import data_yaml, summarize
 from util.files.zarr_metadata import FILE_TYPES
 from util.source.axes import listed
-from util.source.opening import open_source, open_wanted
+from util.source.collection import Source, find_sources
 from util.source.request import Request, read_request
+from util.source.wanted import open_named, open_wanted
 from util.workers import recorded_command
 
 
@@ -32,8 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         action="extend",
         nargs="+",
-        metavar="FILE",
-        help="NetCDF or GRIB files or Zarr folders, one after the other in time",
+        metavar="PATH",
+        help="any mix of NetCDF, GRIB and ZIP files, Zarr stores, folders of them and patterns such as 't2m_*.nc'; "
+        "the files of a variable are joined in time, and not every file must hold every variable",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--root", help="the tree to write, e.g. data/my_set")
@@ -71,16 +73,16 @@ def main(argv: Sequence[str]) -> int:
     request = read_request(args.map, args.variable, args.select, args.filter, args.absent_chunks)
     target = read_target(args.regrid, args.latitude, args.longitude)
     splits = {name: getattr(args, name) for name in SPLITS}
-    if not request.variables:
-        _refuse_nothing(args.source[0], request)
     with ExitStack() as stack:
-        sources = [open_wanted(path, request, stack) for path in args.source]
+        sources = find_sources(args.source, stack)
+        if not request.variables:
+            _refuse_nothing(sources, request)
+        held, unused = open_wanted(sources, request, stack)
         root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
-        plan = plan_import(sources, root, request, splits, args.crop, args.rows, args.cols, target)
+        plan = plan_import(held, root, request, splits, args.crop, args.rows, args.cols, target)
         holes = _write(plan, args, argv)
-    names = Path(args.source[0]).name + (f" 等 {len(args.source)} 个文件" if len(args.source) > 1 else "")
-    text = data_yaml(plan, names, args.regrid, args.store)
-    print("\n".join(summarize(plan, holes)))
+    text = data_yaml(plan, args.regrid, args.store)
+    print("\n".join(summarize(plan, holes, [source.name for source in unused])))
     if args.yaml:
         Path(args.yaml).parent.mkdir(parents=True, exist_ok=True)
         Path(args.yaml).write_text(text, encoding="utf-8")
@@ -101,7 +103,7 @@ def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str]) -> l
 
     setup_logging(None)
     command = recorded_command("import", argv)
-    return import_to_store(plan, args.source, args.store, args.dtype, command)
+    return import_to_store(plan, args.store, args.dtype, command)
 
 
 def read_target(
@@ -124,8 +126,13 @@ def read_target(
     return Target(method, *axes)
 
 
-def _refuse_nothing(path: str, request: Request) -> None:
-    """没有说要什么变量：列出文件里有的。"""
-    with open_source(path, request.filter) as dataset:
-        there = [str(name) for name in dataset.data_vars]
-    raise ValueError(f"no --variable; choose at least one of {listed(there)}, e.g. --variable {there[0]}={there[0]}")
+def _refuse_nothing(sources: Sequence[Source], request: Request) -> None:
+    """没有说要什么变量：列出各来源里有的。"""
+    there: dict[str, None] = {}
+    for source in sources:
+        with open_named(source, request.filter) as dataset:
+            there |= dict.fromkeys(map(str, dataset.data_vars))
+    if not there:
+        raise ValueError(f"{sources[0].name}: no variables")
+    first = next(iter(there))
+    raise ValueError(f"no --variable; choose at least one of {listed(there)}, e.g. --variable {first}={first}")

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from util.exchange.plan import ImportPlan, block_parts, read_block, survey
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
 from util.packing.pack import locked, make_plan, pack_from, refuse_other
+from util.source.collection import Source, file_stamps
 
 BLOCKS_KEPT = 2  # 每个变量留住的块：眼下的，和空缺另一侧的
 log = logging.getLogger("ar_pred")
@@ -39,9 +40,7 @@ class Survey(NamedTuple):
     holes: list[tuple[str, int]]
 
 
-def import_to_store(
-    plan: ImportPlan, sources: Sequence[str], store: Path, dtype: str, command: str
-) -> list[tuple[str, int]]:
+def import_to_store(plan: ImportPlan, store: Path, dtype: str, command: str) -> list[tuple[str, int]]:
     """按 plan 写成存档，或接着写；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
 
     Raises:
@@ -49,12 +48,11 @@ def import_to_store(
     """
     refuse_other(store)
     with locked(store):
-        found = _survey(plan, store, _stamps(sources))
+        found = _survey(plan, store)
     for name, moments in found.moments.items():
         check_moments(name, moments, " to ".join(plan.config.splits.train))
     config = plan.config.model_copy(update={"max_missing": 1.0})  # 容许缺多少，由读存档的那一份配置管
-    wanted = _wanted(plan)
-    origin = SourceFiles(plan, config, found, [json_digest([wanted, stamp]) for stamp in _stamps(sources)])
+    origin = SourceFiles(plan, config, found)
     extremes = [(found.moments[name].low, found.moments[name].high) for name in origin.channels]
     mean, std = zip(*origin.mean_std(), strict=True)
     spec = make_spec(config, origin.channels, mean, std, standardized=False)
@@ -64,10 +62,12 @@ def import_to_store(
     return found.holes
 
 
-def _survey(plan: ImportPlan, store: Path, stamps: list[Any]) -> Survey:
+def _survey(plan: ImportPlan, store: Path) -> Survey:
     """过一遍，或读回上一次的；源文件、要的变量、网格、划分有一样不同就重来。"""
     path = store / "pack" / "survey.json"
-    key = json_digest([stamps, _wanted(plan), plan.values])
+    stamps = _stamps(plan)
+    used = {name: [stamps[held.source] for held in files] for name, files in plan.files.items()}
+    key = json_digest([used, plan.values])
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["key"] == key:
@@ -79,19 +79,12 @@ def _survey(plan: ImportPlan, store: Path, stamps: list[Any]) -> Survey:
     return found
 
 
-def _wanted(plan: ImportPlan) -> list[Any]:
-    """从源文件里取什么、怎样换。"""
+def _stamps(plan: ImportPlan) -> dict[Source, str]:
+    """来源 → 文件换了、从中取什么与怎样换变了就不同的一个戳。"""
     grid = [plan.values[name] for name in ("latitude", "longitude", "pressure_hpa")]
-    return [plan.request.model_dump(), grid, [str(part) for part in plan.region]]
-
-
-def _stamps(sources: Sequence[str]) -> list[Any]:
-    """各源文件换过没有：Zarr 的文件夹逐个文件看。"""
-    result: list[Any] = []
-    for source in map(Path, sources):
-        files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-        result.append([[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
-    return result
+    wanted = [plan.request.model_dump(), grid, [str(part) for part in plan.region]]
+    sources = {held.source for files in plan.files.values() for held in files}
+    return {source: json_digest([wanted, file_stamps(source)]) for source in sources}
 
 
 class SourceFiles:
@@ -100,8 +93,7 @@ class SourceFiles:
     standardized = False
     dtype = torch.float32
 
-    def __init__(self, plan: ImportPlan, config: DataConfig, found: Survey, stamps: list[str]) -> None:
-        """stamps: 各源文件一个，文件或取法换了就变。"""
+    def __init__(self, plan: ImportPlan, config: DataConfig, found: Survey) -> None:
         self.plan, self.config, self.root, self.channels = plan, config, config.root, plan.names
         self.found = found
         names = {name: variable for variable, channels in plan.channels.items() for name in channels}
@@ -115,10 +107,8 @@ class SourceFiles:
             }
             for variable, parts in self.parts.items()
         }
-        self.stamps = {
-            v: [s for held, s in zip(files, stamps, strict=True) for _ in block_parts(held)]
-            for v, files in plan.files.items()
-        }
+        stamps = _stamps(plan)
+        self.stamps = {variable: [stamps[held.source] for held, _ in parts] for variable, parts in self.parts.items()}
         self.block = lru_cache(BLOCKS_KEPT * len(self.parts))(self._read)
 
     def years(self, wanted: Sequence[int]) -> list[int]:

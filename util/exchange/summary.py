@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from util.source.axes import SHOWN, listed
 from util.source.lead_time import added_lead, time_name
 
 
-def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: Path | None = None) -> str:
+def data_yaml(plan: ImportPlan, method: str | None = None, store: Path | None = None) -> str:
     """数据集 YAML 的文本，每个键带一句说明；store 是写成的存档，没有写就是目录树。"""
     import yaml
 
@@ -35,7 +36,9 @@ def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: P
     values = kind | {key: value for key, value in plan.values.items() if value}
     text = yaml.safe_dump(values, default_flow_style=None, sort_keys=False, width=1000, allow_unicode=True)
     rows, cols = plan.region
-    origin = f"{source}，行 {rows.start}:{rows.stop}，列 {cols.start}:{cols.stop}"
+    names = list(plan.sources)
+    origin = listed(names[:SHOWN]) + (f" 等 {len(names)} 个文件" if len(names) > SHOWN else "")
+    origin += f"，行 {rows.start}:{rows.stop}，列 {cols.start}:{cols.stop}"
     if assumed := assumed_units(plan):
         comments["units"] += f"；源文件没有写 {listed(assumed)} 的单位，是假定的，请核对"
     lines = [f"# 由 dataset.py import 导入：{origin}{f'，换网格 {method}' if method else ''}"]
@@ -45,17 +48,26 @@ def data_yaml(plan: ImportPlan, source: str, method: str | None = None, store: P
     return "\n".join(lines) + "\n"
 
 
-def summarize(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
-    """导入之后给人看的几行。"""
-    hours, config, step = np.sort(plan.hours), plan.config, plan.config.interval_hours
+def summarize(plan: ImportPlan, holes: list[tuple[str, int]], unused: Sequence[str] = ()) -> list[str]:
+    """导入之后给人看的几行；unused 是所要的变量一个也没有的来源。"""
+    hours, config, step = plan.hours, plan.config, plan.config.interval_hours
     latitude, longitude = (f"{axis.first:g} to {axis.values()[-1]:g}" for axis in (config.latitude, config.longitude))
-    lines = [
+    lines = [f"sources   {len(plan.sources)} with the variables wanted"]
+    lines += _shown([f"          {name}: {listed(held)}" for name, held in plan.sources.items()])
+    lines += (
+        [f"unused    {len(unused)} hold none of them", *_shown([f"          {name}" for name in unused])]
+        if unused
+        else []
+    )
+    lines += [
         f"times     {hours.size}, {time_text(hours[0])} to {time_text(hours[-1])}, every {step} h",
         f"channels  {len(plan.names)}: {listed(plan.names)}",
         f"grid      {config.latitude.count} x {config.longitude.count}, latitude {latitude}, longitude {longitude}",
     ]
-    if (np.diff(plan.hours) < 0).any():
-        lines.append("order     the times in the file are not sorted; each field is in the file of its own time")
+    if mixed := [
+        held.source.name for files in plan.files.values() for held in files if (np.diff(held.hours) < 0).any()
+    ]:
+        lines.append(f"order     the times in {mixed[0]} are not sorted; each field is in the file of its own time")
     lines += _lead(plan)
     if config.pressure_hpa:
         pairs = [f"level_{i:02d} = {pressure:g} hPa" for i, pressure in enumerate(config.pressure_hpa)]

@@ -17,7 +17,7 @@ def open_grib(path: Path, filters: Mapping[str, Any]) -> xr.Dataset:
     """filters 是 cfgrib 的 filter_by_keys：shortName、typeOfLevel、level、step、number……；不在旁边写索引文件。
 
     Raises:
-        ValueError: 没有装 cfgrib；损坏；所选的消息拼不成一个网格（说明可以加哪个键）；一条也没有选中。
+        ValueError: 没有装 cfgrib；损坏；所选的消息拼不成一个网格（说明可以加哪个键）。一条也没有选中就没有变量。
     """
     try:
         import cfgrib  # noqa: F401  # pyright: ignore[reportMissingImports]  xarray 按名字找它，这里只为说清缺什么
@@ -30,13 +30,10 @@ def open_grib(path: Path, filters: Mapping[str, Any]) -> xr.Dataset:
 
     backend = {"indexpath": "", "filter_by_keys": dict(filters), "errors": "raise"}
     try:
-        dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs=backend, cache=False, decode_timedelta=False)
+        return xr.open_dataset(path, engine="cfgrib", backend_kwargs=backend, cache=False, decode_timedelta=False)
     except (OSError, EOFError, ValueError, KeyError, GribInternalError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be opened ({reason}); --filter KEY=VALUE chooses messages") from None
-    if not dataset.data_vars:
-        raise ValueError(f"{path}: no message with {described(filters)}")
-    return dataset
 
 
 def decoding_errors() -> tuple[type[Exception], ...]:

@@ -23,8 +23,10 @@ from util.exchange.plan import ImportPlan, plan_import, read_blocks
 from util.exchange.summary import summarize
 from util.moments import Moments, measure
 from util.source.axes import read_axis
+from util.source.collection import Source
 from util.source.opening import open_source
 from util.source.request import Request
+from util.source.wanted import Held
 from util.strict import validate
 
 SPLITS = {
@@ -72,7 +74,8 @@ def expected(dataset: xr.Dataset, variable: str, hour: int, **where) -> np.ndarr
 def plan_of(dataset: xr.Dataset, root: Path | str, names: dict[str, str], splits=SPLITS, **options) -> ImportPlan:
     """names: 源变量 → 目录树里的名字。"""
     request = Request.model_validate({"variables": {name: {"source": source} for source, name in names.items()}})
-    return plan_import([dict.fromkeys(request.variables, dataset)], root, request, splits, **options)
+    held = {name: [Held(Source("a.nc", "a.nc"), dataset)] for name in request.variables}
+    return plan_import(held, root, request, splits, **options)
 
 
 def hours_of(dataset: xr.Dataset) -> list[int]:

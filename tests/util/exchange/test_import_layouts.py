@@ -21,8 +21,10 @@ from util.data.tree_files import field_path, read_mean_std
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import plan_import
 from util.exchange.regrid import Target, make_regridder
-from util.source.opening import open_source, open_wanted
+from util.source.collection import find_sources
+from util.source.opening import open_source
 from util.source.request import read_request
+from util.source.wanted import open_wanted
 from util.strict import validate
 
 NEEDS_GRIB = pytest.mark.skipif(importlib.util.find_spec("cfgrib") is None, reason="cfgrib is not installed")
@@ -173,10 +175,19 @@ def test_files_must_agree(tmp_path):
     later = dataset.isel(time=slice(20, None))
     later_in_celsius = later.assign(air=(later.air - 273.15).assign_attrs(units="degC"))
     bad = {
-        "twice": (dataset.isel(time=slice(0, 20)), "20 times occur more than once, first 2000-01-01T00"),
-        "grid": (later.assign_coords(lat=2 * later.lat), "its lat .*differs from that of the first"),
-        "units": (later_in_celsius, "air: units 'K' in the first file, 'degC' in another"),
-        "levels": (later.assign(air=later.air.expand_dims(level=3, axis=1)), "air: levels in some files"),
+        "twice": (
+            dataset.isel(time=slice(0, 20)),
+            r"20 times occur more than once, first 2000-01-01T00 \(air in .*first.nc and .*twice.nc\)",
+        ),
+        "grid": (
+            later.assign_coords(lat=2 * later.lat),
+            r"grid.nc: .*its lat .*differs from that of .*first.nc",
+        ),
+        "units": (later_in_celsius, r"air: units 'K' in .*first.nc, 'degC' in .*units.nc"),
+        "levels": (
+            later.assign(air=later.air.expand_dims(level=3, axis=1)),
+            r"levels in .*levels.nc, none in .*first.nc",
+        ),
     }
     dataset.isel(time=slice(0, 20)).to_netcdf(tmp_path / "first.nc")
     for name, (second, message) in bad.items():
@@ -299,8 +310,8 @@ def test_grib_of_many_kinds(real_data, tmp_path):
     path = copy_grib(real_data / "importer/gfs.t12z.pgrbf120.2p5deg.grib2", tmp_path / "0.grib2", names)
     with pytest.raises(ValueError, match=r"cannot be opened \(.*typeOfLevel.*--filter KEY=VALUE"):
         open_source(path)
-    with pytest.raises(ValueError, match="no message with shortName=nothing"):
-        open_source(path, {"shortName": "nothing"})
+    with pytest.raises(ValueError, match="no variable 't2m' in the file.*no message with shortName=nothing"):
+        import_all([path], tmp_path / "none", "--variable", "t2m=t2m", "--filter", "shortName=nothing")
     ((about, t2m),) = messages(path, shortName="2t")
     first = valid_hour(about)
     hours = [first, first + 12, first + 36]
@@ -336,7 +347,8 @@ def test_cut_grib(real_data, tmp_path):
         "test": ["2019-03-13", "2019-03-14"],
     }
     with ExitStack() as stack:
-        plan = plan_import([open_wanted(path, request, stack)], tmp_path / "tree", request, splits)
+        held, _ = open_wanted(find_sources([str(path)], stack), request, stack)
+        plan = plan_import(held, tmp_path / "tree", request, splits)
         path.write_bytes(whole[:1000])
         with pytest.raises(ValueError, match="variable t2m: unreadable in the block that starts at 2019-03-01T00"):
             write_fields(plan)
