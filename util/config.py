@@ -73,6 +73,15 @@ class Axis(Strict):
     def values(self) -> tuple[float, ...]:
         return tuple(self.first + self.step * i for i in range(self.count))
 
+    def same_as(self, other: Axis) -> bool:
+        """差在舍入（格距的千分之一）之内。"""
+        off = max(abs(a - b) for a, b in zip(self.values(), other.values(), strict=False))
+        return self.count == other.count and off <= 1e-3 * abs(self.step)
+
+    def text(self) -> str:
+        """报错用。"""
+        return f"{self.count} values from {self.first:g} to {self.values()[-1]:g}"
+
 
 class Splits(Strict):
     """三段日期 [起, 止]，两端都含；写年份时取整年。"""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.config import load_config
-from util.inspection.check import check_tree, describe_bad, report_json, table
+from util.inspection.check import check_static, check_tree, describe_bad, report_json, table
 from util.workers import add_workers_option, check_worker_options
 
 LINES_SHOWN = 20
@@ -50,9 +50,11 @@ def main(argv: Sequence[str]) -> int:
     for report in reports:
         for remark in report.remarks:
             print(f"{report.channel}: {remark}")
+    static = check_static(config)
+    print(*(found.line for found in static), sep="\n", end="\n" if static else "")
     if arguments.out:
-        content = report_json(arguments.config, config, reports, bad)
+        content = report_json(arguments.config, config, reports, bad, static)
         arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     total = sum(r.expected for r in reports)
     print(f"{total} files of {len(reports)} channels checked: {len(bad)} bad, {len(wrong)} channels with problems")
-    return 1 if wrong else 0
+    return 1 if wrong or any(found.problem for found in static) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
@@ -13,6 +13,15 @@ from util.data.index import SPLITS
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import ImportPlan, plan_import
 from util.exchange.regrid import Method, Target
+from util.exchange.static import (
+    Cut,
+    Placed,
+    describe_static,
+    read_static_fields,
+    refuse_misplaced,
+    refuse_other_grid,
+    write_static_fields,
+)
 from util.exchange.summary import data_yaml, summarize
 from util.files.zarr_metadata import FILE_TYPES
 from util.source.axes import listed
@@ -45,6 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=FILE_TYPES, default="float32", help=text)
     several = "variable in the file and its name in the tree, all its levels; repeatable"
     add("--variable", action="append", default=[], metavar="SOURCE=NAME", help=several)
+    text = "a field that is constant in time (orography, land-sea mask) into TREE/static/NAME.npy; repeatable"
+    add("--static", action="append", default=[], metavar="SOURCE=NAME", help=text)
     add("--map", metavar="FILE", help="YAML with variables, levels and conversions, instead of --variable")
     add("--select", action="append", default=[], metavar="DIM=VALUE", help="take one member, step, ...; repeatable")
     text = "choose GRIB messages, e.g. typeOfLevel=isobaricInhPa; repeatable"
@@ -53,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--absent-chunks", choices=["data", "missing"], help=text)
     for name in SPLITS:
         text = f"dates of the {name} split, both included" + ("; mean_std.json is from them" if name == "train" else "")
-        add(f"--{name}", nargs=2, required=True, metavar=("START", "END"), help=text)
+        add(f"--{name}", nargs=2, metavar=("START", "END"), help=text)
     add("--crop", metavar="HxW", help="keep the middle H rows and W columns")
     add("--rows", metavar="A:B", help="keep rows A to B-1 of the file, counted from 0")
     add("--cols", metavar="A:B", help="keep columns A to B-1 of the file, counted from 0")
@@ -70,17 +81,46 @@ def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
     if args.yaml and Path(args.yaml).exists() and not args.overwrite:
         raise ValueError(f"--yaml {args.yaml} exists; give --overwrite to replace it")
-    request = read_request(args.map, args.variable, args.select, args.filter, args.absent_chunks)
-    target = read_target(args.regrid, args.latitude, args.longitude)
-    splits = {name: getattr(args, name) for name in SPLITS}
+    request = read_request(args.map, args.variable, args.select, args.filter, args.absent_chunks, args.static)
+    cut = Cut(args.crop, args.rows, args.cols, read_target(args.regrid, args.latitude, args.longitude))
     with ExitStack() as stack:
         sources = find_sources(args.source, stack)
-        if not request.variables:
+        if not request.variables and not request.static:
             _refuse_nothing(sources, request)
-        held, unused = open_wanted(sources, request, stack)
-        root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
-        plan = plan_import(held, root, request, splits, args.crop, args.rows, args.cols, target)
-        holes = _write(plan, args, argv)
+        if args.yaml and not request.variables:
+            raise ValueError("--yaml is for the variables; --static alone writes no data-set YAML")
+        static = read_static_fields(sources, request, cut, stack)
+        if args.root:
+            refuse_misplaced(args.root, static, args.overwrite)
+        if request.variables:
+            _import_variables(args, argv, request, sources, cut, static, stack)
+        elif args.root:
+            write_static_fields(args.root, static)
+        else:
+            raise ValueError("--static alone writes into a tree (--root); a store takes it together with --variable")
+    print(*describe_static(static), sep="\n", end="\n" if static else "")
+    return 0
+
+
+def _import_variables(
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    request: Request,
+    sources: Sequence[Source],
+    cut: Cut,
+    static: Mapping[str, Placed],
+    stack: ExitStack,
+) -> None:
+    """各变量导入成树或存档，连同不随时间变的场；写出或印出数据集的 YAML。"""
+    splits = {name: getattr(args, name) for name in SPLITS}
+    if absent := [f"--{name} START END" for name, dates in splits.items() if dates is None]:
+        raise ValueError(f"{listed(absent)}: needed for the variables; only --static does without dates")
+    held, unused = open_wanted(sources, request, stack)
+    root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
+    plan = plan_import(held, root, request, splits, *cut)
+    refuse_other_grid(static, plan.config.latitude, plan.config.longitude)
+    holes = _write(plan, args, argv, static)
+    unused = [source for source in unused if source not in {place.source for place in static.values()}]
     text = data_yaml(plan, args.regrid, args.store)
     print("\n".join(summarize(plan, holes, [source.name for source in unused])))
     if args.yaml:
@@ -89,21 +129,25 @@ def main(argv: Sequence[str]) -> int:
         print(f"data set  written to {args.yaml}")
     else:
         print(f"data set  put this into a file such as config/data/NAME.yaml\n{text}", end="")
-    return 0
 
 
-def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str]) -> list[tuple[str, int]]:
+def _write(
+    plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str], static: Mapping[str, Placed]
+) -> list[tuple[str, int]]:
     """写目录树或存档；返回略去的 (通道, 小时)。"""
     if args.store is None:
         if args.dtype != "float32":
             raise ValueError(f"--dtype {args.dtype} is for --store; the files of a tree are float32")
-        return write_fields(plan, args.overwrite)
+        holes = write_fields(plan, args.overwrite)
+        write_static_fields(args.root, static)
+        return holes
     from util.exchange.into_store import import_to_store  # torch：写目录树用不到
     from util.logger import setup_logging
 
     setup_logging(None)
     command = recorded_command("import", argv)
-    return import_to_store(plan, args.store, args.dtype, command)
+    fields = {name: place.field for name, place in static.items()}
+    return import_to_store(plan, args.store, args.dtype, command, fields)
 
 
 def read_target(

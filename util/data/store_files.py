@@ -19,7 +19,15 @@ FORMAT = 2
 MARK = "store.json"
 PLAN = "pack/plan.json"
 LIST_DAMAGE = "python dataset.py verify --out"
-MAY_GROW = ("years", "root", "commands", "standardize", "extremes", "tendencies")  # 再次打包时可以与从前不同的
+MAY_GROW = (
+    "years",
+    "root",
+    "commands",
+    "standardize",
+    "extremes",
+    "tendencies",
+    "static",
+)  # 再次打包时可以与从前不同的
 TIMES, PRESENT = "time/0", "present.npy"
 DECISIVE = (TIMES, PRESENT)  # 小，却定着每个窗口：打开时就核对
 
@@ -29,7 +37,8 @@ class StorePlan:
     """存档是什么：MAY_GROW 之外的，打包开始之后就不能再变。
 
     气压 hPa，单层变量为 None；extremes 是各通道 min_max.json 里的最小、最大，没有就是 None；
-    tendencies 是各通道变化的标准差与隔几小时（tree_files.Tendency），没有就是 None；其余见 DataSpec。
+    tendencies 是各通道变化的标准差与隔几小时（tree_files.Tendency），没有就是 None；
+    static 是不随时间变的场（数组 static_NAME）各自的单位、统计量与校验和；其余见 DataSpec。
     """
 
     channels: list[str]
@@ -52,6 +61,7 @@ class StorePlan:
     extremes: list[list[float] | None]
     first_hour: int = 0  # 从前的存档没有这一项
     tendencies: list[list[float] | None] = field(default_factory=list)  # 这一项也没有
+    static: dict[str, dict[str, Any]] = field(default_factory=dict)  # 这一项也没有
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -126,6 +136,11 @@ def write_plan(path: Path, plan: StorePlan) -> None:
 def read_hours(path: Path, plan: StorePlan) -> np.ndarray:
     """(N,) int64 各行的小时，文件名的历法（坐标 time 是 UTC）。"""
     return np.fromfile(path / TIMES, "<i8") + plan.utc_offset_hours
+
+
+def static_array(name: str) -> str:
+    """不随时间变的场在存档里的数组名；冠以 static_，才不与坐标、统计量重名。"""
+    return f"static_{name}"
 
 
 def file_digest(path: Path) -> str:

@@ -1,4 +1,7 @@
-"""目录树的约定：`<root>/t2m_npy/1979/1979-0000.npy`、`<root>/z_npy/level_00/1979/…`，统计量 json 与年份并列。"""
+"""目录树的约定：`<root>/t2m_npy/1979/1979-0000.npy`、`<root>/z_npy/level_00/1979/…`，统计量 json 与年份并列；
+
+不随时间变的场在 `<root>/static/lsm.npy`，旁边是它的 lsm.json。
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import os
 import tokenize
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from util.atomic import replacing
 from util.calendar import moment_of, year_start
-from util.config import DataConfig
+from util.config import Axis, DataConfig
 from util.files.fills import Fills, fills_of, find_fill, standardized_too, surely_data
-from util.moments import Moments, check_moments
-from util.strict import nearest
+from util.moments import Moments, check_moments, measure
+from util.strict import Strict, nearest, validate
 from util.variables import channel_folder, channel_name
 
 Field = np.ndarray  # (H, W) float32
@@ -270,3 +273,64 @@ def write_moments(root: str | Path, name: str, moments: Moments, dates: str) -> 
     """写 mean_std.json 与 min_max.json；Raises 见 check_moments。"""
     check_moments(name, moments, dates)
     write_mean_std(root, name, moments.mean, moments.std, moments.low, moments.high)
+
+
+class StaticField(NamedTuple):
+    """不随时间变的场：地形、海陆分布、土壤类型。values: (H, W) float32，单位是 units。"""
+
+    values: Field
+    units: str
+
+    def about(self) -> dict[str, Any]:
+        """单位与统计量；各格点一样重，同 mean_std.json。"""
+        m = measure(self.values)
+        return {"units": self.units, "mean": [m.mean], "std": [m.std], "min": [m.low], "max": [m.high]}
+
+
+class StaticAbout(Strict):
+    """`<root>/static/NAME.json`：NAME.npy 的单位、统计量，和它的网格：目录树自己不带坐标。"""
+
+    units: str
+    mean: list[float]
+    std: list[float]
+    min: list[float]
+    max: list[float]
+    latitude: Axis
+    longitude: Axis
+
+
+def static_names(root: str | Path) -> list[str]:
+    """`<root>/static/` 里有哪些场。"""
+    return sorted(path.stem for path in (Path(root) / "static").glob("*.npy"))
+
+
+def write_static(root: str | Path, name: str, static: StaticField, latitude: Axis, longitude: Axis) -> None:
+    """写 NAME.npy 与 NAME.json。"""
+    folder = Path(root) / "static"
+    write_field(folder / f"{name}.npy", static.values)
+    about = StaticAbout(**static.about(), latitude=latitude, longitude=longitude)
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(about.model_dump_json(indent=4), encoding="utf-8")
+
+
+def read_static(root: str | Path, name: str, latitude: Axis, longitude: Axis) -> StaticField:
+    """读 NAME.npy；网格须是 latitude、longitude。
+
+    Raises:
+        ValueError: 两个文件有一个不在、坏了，互不相符，或是另一种网格。
+    """
+    path = Path(root) / "static" / f"{name}.npy"
+    beside, again = path.with_suffix(".json"), "python dataset.py import --static writes both files"
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{beside}: cannot be read ({type(error).__name__}: {error}); {again}") from None
+    about = validate(StaticAbout, content, str(beside))
+    for key, wanted in (("latitude", latitude), ("longitude", longitude)):
+        if not (axis := getattr(about, key)).same_as(wanted):
+            raise ValueError(f"{path}: its {key} has {axis.text()}, data.{key} has {wanted.text()}; {again}")
+    static = StaticField(read_field(path, (latitude.count, longitude.count)), about.units)
+    stated, found = ([about[key][0] for key in ("mean", "std", "min", "max")] for about in (content, static.about()))
+    if not np.allclose(found, stated, rtol=1e-6, atol=1e-12):
+        raise ValueError(f"{beside}: mean, std, min, max are {stated}, those of the field {found}; {again}")
+    return static

@@ -3,20 +3,24 @@
 还原的是打包时有文件的场（存档的 valid）；插值得来的不写：目录树里没有那个文件，NetCDF 里是 NaN。
 存档里是标准化的 float32，换回物理单位差在舍入之内（z 的相对误差至多两次舍入，约 1e-7 · |x - mean|）；
 本来就标准化的目录树逐位还原。半精度的存档还原的是舍入之后的数，误差见 fields 的属性。
+不随时间变的场总是 float32、物理单位，逐位还原。
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from util.config import Axis
+
 if TYPE_CHECKING:
     from util.batch import DataSpec
     from util.data.store_files import StorePlan
+    from util.data.tree_files import StaticField
 
 
 def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool = False) -> int:
@@ -28,7 +32,8 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     from tqdm import tqdm
 
     from util.data.store_files import StorePlan, check_sizes, read_hours, read_mark
-    from util.exchange.into_tree import refuse_existing
+    from util.data.tree_files import write_static
+    from util.exchange.into_tree import refuse_existing, refuse_static
     from util.files.netcdf import TruthFile
     from util.files.zarr_metadata import chunk_name
 
@@ -38,8 +43,10 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     if not overwrite:
         if root is not None:
             refuse_existing(root, plan.channels, hours)
+            refuse_static(root, plan.static)
         if netcdf is not None and netcdf.exists():
             raise ValueError(f"{netcdf} exists already; give --overwrite to replace it")
+    static = {name: read_stored_static(store, plan, name) for name in plan.static}
     valid = np.fromfile(store / "valid" / chunk_name(0, 2), bool).reshape(hours.size, -1)  # (N, C)
     held = np.asarray(valid.any(axis=1))  # (N,) 首尾有几行全是插值的：一个文件也没有，不是数据里的时刻
     with ExitStack() as stack:
@@ -47,7 +54,8 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
         file = None
         if netcdf is not None:
             about = {"title": "fields of a packed store of ar_pred", "source": str(store)}
-            file = stack.enter_context(TruthFile(netcdf, _spec(plan), hours[held] - plan.utc_offset_hours, about))
+            utc = hours[held] - plan.utc_offset_hours
+            file = stack.enter_context(TruthFile(netcdf, _spec(plan), utc, about, static))
         for start, values in read_chunks(store, plan, hours.size):
             rows = slice(start, start + len(values))
             kept = held[rows]
@@ -59,6 +67,8 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
             bar.update(len(values))
     if root is not None:
         _write_statistics(root, plan)
+        for name, field in static.items():
+            write_static(root, name, field, _axis(plan.latitudes), _axis(plan.longitudes))
     return int(valid.sum())
 
 
@@ -73,6 +83,23 @@ def read_chunks(store: Path, plan: StorePlan, rows: int) -> Iterator[tuple[int, 
         path = store / "fields" / chunk_name(number, 4)
         stored = torch.from_file(str(path), False, int(np.prod(plan.shape)), dtype=torch_type(plan)).view(plan.shape)
         yield start, stored[: rows - start].float().numpy()
+
+
+def read_stored_static(store: Path, plan: StorePlan, name: str) -> StaticField:
+    """存档里的一个不随时间变的场。"""
+    from util.data.store_files import static_array
+    from util.data.tree_files import StaticField
+
+    path = store / static_array(name) / "0.0"
+    values = np.fromfile(path, "<f4") if path.is_file() else np.empty(0)
+    if values.size != len(plan.latitudes) * len(plan.longitudes):
+        raise ValueError(f"{path}: missing or cut short; python dataset.py verify --out {store} lists what is damaged")
+    return StaticField(values.reshape(len(plan.latitudes), -1), plan.static[name]["units"])
+
+
+def _axis(values: Sequence[float]) -> Axis:
+    step = (values[-1] - values[0]) / max(1, len(values) - 1)
+    return Axis(first=values[0], step=round(step, 12), count=len(values))
 
 
 def _physical(plan: StorePlan, values: np.ndarray) -> np.ndarray:

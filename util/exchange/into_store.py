@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from util.data.dataset import make_spec
 from util.data.index import Index, split_years
 from util.data.reader import FieldReader
 from util.data.store_files import json_digest
-from util.data.tree_files import FieldError
+from util.data.tree_files import FieldError, StaticField
 from util.exchange.plan import ImportPlan, block_parts, read_block, survey
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
@@ -40,8 +40,10 @@ class Survey(NamedTuple):
     holes: list[tuple[str, int]]
 
 
-def import_to_store(plan: ImportPlan, store: Path, dtype: str, command: str) -> list[tuple[str, int]]:
-    """按 plan 写成存档，或接着写；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
+def import_to_store(
+    plan: ImportPlan, store: Path, dtype: str, command: str, static: Mapping[str, StaticField]
+) -> list[tuple[str, int]]:
+    """按 plan 写成存档，或接着写，连同不随时间变的场；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
 
     Raises:
         ValueError: 见 packing/pack.pack_from；读不出；某通道在训练日期内没有场，或全是同一个数。
@@ -58,7 +60,7 @@ def import_to_store(plan: ImportPlan, store: Path, dtype: str, command: str) -> 
     spec = make_spec(config, origin.channels, mean, std, standardized=False)
     index = origin.index(split_years(config))
     reader = FieldReader(origin, spec, index, np.zeros(0, dtype=np.int64), None, announce=False)
-    pack_from(reader, make_plan(config, spec, extremes, [], dtype, command), store)
+    pack_from(reader, make_plan(config, spec, extremes, [], dtype, command), store, static=static)
     return found.holes
 
 
@@ -82,7 +84,7 @@ def _survey(plan: ImportPlan, store: Path) -> Survey:
 def _stamps(plan: ImportPlan) -> dict[Source, str]:
     """来源 → 文件换了、从中取什么与怎样换变了就不同的一个戳。"""
     grid = [plan.values[name] for name in ("latitude", "longitude", "pressure_hpa")]
-    wanted = [plan.request.model_dump(), grid, [str(part) for part in plan.region]]
+    wanted = [plan.request.model_dump(exclude={"static"}), grid, [str(part) for part in plan.region]]
     sources = {held.source for files in plan.files.values() for held in files}
     return {source: json_digest([wanted, file_stamps(source)]) for source in sources}
 

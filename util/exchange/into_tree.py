@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from util.data.tree_files import (
     field_path,
     holds_tendency,
     read_field,
+    static_names,
     write_field,
     write_moments,
 )
@@ -106,6 +107,13 @@ def _refuse_other_levels(plan: ImportPlan) -> None:
         if old:
             folder = Path(plan.config.root) / f"{variable}_npy"
             raise ValueError(f"{folder} holds {listed(old)}, which this import does not write; remove it first")
+
+
+def refuse_static(root: str | Path, names: Iterable[str]) -> None:
+    """要写的不随时间变的场已经有了就报错。"""
+    taken = sorted(set(names) & set(static_names(root)))
+    if taken:
+        raise ValueError(f"{Path(root) / 'static' / taken[0]}.npy exists already; give --overwrite to replace it")
 
 
 def refuse_existing(root: str | Path, channels: Sequence[str], hours: np.ndarray) -> None:

@@ -29,7 +29,7 @@ from util.variables import variable_info
 if TYPE_CHECKING:
     import xarray as xr
 
-UNIT_SPELLING = {"degK": "K", "(0 - 1)": "1"}  # 常见而不合 CF 的写法
+UNIT_SPELLING = {"degK": "K", "(0 - 1)": "1", "~": "1"}  # 常见而不合 CF 的写法
 
 
 class FileVariable(NamedTuple):

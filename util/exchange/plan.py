@@ -123,7 +123,7 @@ def plan_import(
     pressures = choose_pressures(held, request, layered)
     files = {name: [view(one, request.source(name), first, region, pressures) for one in held[name]] for name in names}
     hours = common_hours(files)
-    axes, regrid = _grid(first.dataset, dims, region, target)
+    axes, regrid = find_grid(first.dataset, dims, region, target)
     levels = [f"level_{i:02d}" for i in range(len(pressures))]
     values = {
         "root": str(root),
@@ -217,8 +217,8 @@ def _read_part(held: FileVariable, source: str, part: slice) -> np.ndarray:
     return block[:, held.ranks] if held.ranks else block[:, None]
 
 
-def _grid(
-    dataset: xr.Dataset, dims: Dims, region: tuple[slice, slice], target: Target | None
+def find_grid(
+    dataset: xr.Dataset | xr.DataArray, dims: Dims, region: tuple[slice, slice], target: Target | None
 ) -> tuple[tuple[Axis, Axis], Regridder | None]:
     """写进 YAML 的两条坐标轴，和换到那里的权重。"""
     names = dims.latitude, dims.longitude

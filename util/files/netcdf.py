@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import EllipsisType
+from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +41,12 @@ class FieldFile:
         coordinates: Coordinates,
         attributes: Mapping[str, str],
         kinds: Sequence[str] = ("",),
+        static: Mapping[str, tuple[np.ndarray, str]] = MappingProxyType({}),
     ) -> None:
-        """coordinates: 网格以外的，次序即各维的次序；kinds: "" 写 `<变量>`，"truth" 写没有成员的 `<变量>_truth`。"""
+        """coordinates: 网格以外的，次序即各维的次序；kinds: "" 写 `<变量>`，"truth" 写没有成员的 `<变量>_truth`。
+
+        static: 不随时间变的场，名字 → ((H, W), 单位)。
+        """
         import h5netcdf
         import xarray as xr
 
@@ -51,6 +55,9 @@ class FieldFile:
         header = xr.Dataset(
             coordinates | _space_coordinates(self.grid, self.levels), attrs={"Conventions": "CF-1.8", **attributes}
         )
+        for name, (values, units) in static.items():
+            place = ("latitude", "longitude"), values[self.grid.rows][:, self.grid.columns]
+            header[name] = (*place, {"units": units} if units else {})
         encoding: dict[Any, dict[str, Any]] = {name: {"_FillValue": None} for name in header.variables}
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))
@@ -128,13 +135,21 @@ class ForecastFile(FieldFile):
 class TruthFile(FieldFile):
     """真值 (time, [level], latitude, longitude)：time 是预报所指的时刻，WeatherBench-X 按它取目标。
 
-    hours: (N,) UTC 小时，升序不重复；attributes: 附加的全局属性。
+    hours: (N,) UTC 小时，升序不重复；attributes: 附加的全局属性；static: 不随时间变的场，名字 → ((H, W), 单位)。
     """
 
-    def __init__(self, path: Path, spec: DataSpec, hours: np.ndarray, attributes: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: DataSpec,
+        hours: np.ndarray,
+        attributes: Mapping[str, str],
+        static: Mapping[str, tuple[np.ndarray, str]] = MappingProxyType({}),
+    ) -> None:
         assert (np.diff(hours) > 0).all(), "hours are not ascending and unique"
         about = {"standard_name": "time", "long_name": "valid time", "axis": "T"}
-        super().__init__(path, spec, {"time": ("time", *_hours_variable(hours, about))}, attributes)
+        time = {"time": ("time", *_hours_variable(hours, about))}
+        super().__init__(path, spec, time, attributes, static=static)
         self.hours = np.asarray(hours)
         self.written = np.zeros((len(hours), spec.num_channels), dtype=bool)
 

@@ -2,7 +2,7 @@
 
 读配置所选通道、三个划分全部抽样小时的每一个文件，查：缺、打不开、形状、类型、非有限值、填充值；再查每个通道的
 mean_std.json、min_max.json，并把训练段量到的均值、标准差与 json 相比（文件是原始值还是已标准化，都认得）。
-遇到一处毛病不停，全部查完再报。整场同一个数的、超出合理范围的只是提一句：它们可能就是数据。
+不随时间变的场（`<root>/static/`）也查。遇到一处毛病不停，全部查完再报。整场同一个数的、超出合理范围的只是提一句：它们可能就是数据。
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from util.data.tree_files import (
     read_extremes,
     read_field,
     read_mean_std,
+    read_static,
     read_tendency,
     select_channels,
+    static_names,
 )
 from util.files.fills import Fills
 
@@ -101,6 +103,35 @@ def check_tree(config: DataConfig, workers: int) -> tuple[list[ChannelReport], l
     reports = [summarize(config, channel, parts[channel]) for channel in channels]
     compare_states(config, reports)
     return reports, [bad for channel in channels for part in parts[channel] for bad in part.bad]
+
+
+class StaticReport(NamedTuple):
+    """一个不随时间变的场；about 是单位与统计量，用不了时是 None，problem 说为什么。"""
+
+    name: str
+    about: dict[str, Any] | None
+    problem: str | None
+
+    @property
+    def line(self) -> str:
+        """给人看的一行。"""
+        if self.about is None:
+            return f"static {self.name}: {self.problem}"
+        mean, std, low, high = (self.about[key][0] for key in ("mean", "std", "min", "max"))
+        return f"static {self.name}: {self.about['units']}, mean {mean:.4g}, std {std:.4g}, {low:.4g} to {high:.4g}"
+
+
+def check_static(config: DataConfig) -> list[StaticReport]:
+    """`<root>/static/` 里的各个场。"""
+    reports = []
+    for name in static_names(config.root):
+        try:
+            about = read_static(config.root, name, config.latitude, config.longitude).about()
+        except ValueError as error:
+            reports.append(StaticReport(name, None, str(error)))
+        else:
+            reports.append(StaticReport(name, about, None))
+    return reports
 
 
 def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[FileBatch]:
@@ -252,13 +283,13 @@ def describe_bad(bad: Sequence[BadFile], interval: int) -> list[str]:
 
 
 def report_json(
-    config_path: str, config: DataConfig, reports: list[ChannelReport], bad: list[BadFile]
+    config_path: str, config: DataConfig, reports: list[ChannelReport], bad: list[BadFile], static: list[StaticReport]
 ) -> dict[str, Any]:
-    """机器可读的报告：每个通道一条，每个坏文件一条。"""
+    """机器可读的报告：每个通道一条，每个坏文件一条，每个不随时间变的场一条。"""
     return {
         "config": config_path,
         "root": config.root,
-        "ok": not any(r.problems for r in reports),
+        "ok": not any(r.problems for r in reports) and not any(s.problem for s in static),
         "files_expected": sum(r.expected for r in reports),
         "files_bad": len(bad),
         "channels": [
@@ -276,4 +307,5 @@ def report_json(
             for r in reports
         ],
         "bad_files": [{**item._asdict(), "time": time_text(item.hour)} for item in bad],
+        "static": [{"name": s.name, **(s.about or {}), "problem": s.problem} for s in static],
     }

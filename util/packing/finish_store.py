@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import platform
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from util.data.store_files import PRESENT, StorePlan, file_digest, write_mark
+from util.data.store_files import PRESENT, StorePlan, file_digest, static_array, write_mark
+from util.data.tree_files import StaticField
 from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
 from util.packing.chunks import PackJob, chunk_path, raw_path, read_chunk_record, write_bytes
 from util.variables import variable_info
@@ -21,7 +24,7 @@ DIMS = ("time", "channel", "latitude", "longitude")
 log = logging.getLogger("ar_pred")
 
 
-def finish_store(job: PackJob) -> None:
+def finish_store(job: PackJob, static: Mapping[str, StaticField]) -> None:
     """各块都做完之后：坐标与元数据，校验和，最后是完成的标志。"""
     store = job.store
     files: dict[str, str] = {}
@@ -41,7 +44,7 @@ def finish_store(job: PackJob) -> None:
         faults.update({(c, h): [c, h, *rest] for c, h, *rest in record["faults"]})
         rounding.append(record["rounding"])
     errors = rounding_errors(job.plan, np.array(rounding))
-    files |= write_zarr(job, gaps, errors)
+    files |= write_zarr(job, gaps, errors, static)
     buffer = io.BytesIO()
     np.save(buffer, np.packbits(job.reader.present.numpy(), axis=1))
     files[PRESENT] = write_bytes(store / PRESENT, buffer.getvalue())
@@ -50,7 +53,9 @@ def finish_store(job: PackJob) -> None:
     report(job.plan, gaps, [*faults.values()], errors)
 
 
-def write_zarr(job: PackJob, gaps: list[list[Any]], errors: dict[str, list[float]]) -> dict[str, str]:
+def write_zarr(
+    job: PackJob, gaps: list[list[Any]], errors: dict[str, list[float]], static: Mapping[str, StaticField]
+) -> dict[str, str]:
     """fields 之外的一切；返回各文件的校验和。"""
     plan, utc = job.plan, job.hours - job.plan.utc_offset_hours
     valid = np.ones((job.hours.size, len(plan.channels)), dtype=bool)  # (N, C)
@@ -79,6 +84,11 @@ def write_zarr(job: PackJob, gaps: list[list[Any]], errors: dict[str, list[float
         about = {"long_name": "standard deviation of the change over tendency_hours, training dates"}
         hours = {"tendency_hours": [int(hour) for _, hour in held]}
         small["tendency_std"] = small_array(np.array([std for std, _ in held]), ("channel",), about | hours)
+    for name, field in static.items():
+        about = {"long_name": f"{name}, constant in time", **field.about()}
+        small[static_array(name)] = small_array(field.values, DIMS[2:], about)
+    for old in {path.parent.name for path in job.store.glob("*/.zarray")} - {*small, "fields"}:
+        shutil.rmtree(job.store / old)  # 上一次打包有、现在没有了的
     files = {}
     for name, (array, data) in small.items():
         path = job.store / name / chunk_name(0, len(array.shape))

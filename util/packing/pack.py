@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +24,7 @@ from util.data.dataset import open_data
 from util.data.index import sampled_hours, split_years
 from util.data.reader import FieldReader
 from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
-from util.data.tree_files import Tendency, read_extremes, read_tendency
+from util.data.tree_files import StaticField, Tendency, read_extremes, read_static, read_tendency, static_names
 from util.files.zarr_metadata import FILE_TYPES
 from util.packing.chunks import PackJob, make_job, pack_chunk, read_chunk_record
 from util.packing.finish_store import finish_store
@@ -48,13 +50,23 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
     extremes = [read_extremes(config.root, channel) for channel in data.spec.channels]
     tendencies = [read_tendency(config.root, channel) for channel in data.spec.channels]
     plan = make_plan(config, data.spec, extremes, tendencies, dtype, command)
-    pack_from(data.windows.reader, plan, store, workers, scheduler)
+    static = {
+        name: read_static(config.root, name, config.latitude, config.longitude) for name in static_names(config.root)
+    }
+    pack_from(data.windows.reader, plan, store, workers, scheduler, static)
 
 
 def pack_from(
-    reader: FieldReader, plan: StorePlan, store: Path, workers: int = 1, scheduler: str | None = None
+    reader: FieldReader,
+    plan: StorePlan,
+    store: Path,
+    workers: int = 1,
+    scheduler: str | None = None,
+    static: Mapping[str, StaticField] | None = None,
 ) -> None:
-    """reader 读得到的，照 plan 打包。"""
+    """reader 读得到的，照 plan 打包；static: 不随时间变的场。"""
+    static = static or {}
+    plan = replace(plan, static={name: described(field) for name, field in static.items()})
     with locked(store):
         old = read_plan(store)
         plan = merge(store, old, plan) if old else plan
@@ -71,8 +83,14 @@ def pack_from(
                 (store / MARK).unlink(missing_ok=True)
                 write_plan(store, plan)
                 run_chunks(job, todo, run)
-            finish_store(job)
+            finish_store(job, static)
     log.info("store %s: %s, %d times in %d chunks, %s", store, plan.years_text, hours.size, job.chunks, plan.dtype)
+
+
+def described(static: StaticField) -> dict[str, Any]:
+    """plan 里记的一个不随时间变的场；值换了，校验和就不同。"""
+    digest = hashlib.blake2b(static.values.tobytes(), digest_size=16).hexdigest()
+    return {**static.about(), "digest": digest}
 
 
 def refuse_other(store: Path) -> None:

@@ -40,16 +40,25 @@ def find_dims(dataset: xr.Dataset) -> Dims:
     moments = dataset[time_name(dataset)].dims
     time = str(moments[0]) if moments else None
     level = next((n for n in LEVEL_NAMES if n in dataset.dims), None)
+    return Dims(time, level, *horizontal_dims(dataset))
+
+
+def horizontal_dims(found: xr.Dataset | xr.DataArray) -> tuple[str, str]:
+    """纬度、经度两维的名字。
+
+    Raises:
+        ValueError: 缺哪一个。
+    """
     horizontal = []
     for names in (LATITUDE_NAMES, LONGITUDE_NAMES):
-        name = next((n for n in names if n in dataset.dims and n in dataset.coords), None)
+        name = next((n for n in names if n in found.dims and n in found.coords), None)
         if name is None:
-            raise ValueError(f"no axis named {' or '.join(names)}; dimensions there: {listed(dataset.dims)}")
+            raise ValueError(f"no axis named {' or '.join(names)}; dimensions there: {listed(found.dims)}")
         horizontal.append(name)
-    return Dims(time, level, *horizontal)
+    return horizontal[0], horizontal[1]
 
 
-def read_coordinates(dataset: xr.Dataset, name: str) -> np.ndarray:
+def read_coordinates(dataset: xr.Dataset | xr.DataArray, name: str) -> np.ndarray:
     """一条水平轴的坐标 (n,)，双精度，度；经度展开成一段连着的：350、355、0、5 是 -10、-5、0、5。
 
     在 [-180, 360] 里的不动，其余起于 [-180, 180)。
@@ -76,7 +85,7 @@ def same_coordinates(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((np.abs(off - CIRCLE * np.rint(off[0] / CIRCLE)) <= ROUNDING).all())
 
 
-def read_axis(dataset: xr.Dataset, name: str, region: slice) -> Axis:
+def read_axis(dataset: xr.Dataset | xr.DataArray, name: str, region: slice) -> Axis:
     """等距坐标轴裁剪之后的 first、step、count；方向照源文件，经度展开（read_coordinates）。
 
     Raises:

@@ -47,9 +47,11 @@ class Request(Strict):
     pressure_hpa: 要哪些层，次序就是 level_00、level_01……；不写就是文件里的全部，由低压到高压。
     select: 经纬、时间、气压之外的维取哪一项（按坐标的值）；filter: 各变量共同的 GRIB 键。
     absent_chunks: Zarr 里没有写过的块是数据（fill_value）还是缺测；不写就只在说得准时导入。
+    static: 不随时间变的场，写法同 variables。
     """
 
-    variables: dict[str, Wanted]
+    variables: dict[str, Wanted] = Field(default={})
+    static: dict[str, Wanted] = Field(default={})
     pressure_hpa: list[float] = Field(default=[])
     select: dict[str, Scalar] = Field(default={})
     filter: dict[str, Scalar] = Field(default={})
@@ -57,9 +59,11 @@ class Request(Strict):
 
     @model_validator(mode="after")
     def _named(self) -> Request:
-        for name in self.variables:
+        for name in (*self.variables, *self.static):
             if not re.fullmatch(r"[A-Za-z]\w*", name) or "_level_" in name:
                 raise ValueError(f"variables: {name!r} is not a name; use letters, digits and _, e.g. t2m")
+        if both := sorted(set(self.variables) & set(self.static)):
+            raise ValueError(f"{both[0]!r} is both in variables and in static; choose another name")
         if len(set(self.pressure_hpa)) < len(self.pressure_hpa):
             raise ValueError("pressure_hpa holds a level twice")
         return self
@@ -77,36 +81,39 @@ def read_request(
     select: Sequence[str] = (),
     filters: Sequence[str] = (),
     absent_chunks: str | None = None,
+    static: Sequence[str] = (),
 ) -> Request:
     """命令行 → Request；variables 之外的可以加在 --map 之上，同一个键以命令行的为准。
 
     Args:
-        variables: "SOURCE=NAME"；select、filters: "KEY=VALUE"。
+        variables、static: "SOURCE=NAME"；select、filters: "KEY=VALUE"。
 
     Raises:
         ValueError: 两种写法都给了，或写法、键、类型不对。
     """
-    if path and variables:
-        raise ValueError("--map and --variable exclude each other; write the variables into the map")
-    values: dict[str, Any] = read_mapping(path) if path else {"variables": _pairs(variables)}
+    if path and (variables or static):
+        option = "--variable" if variables else "--static"
+        raise ValueError(f"--map and {option} exclude each other; write the variables into the map")
+    pairs = {"variables": _pairs("--variable", variables), "static": _pairs("--static", static)}
+    values: dict[str, Any] = read_mapping(path) if path else pairs
     for key, option, texts in (("select", "--select", select), ("filter", "--filter", filters)):
         if texts and isinstance(values.setdefault(key, {}), dict):  # 不是映射的，留给 validate 说
             values[key] = values[key] | _scalars(option, texts)
     values |= {"absent_chunks": absent_chunks} if absent_chunks else {}
     request: Request = validate(Request, values, path or "command line")
-    if path and not request.variables:
+    if path and not request.variables and not request.static:
         raise ValueError(f"{path}: variables is empty; write e.g. t2m: {{source: t2m}}")
     return request
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, dict[str, str]]:
     variables: dict[str, dict[str, str]] = {}
     for text in texts:
         source, _, name = text.partition("=")
         if not source or not re.fullmatch(r"[A-Za-z]\w*", name) or "_level_" in name:
-            raise ValueError(f"--variable {text}: write SOURCE=NAME, NAME of letters, digits and _, e.g. air=air")
+            raise ValueError(f"{option} {text}: write SOURCE=NAME, NAME of letters, digits and _, e.g. air=air")
         if name in variables or {"source": source} in variables.values():
-            raise ValueError(f"--variable {text}: {source!r} or {name!r} is given twice")
+            raise ValueError(f"{option} {text}: {source!r} or {name!r} is given twice")
         variables[name] = {"source": source}
     return variables
 

@@ -107,7 +107,7 @@ def _select_all(held: Mapping[str, list[Held]], request: Request) -> dict[str, l
                 )
             if have:
                 left.pop(dim, None)
-        result[name] = [Held(h.source, _select(h, request.select)) for h in several]
+        result[name] = [Held(h.source, take_selected(h, request.select)) for h in several]
     for dim in left:
         first = next(iter(held.values()))[0]
         raise ValueError(
@@ -120,7 +120,7 @@ def _has_axis(dataset: xr.Dataset, dim: str) -> bool:
     return dim in dataset.coords and dataset[dim].dims in ((), (dim,))
 
 
-def _select(held: Held, select: Mapping[str, Scalar]) -> xr.Dataset:
+def take_selected(held: Held, select: Mapping[str, Scalar]) -> xr.Dataset:
     """按坐标的值取一项；GRIB 里已由 filter 挑到只剩一项的，核对一下。"""
     dataset = held.dataset
     for dim, value in select.items():
