@@ -21,9 +21,10 @@ from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
 from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint, save_checkpoint
-from util.config import RunConfig
+from util.config import RunConfig, eval_batch_size
 from util.data.batches import epoch_starts, split_batches
 from util.data.dataset import WeatherData, open_data
+from util.data.feed import batch_bytes, check_shared_memory
 from util.logger import MetricsLog, WandbRun, open_wandb, setup_logging
 from util.signals import StopFlag
 
@@ -103,6 +104,7 @@ def open_run(
     data = open_data(config.data, log_dir / "missing.csv", main, fabric.device)
     if content is not None:
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
+    check_room(config, data, fabric)
     fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
     total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
     state = build_state(fabric, config, data.spec, total_steps, initial, content)
@@ -123,6 +125,17 @@ def open_run(
     wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})
     wandb = open_wandb(wandb_config, name, config.model_dump(), log)
     return Run(config, name, fabric, data, state, metrics, wandb, stop, time.monotonic())
+
+
+def check_room(config: RunConfig, data: WeatherData, fabric: Fabric) -> None:
+    """训练与验证的批都要放得进共享内存，走完一轮才发现就晚了；一台机器上的各进程分这一块。
+
+    Raises:
+        ValueError: 放不下，见 check_shared_memory。
+    """
+    size = max(config.train.batch_size // (fabric.world_size * config.train.accumulate), eval_batch_size(config))
+    batch = batch_bytes(data.windows, size, fabric.device)
+    check_shared_memory(batch, config.data.workers, processes=fabric.world_size // config.run.num_nodes)
 
 
 def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: int) -> list[list[int]]:
