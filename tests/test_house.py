@@ -55,7 +55,7 @@ LATE = {  # 函数里才引用自己的文件：这些，因为
 }
 HEAVY = {  # 函数里才引用的库：引入要零点几秒到几秒，或不是人人装着
     "torch", "numpy", "scipy", "matplotlib", "xarray", "h5netcdf", "distributed", "diffusers", "safetensors",
-    "plotly", "tqdm", "yaml", "cfgrib", "gribapi", "wandb",
+    "plotly", "tqdm", "yaml", "cfgrib", "gribapi", "wandb", "zarr", "aiohttp",
 }  # fmt: skip
 LISTS = {  # 不限个数的：这些，因为
     "": "工具与人都到根目录里找：命令、说明、环境、各种设置",

@@ -43,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="extend",
         nargs="+",
         metavar="PATH",
-        help="any mix of NetCDF, GRIB and ZIP files, Zarr stores, folders of them and patterns such as 't2m_*.nc'; "
+        help="any mix of NetCDF, GRIB and ZIP files, Zarr stores, folders of them, patterns such as 't2m_*.nc' "
+        "and addresses (https://, s3://, gs://); "
         "the files of a variable are joined in time, and not every file must hold every variable",
     )
     where = parser.add_mutually_exclusive_group(required=True)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from util.source import archive
 from util.source.opening import KINDS, is_store, start_of
+from util.source.remote import is_address
+from util.source.remote_zarr import address_stamp
 
 SUFFIXES = {".nc", ".nc3", ".nc4", ".netcdf", ".cdf", ".h5", ".hdf5", ".zarr", ".zip"}
 SUFFIXES |= {".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2"}
@@ -40,9 +42,9 @@ def find_sources(texts: Sequence[str], stack: ExitStack) -> list[Source]:
 
 
 def file_stamps(source: Source) -> list[Any]:
-    """来源换过没有：各文件的名字、大小、时刻；Zarr 的文件夹逐个文件看。"""
+    """来源换过没有：各文件的名字、大小、时刻；Zarr 的文件夹逐个文件看，远处的只看元数据。"""
     if isinstance(source.path, str):
-        return [[source.path]]
+        return address_stamp(source.path)
     files = sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
     name = Path(source.name).absolute()
     return [[str(name / p.relative_to(source.path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
@@ -50,7 +52,7 @@ def file_stamps(source: Source) -> list[Any]:
 
 def _expand(text: str, stack: ExitStack) -> list[Source]:
     """一段 --source 是哪几个来源；地址原样。"""
-    if "://" in text:
+    if is_address(text):
         return [Source(text, text)]
     there = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))
     if not there:

@@ -1,4 +1,4 @@
-"""导入的读入一侧：打开 NetCDF、Zarr 或 GRIB，交出一个个 xarray.Dataset；不读场。
+"""导入的读入一侧：打开本机或远处的 NetCDF、Zarr、GRIB，交出一个个 xarray.Dataset；不读场。
 
 以后要加别的格式，只需让 open_source 也能打开它。
 """
@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from util.source.axes import listed
 from util.source.grib import MAGIC, open_grib
+from util.source.remote import connect, download, is_address
+from util.source.remote_zarr import find_zarr
 from util.source.request import Scalar
 from util.source.zarr_chunks import decode_zarr
+from util.source.zarr_folder import Folder, LocalZarr
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,30 +39,61 @@ def start_of(path: Path) -> bytes:
 
 
 def open_source(path: str | Path, filters: Mapping[str, Scalar] | None = None) -> xr.Dataset:
-    """打开 NetCDF 文件、Zarr 文件夹（第 2 版不论是否合并过元数据），或 GRIB 文件里 filters 所选的消息。
+    """打开 NetCDF 文件、Zarr 文件夹（第 2 版不论是否合并过元数据），或 GRIB 文件里 filters 所选的消息；也可以是地址。
 
     Raises:
-        ValueError: 不在、不是这几种格式、损坏，或时间单位解不开。
+        ValueError: 不在、不是这几种格式、损坏，或时间单位解不开；地址读不到。
     """
-    import xarray as xr
-
+    if is_address(path):
+        return _open_address(str(path), filters)
     path = Path(path)
-    options: dict[str, Any] = {"cache": False, "decode_timedelta": False}
     if path.is_dir():
         if not is_store(path):
             raise ValueError(f"{path}: a folder without .zgroup or zarr.json, so not a Zarr store")
-        options |= {"engine": "zarr", "consolidated": (path / ".zmetadata").is_file()}
-    elif not path.is_file():
+        return _open(path, path, filters, LocalZarr(path), (path / ".zmetadata").is_file())
+    if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
-    elif start_of(path) == MAGIC:
+    if (start := start_of(path)) == MAGIC:
         return open_grib(path, filters or {})
-    elif not start_of(path).startswith(KINDS):
+    if not start.startswith(KINDS):
         raise ValueError(f"{path}: not a NetCDF file; NetCDF and GRIB files and Zarr folders can be imported")
+    return _open(path, path, filters)
+
+
+def _open_address(address: str, filters: Mapping[str, Scalar] | None) -> xr.Dataset:
+    """Zarr 逐块惰性地读；别的文件下到临时文件夹，用完了删去。"""
+    remote = connect(address)
+    if folder := find_zarr(remote):
+        return _open(address, folder.store(), filters, folder, True)
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(TemporaryDirectory(prefix="ar_pred_")))
+        path = download(remote, place)
+        try:
+            opened = stack.enter_context(open_source(path, filters))
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), address)) from None
+        dataset = opened.copy()  # opened 由 stack 关
+        dataset.set_close(stack.pop_all().close)
+    return dataset
+
+
+def _open(
+    path: str | Path,
+    store: Any,
+    filters: Mapping[str, Scalar] | None,
+    folder: Folder | None = None,
+    consolidated: bool = False,
+) -> xr.Dataset:
+    """store 交给 xarray，path 写在报错里；folder 是 Zarr 的文件夹，别的是 None。"""
+    import xarray as xr
+
     if filters:
         raise ValueError(f"{path}: filter {listed(filters)} is for GRIB messages, and this is not a GRIB file")
+    options: dict[str, Any] = {"cache": False, "decode_timedelta": False}
     try:
-        if path.is_dir():
-            return decode_zarr(xr.open_dataset(path, decode_cf=False, **options), path)
-        return xr.open_dataset(path, **options)
+        if folder is None:
+            return xr.open_dataset(store, **options)
+        found = xr.open_dataset(store, engine="zarr", consolidated=consolidated, decode_cf=False, **options)
+        return decode_zarr(found, folder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: cannot be opened ({error})") from None

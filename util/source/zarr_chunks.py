@@ -4,22 +4,23 @@ fill_value 只说没有写过的块读出来是什么；缺测由属性 _FillVal
 也当缺测，那样降水的 0 全成了 NaN；可它自己写打包的整数时缺测又只记在 fill_value 里，所以像记号的、打包而不是 0 的
 仍当缺测。
 没有写过的块：fill_value 是 NaN 或认得的填充值，就是缺测；别的（0）说不准，由 --absent-chunks 定。
-块有没有，只看文件名（分片的看片里的索引），不读场；记成很小的一张表，随变量裁剪、选层，各维的块号是坐标。
+块有没有，只看文件名（分片的看片里的索引），不读场，也只看要导入的那些：裁剪、选层之后才看，所以各维的块号是坐标。
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
-import os
 import struct
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from util.files.fills import CODES, FAR, match
+from util.source.zarr_folder import Folder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,59 +30,70 @@ NEVER = 2**64 - 1  # 分片的索引里，没有写过的块的位置
 
 
 class Absent(NamedTuple):
-    """一个变量没有写过的块：哪些 (块数, …) bool，各维的名字，fill_value（没有写是 None）。"""
+    """一个变量没有写过的块。
 
-    chunks: np.ndarray
+    dims: 各维的名字；sizes: 块的大小；fill: fill_value（没有写是 None）；find: 各维的块号 → 哪些没有写过 (…) bool；
+    found: 看过之后，看的是哪些块号、find 给的。
+    """
+
     dims: tuple[str, ...]
+    sizes: list[int]
     fill: float | None
+    find: Callable[[list[np.ndarray]], np.ndarray]
+    found: tuple[list[np.ndarray], np.ndarray] | None = None
 
     @property
     def missing(self) -> bool:
         """没有写过就是缺测。"""
-        return self.fill is not None and (math.isnan(self.fill) or match(self.fill, FAR + CODES) is not None)
+        return self.fill is not None and match(self.fill, FAR + CODES) is not None
 
 
-def decode_zarr(dataset: xr.Dataset, path: Path) -> xr.Dataset:
-    """没有解码的数据集（decode_cf=False）→ 解码的；缺测照属性，没有写过的块记在 encoding[ABSENT]。"""
+def decode_zarr(dataset: xr.Dataset, folder: Folder) -> xr.Dataset:
+    """没有解码的数据集（decode_cf=False）→ 解码的；缺测照属性，怎样看没有写过的块记在 encoding[ABSENT]。"""
     import xarray as xr
 
     found = {}
     for name, variable in dataset.variables.items():
-        meta = _metadata(path / str(name))
+        meta = _metadata(folder, str(name))
         fill = _number(meta["fill_value"])
         variable.attrs.pop("_FillValue", None)  # xarray 放的是 fill_value
         if (declared := _number(meta["attributes"].get("_FillValue"))) is None and _declares(meta, fill):
             declared = fill
         if declared is not None and variable.dtype.kind in "iuf":
             variable.attrs["_FillValue"] = np.array(declared).astype(variable.dtype)[()]
-        chunks = _absent(path / str(name), meta) if name in dataset.data_vars else np.zeros(0, dtype=bool)
-        if chunks.any():
-            found[str(name)] = Absent(chunks, tuple(map(str, variable.dims)), fill), _inner(meta)
+        if name in dataset.data_vars and not (fill is not None and math.isnan(fill)):  # NaN 读出来就是缺测，不必看
+            find = partial(_find_absent, folder, str(name), meta)
+            found[name] = Absent(tuple(map(str, variable.dims)), _inner(meta), fill, find)
     dataset = xr.decode_cf(dataset, decode_timedelta=False)
-    for name, (absent, sizes) in found.items():
+    labels = {}
+    for name, absent in found.items():
         dataset.variables[name].encoding[ABSENT] = absent
-        numbers = {d: np.arange(dataset.sizes[d]) // size for d, size in zip(absent.dims, sizes, strict=True)}
-        dataset = dataset.assign_coords({_label(name, dim): (dim, number) for dim, number in numbers.items()})
-    return dataset
+        for dim, size in zip(absent.dims, absent.sizes, strict=True):
+            labels[_label(dim, size)] = dim, np.arange(dataset.sizes[dim]) // size
+    return dataset.assign_coords(labels)
 
 
 def settle_absent(array: xr.DataArray, choice: str | None) -> None:
-    """裁剪、选层之后的变量：没有写过的块是数据、或都在外面，就不再记着。choice 是 --absent-chunks。
+    """裁剪、选层之后的变量：看它用到的块，都写过、或没有写过的是数据，就不再记着。choice 是 --absent-chunks。
 
     Raises:
-        ValueError: 说不准，又没有写 --absent-chunks。
+        ValueError: 说不准，又没有写 --absent-chunks；远处的看不了。
     """
     absent: Absent | None = array.encoding.get(ABSENT)
     if absent is None:
         return
-    used = absent.chunks[np.ix_(*(np.unique(numbers) for numbers in _numbers(array, absent)))]
-    if used.any() and choice is None and not absent.missing:
+    del array.encoding[ABSENT]
+    if choice == "data":
+        return
+    used = [np.unique(numbers) for numbers in _numbers(array, absent)]
+    gone = absent.find(used)
+    if gone.any() and choice is None and not absent.missing:
         raise ValueError(
-            f"variable {array.name}: {int(used.sum())} of {used.size} chunks were never written and read as fill_value "
+            f"variable {array.name}: {int(gone.sum())} of {gone.size} chunks were never written and read as fill_value "
             f"{absent.fill}: data or missing? --absent-chunks data or --absent-chunks missing decides"
         )
-    if not used.any() or choice == "data":
-        del array.encoding[ABSENT]
+    if gone.any():
+        array.encoding[ABSENT] = absent._replace(found=(used, gone))
 
 
 def hide_absent(block: np.ndarray, array: xr.DataArray) -> np.ndarray:
@@ -89,7 +101,9 @@ def hide_absent(block: np.ndarray, array: xr.DataArray) -> np.ndarray:
     absent: Absent | None = array.encoding.get(ABSENT)
     if absent is None:
         return block
-    where = absent.chunks[np.ix_(*_numbers(array, absent))]
+    assert absent.found is not None, "settle_absent goes first"
+    used, gone = absent.found
+    where = gone[np.ix_(*(np.searchsorted(u, n) for u, n in zip(used, _numbers(array, absent), strict=True)))]
     where = where.squeeze(tuple(i for i, dim in enumerate(absent.dims) if dim not in array.dims))
     kept = [dim for dim in absent.dims if dim in array.dims]
     where = where.transpose([kept.index(str(dim)) for dim in array.dims])
@@ -97,21 +111,20 @@ def hide_absent(block: np.ndarray, array: xr.DataArray) -> np.ndarray:
 
 
 def _numbers(array: xr.DataArray, absent: Absent) -> list[np.ndarray]:
-    return [np.atleast_1d(array[_label(str(array.name), dim)].values) for dim in absent.dims]
+    pairs = zip(absent.dims, absent.sizes, strict=True)
+    return [np.atleast_1d(array[_label(dim, size)].values) for dim, size in pairs]
 
 
-def _label(name: str, dim: str) -> str:
-    return f"chunk of {name} along {dim}"
+def _label(dim: str, size: int) -> str:
+    return f"chunk of {size} along {dim}"
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
+def _metadata(folder: Folder, name: str) -> dict[str, Any]:
     """两版的元数据写成一样：shape、chunks、separator、fill_value、attributes、prefix，分片的有 sharding。"""
-    if (folder / "zarr.json").is_file():
-        meta = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+    if (meta := folder.metadata(f"{name}/zarr.json")) is not None:
         key, codecs = meta["chunk_key_encoding"], meta.get("codecs") or [{"name": ""}]
         plain = key["name"] == "v2"
         return {
-            "shape": meta["shape"],
             "chunks": meta["chunk_grid"]["configuration"]["chunk_shape"],
             "separator": key.get("configuration", {}).get("separator", "." if plain else "/"),
             "prefix": [] if plain else ["c"],
@@ -120,15 +133,14 @@ def _metadata(folder: Path) -> dict[str, Any]:
             "sharding": codecs[0]["configuration"] if codecs[0]["name"] == "sharding_indexed" else None,
             "version": 3,
         }
-    meta = json.loads((folder / ".zarray").read_text(encoding="utf-8"))
-    attributes = folder / ".zattrs"
+    meta = folder.metadata(f"{name}/.zarray")
+    assert meta is not None, "zarr opened it"
     return {
-        "shape": meta["shape"],
         "chunks": meta["chunks"],
         "separator": meta.get("dimension_separator", "."),
         "prefix": [],
         "fill_value": meta["fill_value"],
-        "attributes": json.loads(attributes.read_text(encoding="utf-8")) if attributes.is_file() else {},
+        "attributes": folder.metadata(f"{name}/.zattrs") or {},
         "sharding": None,
         "version": 2,
     }
@@ -159,36 +171,28 @@ def _inner(meta: dict[str, Any]) -> list[int]:
     return (meta["sharding"] or {"chunk_shape": meta["chunks"]})["chunk_shape"]
 
 
-def _absent(folder: Path, meta: dict[str, Any]) -> np.ndarray:
-    """哪些块没有写过 (块数, …) bool。"""
-    inner = _inner(meta)
-    per_file = [outer // size for outer, size in zip(meta["chunks"], inner, strict=True)]
-    files = [-(-size // chunk) for size, chunk in zip(meta["shape"], meta["chunks"], strict=True)]
-    absent = np.ones([n * m for n, m in zip(files, per_file, strict=True)], dtype=bool)
-    for root, _, names in os.walk(folder):
-        above = Path(root).relative_to(folder).parts
-        for name in names:
-            words = meta["separator"].join([*above, name]).split(meta["separator"])
-            place = words[len(meta["prefix"]) :]
-            if (
-                words[: len(meta["prefix"])] != meta["prefix"]
-                or len(place) != len(files)
-                or not all(word.isdecimal() and int(word) < n for word, n in zip(place, files, strict=True))
-            ):
-                continue
-            part = tuple(slice(int(w) * m, (int(w) + 1) * m) for w, m in zip(place, per_file, strict=True))
-            absent[part] = (
-                _absent_in_shard(Path(root) / name, meta["sharding"], per_file) if meta["sharding"] else False
-            )
-    return absent[tuple(slice(-(-size // chunk)) for size, chunk in zip(meta["shape"], inner, strict=True))]
+def _find_absent(folder: Folder, name: str, meta: dict[str, Any], used: list[np.ndarray]) -> np.ndarray:
+    """各维的块号 used（递增）所交的块里，哪些没有写过 (…) bool。"""
+    per_file = [outer // size for outer, size in zip(meta["chunks"], _inner(meta), strict=True)]
+    files = [np.unique(numbers // m).tolist() for numbers, m in zip(used, per_file, strict=True)]
+    words = ([*meta["prefix"], *map(str, place)] for place in product(*files))
+    keys = [f"{name}/{meta['separator'].join(word)}" for word in words]
+    present = folder.present(name, keys)
+    if not meta["sharding"]:  # 一个文件一块
+        return np.array([key not in present for key in keys]).reshape([len(numbers) for numbers in used])
+    gone = np.ones([len(numbers) for numbers in used], dtype=bool)
+    for place, key in zip(product(*files), keys, strict=True):
+        if key in present:
+            inside = [np.flatnonzero(n // m == p) for n, m, p in zip(used, per_file, place, strict=True)]
+            within = [n[i] % m for n, i, m in zip(used, inside, per_file, strict=True)]
+            gone[np.ix_(*inside)] = _absent_in_shard(folder, key, meta["sharding"], per_file)[np.ix_(*within)]
+    return gone
 
 
-def _absent_in_shard(file: Path, sharding: dict[str, Any], per_file: list[int]) -> np.ndarray:
+def _absent_in_shard(folder: Folder, key: str, sharding: dict[str, Any], per_file: list[int]) -> np.ndarray:
     """片里的索引：各块的 (位置, 长度) uint64，后面有四个字节的校验和。"""
     size = 16 * math.prod(per_file)
     checksum = 4 * sum(codec["name"] == "crc32c" for codec in sharding["index_codecs"])
-    with file.open("rb") as opened:
-        if sharding.get("index_location", "end") == "end":
-            opened.seek(-(size + checksum), os.SEEK_END)
-        index = np.frombuffer(opened.read(size), "<u8").reshape(*per_file, 2)
-    return index[..., 0] == NEVER
+    at_end = sharding.get("index_location", "end") == "end"
+    data = folder.read(key, -(size + checksum), None) if at_end else folder.read(key, 0, size)
+    return np.frombuffer(data[:size], "<u8").reshape(*per_file, 2)[..., 0] == NEVER
