@@ -1,31 +1,86 @@
-"""命令行的共同约定：用户的错误一行说清，退出码 2，不打印 traceback。"""
+"""命令行的共同约定：用户的错、机器的毛病、别的库的异常都是一行，不打印 traceback；几个进程一起跑的怎样退出。"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
+
+# 读写文件的库：它们抛的 RuntimeError 与自己的错，是文件或盘的毛病；TypeError、KeyError 之类仍是我们叫错了
+FILE_LIBRARIES = {
+    *("netCDF4", "h5py", "h5netcdf", "zarr", "numcodecs", "zlib", "lzma", "zipfile", "cfgrib", "gribapi", "PIL"),
+    *("safetensors", "huggingface_hub", "pydantic", "pydantic_core", "yaml", "wandb"),
+}
+MACHINE = (  # torch 的 RuntimeError 里，是机器的毛病的那几种，各该怎么办
+    (
+        r"out of memory|OutOfMemory|can't allocate memory|^MemoryError",
+        "lower train.batch_size or raise train.accumulate, take a smaller model, or fewer --members",
+    ),
+    (r"shared memory\(shm\)|torch_shm|file </torch_", "make /dev/shm larger, e.g. docker run --shm-size=1g"),
+    (r"^Dist\w+Error|closed by peer|reset by peer", "another process of this run has ended; its own message says why"),
+    (r"CUDA|cuDNN|CUBLAS|NVML|NCCL|^AcceleratorError", "the device failed; look at nvidia-smi, then run it again"),
+)
+TRANSPORTED = "Original Traceback (most recent call last):"  # DataLoader 转述读取进程的异常时，整段都在消息里
+LONGEST = 400  # 一行错误至多几个字符
+log = logging.getLogger("ar_pred")
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """运行一个命令并退出：正常为 main 的返回值（None 即 0），ValueError 打印一行、退出码 2；程序的毛病有 traceback。"""
+    """运行一个命令并退出：正常为 main 的返回值（None 即 0）；出错时一行，程序自己的毛病才在屏幕上有 traceback。"""
     try:
         status = main() or 0
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
-    except OSError as error:  # 没有权限、磁盘满了之类
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 1
     except KeyboardInterrupt:  # 第二次 Ctrl-C
         print("interrupted", file=sys.stderr)
         status = 130
-    except Exception as error:  # noqa: BLE001  与解释器自己的做法相同，只是还要照管进程组
-        sys.excepthook(type(error), error, error.__traceback__)
-        status = 1
+    except Exception as error:  # noqa: BLE001  命令到此为止，哪一种都要给人一个交代
+        status = report_error(error)
     leave(status)
+
+
+def report_error(error: Exception) -> int:
+    """说出错误，返回退出码：用户的错（ValueError）2，其余的 1；traceback 总在日志文件里（有的话）。"""
+    log.debug("stopped:", exc_info=error)
+    line = one_line(error) if isinstance(error, ValueError | OSError) else describe(error)
+    if line is None:
+        sys.excepthook(type(error), error, error.__traceback__)
+    else:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if isinstance(error, ValueError) else 1
+
+
+def describe(error: Exception) -> str | None:
+    """别人的异常一行说清，加上怎么办；None：不认得，多半是程序的毛病。"""
+    named = f"{type(error).__name__}: {one_line(error)}"
+    if isinstance(error, RuntimeError | MemoryError):
+        for pattern, remedy in MACHINE:
+            if re.search(pattern, named):
+                return f"{named}; {remedy}"
+    if FILE_LIBRARIES & {type(error).__module__.partition(".")[0], *raised_by(error)}:
+        return named
+    return None
+
+
+def raised_by(error: Exception) -> tuple[str, ...]:
+    """RuntimeError 是谁抛的：最里一层的文件在 site-packages 里的路径（编译的库写的是相对的）；我们自己的为空。"""
+    if type(error) is not RuntimeError or error.__traceback__ is None:
+        return ()
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename.rpartition("site-packages/")[2])
+    return () if path.is_absolute() else path.parts
+
+
+def one_line(error: BaseException) -> str:
+    """异常的话压成一行：只留读取进程里的末一句，不要 torch 附上的 C++ 调用栈。"""
+    text = str(error)
+    if TRANSPORTED in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.partition("Exception raised from")[0].split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def leave(status: int) -> NoReturn:

@@ -9,19 +9,23 @@ import netrc
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from util.atomic import replacing
+from util.cli import one_line
 from util.config import WandbConfig
+from util.signals import Interrupted
 
 INIT_SECONDS = 15  # W&B 连不上时最多等这么久（秒）
 FINISH_SECONDS = 60  # 结束时上传最多等这么久；没传完的留在盘上，可用 wandb sync 补传
+PATIENCE_SECONDS = 30  # 它不守这个时限时，再等这么久
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -124,12 +128,28 @@ class MetricsLog:
         self._file.close()
 
 
+@contextmanager
+def optional(what: str, logger: logging.Logger) -> Iterator[None]:
+    """可有可无的一件（图、报告）：不论出什么错，只是少了它，训练照常。"""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001  不知道会是哪个库的哪一种
+        go_without(what, error, logger)
+
+
+def go_without(what: str, error: Exception, logger: logging.Logger) -> None:
+    """一行警告，说少了什么；原委进日志文件。"""
+    logger.warning("%s failed, the run goes on without it: %s: %s", what, type(error).__name__, one_line(error))
+    logger.debug("%s:", what, exc_info=error)
+
+
 class WandbRun:
     """一个 W&B 运行；run 为 None 时什么也不做。W&B 出错只警告一次，训练照常。"""
 
-    def __init__(self, run: Any, errors: tuple[type[Exception], ...], logger: logging.Logger) -> None:
+    def __init__(self, run: Any, logger: logging.Logger) -> None:
         self._run = run
-        self._errors = errors
         self._logger = logger
         self._warned = False
 
@@ -147,8 +167,12 @@ class WandbRun:
         self._try(send)
 
     def finish(self) -> None:
-        """结束运行；之后的调用什么也不做。"""
-        self._try(lambda run: run.finish())
+        """结束运行；之后的调用什么也不做。它自己有时限；连时限也不守的，不再等它。"""
+        thread = threading.Thread(target=self._try, args=(lambda run: run.finish(),), daemon=True)
+        thread.start()
+        thread.join(FINISH_SECONDS + PATIENCE_SECONDS)
+        if thread.is_alive():
+            self._logger.warning("W&B does not end, not waiting for it; what is missing there: wandb sync")
         self._run = None
 
     def _try(self, action: Callable[[Any], None]) -> None:
@@ -156,9 +180,9 @@ class WandbRun:
             return
         try:
             action(self._run)
-        except self._errors as error:
+        except Exception as error:  # noqa: BLE001  网断了、它的后台进程死了、它自己的毛病：哪一种训练都不该停
             if not self._warned:
-                self._logger.warning("W&B failed, the run goes on without it: %s: %s", type(error).__name__, error)
+                go_without("W&B", error, self._logger)
             self._warned = True
 
 
@@ -170,27 +194,27 @@ def open_wandb(config: WandbConfig, run_name: str, run_config: dict[str, Any], l
     """
     mode = _wandb_mode(config, logger)
     if mode == "disabled":
-        return WandbRun(None, (), logger)
+        return WandbRun(None, logger)
     try:
         wandb: Any = importlib.import_module("wandb")
         if not hasattr(wandb, "init"):  # 没装 wandb 时，根目录的 wandb/ 会被当成空的命名空间包
             raise ImportError("only an empty folder of that name")
-        errors = _wandb_errors(wandb)
-    except ImportError as error:
+    except Exception as error:  # noqa: BLE001  装坏了的包什么都抛得出
         logger.warning("W&B is off: the package wandb cannot be used (%s); pip install wandb", error)
-        return WandbRun(None, (), logger)
+        return WandbRun(None, logger)
     for attempt in ("online", "offline") if mode == "online" else ("offline",):
         try:
             run = _start(wandb, attempt, config, run_name, run_config)
-        except errors as error:
-            logger.warning("W&B could not start %s: %s: %s", attempt, type(error).__name__, _one_line(error))
-            wandb.teardown()  # 否则失败的那次仍占着这个 id，离线重开时报 run ID in use
+        except Exception as error:  # noqa: BLE001  连不上、读不懂的环境变量、盘满了
+            logger.warning("W&B could not start %s: %s: %s", attempt, type(error).__name__, one_line(error))
+            with optional("ending W&B after that", logger):
+                wandb.teardown()  # 否则失败的那次仍占着这个 id，离线重开时报 run ID in use
             continue
         place = run.url if attempt == "online" else f"upload later with: wandb sync {Path(run.dir).parent}"
         logger.info("W&B %s; %s", attempt, place)
-        return WandbRun(run, errors, logger)
+        return WandbRun(run, logger)
     logger.warning("W&B is off for this run")
-    return WandbRun(None, (), logger)
+    return WandbRun(None, logger)
 
 
 def _start(wandb: Any, mode: str, config: WandbConfig, run_name: str, run_config: dict[str, Any]) -> Any:
@@ -234,22 +258,3 @@ def _has_api_key() -> bool:
         except (netrc.NetrcParseError, OSError):
             continue  # 读不懂的 netrc 当作没有密钥，wandb 自己也是如此
     return False
-
-
-def _wandb_errors(wandb: Any) -> tuple[type[Exception], ...]:
-    """W&B 会抛的错：自己的基类、断开的连接、读不懂的环境变量（它用 pydantic 查）、后台进程的几种。"""
-    service = importlib.import_module("wandb.sdk.mailbox.mailbox_handle")
-    mailbox = importlib.import_module("wandb.sdk.mailbox.mailbox")
-    names = [(service, "HandleAbandonedError"), (service, "ServerResponseError"), (mailbox, "MailboxClosedError")]
-    return (
-        wandb.Error,
-        OSError,
-        ValidationError,
-        *(getattr(module, name) for module, name in names if hasattr(module, name)),
-    )
-
-
-def _one_line(error: Exception) -> str:
-    """头一行；pydantic 的头一行只数有几个错，要全文。"""
-    text = str(error).strip()
-    return " ".join(text.split()) if isinstance(error, ValidationError) else (text.splitlines() or [""])[0]

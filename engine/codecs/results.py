@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,12 @@ from util.calendar import time_text
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
 from util.files.records import as_json
+from util.logger import optional
 from util.plot.maps import forecast_figure
 from util.plot.side_by_side import side_by_side_figures
 from util.plot.style import save_figures
+
+log = logging.getLogger("ar_pred")
 
 
 def write_reconstruction(
@@ -37,7 +41,10 @@ def write_reconstruction(
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table_rows(table))
-    return draw(table, codecs, data, device, out / "figures")
+    pictures: list[Path] = []
+    with optional("the figures of the reconstruction", log):
+        pictures = draw(table, codecs, data, device, out / "figures")
+    return pictures
 
 
 def draw(

@@ -29,7 +29,7 @@ from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json
-from util.logger import setup_logging
+from util.logger import optional, setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
 from util.report import write_report
@@ -111,13 +111,15 @@ def provenance_of(task: Task, trained: Trained) -> Provenance:
 
 
 def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[Path]:
-    """成绩的表、图和报告；page 里是与成绩无关的各节（来历、数据、曲线）。返回 PNG 的路径。"""
+    """成绩的图和报告；page 里是与成绩无关的各节（来历、数据、曲线）。返回 PNG 的路径。"""
     task, result, seen = evaluated
-    log.info("scores: %s", write_result(out, result))
-    page = add_scores(page, task, result, seen, out / "statistics.nc")
-    pictures = draw_scores(result, page, out / "figures")
-    write_report(report, as_json(page))
-    log.info("report: %s", report)
+    pictures: list[Path] = []
+    with optional("the report", log):
+        page = add_scores(page, task, result, seen, out / "statistics.nc")
+        with optional("the figures of the scores", log):
+            pictures = draw_scores(result, page, out / "figures")
+        write_report(report, as_json(page))
+        log.info("report: %s", report)
     return pictures
 
 
@@ -174,6 +176,7 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         return 0
     for lead in range(evaluated.task.steps):
         log.info("%s\n%s", options.split, scores_text(evaluated.result, lead))
+    log.info("scores: %s", write_result(out, evaluated.result))
     facts: Facts = [("checkpoint", path), ("step", str(progress.step))]
     facts += [("set", " ".join(options.set))] if options.set else []
     page = make_page(

@@ -15,10 +15,10 @@ from lightning.fabric import Fabric
 from engine.codecs.results import write_reconstruction
 from engine.codecs.scores import score_codecs
 from engine.codecs.table import CodecScores, Reconstruction, reconstruction_text
-from engine.evaluation.evaluate import Trained, evaluate, publish
+from engine.evaluation.evaluate import Evaluated, Trained, evaluate, publish
 from engine.evaluation.metrics_file import Cost
 from engine.evaluation.page import Facts, make_page
-from engine.evaluation.results import scores_text
+from engine.evaluation.results import scores_text, write_result
 from engine.evaluation.task import Options
 from engine.loading import load_forecaster
 from engine.one_pass import Check
@@ -34,6 +34,7 @@ from util.data.batches import all_starts
 from util.data.dataset import WeatherData
 from util.data.index import SPLITS
 from util.files.records import as_json
+from util.logger import optional
 from util.plot.curves import curves_figure
 from util.plot.maps import forecast_figure
 from util.plot.style import save_figures
@@ -88,36 +89,49 @@ def finish(run: Run) -> None:
         best_validation_loss=run.state.progress.best,
     )
     run.record("test", {"test_loss": test_loss})
-    assert run.metrics is not None
-    pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
-    page = make_page(
-        "run",
-        run.name,
-        [("test loss", f"{test_loss:.5f}")],
-        f"python train.py --config {run.log_dir / 'config.yaml'} run.name={run.name}-again",
-        config,
-        run.data,
-        missing=run.log_dir / "missing.csv",
-        curves=run.log_dir / "metrics.csv",
-    )
+    table, pictures = None, []
     if is_codec(model):
-        table, drawn = reconstruct(run, model, check)
-        page = replace(page, facts=[*page.facts, *reconstruction_facts(table)])
+        table, pictures = reconstruct(run, model, check)
         summary = replace(summary, reconstruction=table.codecs[run.name])
-        pictures += drawn
-    if can_forecast(model) and evaluated is not None:
+    if evaluated is not None:
         result = evaluated.result
         log.info("test split, best checkpoint\n%s", scores_text(result))
+        log.info("scores: %s", write_result(run.log_dir / "test", result))
         summary = replace(summary, cost=result.cost, mean_rmse_ratio=result.mean_rmse_ratio)
-        pictures += publish(evaluated, run.log_dir / "test", run.log_dir / "report.html", page)
-        pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
-    else:
-        write_report(run.log_dir / "report.html", as_json(page))
+    with optional("the report", log):
+        pictures += show(run, test_loss, evaluated, table)
+    if can_forecast(model):
+        with optional("the figures of samples", log):
+            pictures += draw_samples(model, run.data, fabric, config.log.figures, run.log_dir / "figures")
     with replacing(run.log_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(as_json(summary), indent=1, allow_nan=False), encoding="utf-8")
     for path in pictures:  # 各用各的名字：大小不同的图放在一组里，W&B 会抱怨
         run.wandb.images(run.state.progress.step, f"figures/{path.stem}", [path])
-    log.info("done: %s, %s, report %s", run.log_dir, run.best, run.log_dir / "report.html")
+    log.info("done: %s, %s", run.log_dir, run.best)
+
+
+def show(run: Run, test_loss: float, evaluated: Evaluated | None, table: Reconstruction | None) -> list[Path]:
+    """曲线与成绩的图、整个运行的报告；返回 PNG 的路径。"""
+    assert run.metrics is not None
+    pictures: list[Path] = []
+    with optional("the figure of the curves", log):
+        pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
+    page = make_page(
+        "run",
+        run.name,
+        [("test loss", f"{test_loss:.5f}"), *(reconstruction_facts(table) if table is not None else ())],
+        f"python train.py --config {run.log_dir / 'config.yaml'} run.name={run.name}-again",
+        run.config,
+        run.data,
+        missing=run.log_dir / "missing.csv",
+        curves=run.log_dir / "metrics.csv",
+    )
+    report = run.log_dir / "report.html"
+    if evaluated is not None:
+        return pictures + publish(evaluated, run.log_dir / "test", report, page)
+    write_report(report, as_json(page))
+    log.info("report: %s", report)
+    return pictures
 
 
 def reconstruct(run: Run, model: Autoencoder, check: Check) -> tuple[Reconstruction, list[Path]]:

@@ -19,7 +19,6 @@ from engine.training.run import (
     Run,
     copy_from_last,
     epoch_batches,
-    errors_in_log,
     make_fabric,
     open_run,
     save,
@@ -52,7 +51,7 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
     content, name = find_resume(fabric, config, config_path, resume)
     if content is None:
         check_first_stage(config.model)  # 续训不再需要它
-    with catch_signals() as stop, errors_in_log():
+    with catch_signals() as stop:
         run = open_run(config, config_path, name, fabric, content, stop)
         try:
             if content is None:

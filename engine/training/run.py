@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,13 +188,3 @@ def save_for_later(run: Run) -> str:
         return "nothing to resume, run it again"
     save(run)
     return f"resume with: python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
-
-
-@contextmanager
-def errors_in_log() -> Iterator[None]:
-    """屏幕上的那一行错误由命令行打印；日志文件里也留一行，第二天早上才知道为什么停了。"""
-    try:
-        yield
-    except ValueError as error:
-        log.debug("stopped: %s", error)
-        raise

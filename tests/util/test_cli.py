@@ -1,12 +1,26 @@
-"""命令怎样退出：两个进程一起跑的，归约还没收尾就走，也不 abort；一个出了错，哪个也不等。"""
+"""命令怎样退出：别人的异常一行，程序的毛病有 traceback；两个进程一起跑的不 abort，一个出了错，哪个也不等。"""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numcodecs
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel
 
 from tests.engine.runs import ROOT
+from util.cli import run_command
+from util.logger import setup_logging
 
 PAIR = """
 import os, sys
@@ -54,3 +68,113 @@ def test_two_processes_end_before_their_threads(tmp_path: Path) -> None:
 def test_an_error_in_one_process_waits_for_nobody(tmp_path: Path) -> None:
     codes, said = exits(tmp_path, "fails")
     assert codes[0] == "2" and codes[1] not in ("0", "-6") and "error: rank 0 is wrong" in said
+
+
+# ---- 别人的异常
+
+
+def fails(error: Exception) -> Callable[[], Any]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def run(main: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """退出码与标准错误。"""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    return stopped.value.code, capsys.readouterr().err
+
+
+class Small(BaseModel):
+    lr: float
+
+
+def bad_hdf5(folder: Path) -> None:
+    with netCDF4.Dataset(folder / "a.nc", "w") as file:
+        file.createDimension("x", 1000)
+        file.createVariable("t", "f4", ("x",), zlib=True)[:] = np.random.default_rng(0).random(1000)
+    data = bytearray((folder / "a.nc").read_bytes())
+    middle = len(data) - 2000
+    data[middle : middle + 500] = bytes(500)
+    (folder / "a.nc").write_bytes(bytes(data))
+    with netCDF4.Dataset(folder / "a.nc") as file:
+        file["t"][:]
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], Any], int, str]] = {
+    "zlib": (lambda _: zlib.decompress(b"nonsense"), 1, "error: error: Error -3 while decompressing data"),
+    "numcodecs": (lambda _: numcodecs.Blosc().decode(b"x" * 40), 1, "error: RuntimeError: error during blosc"),
+    "zip": (lambda folder: zipfile.ZipFile(made(folder / "a.zip")), 1, "error: BadZipFile: File is not a zip file"),
+    "netCDF": (bad_hdf5, 1, "error: RuntimeError: NetCDF: "),
+    "pydantic": (lambda _: Small.model_validate({"lr": "x"}), 2, "error: 1 validation error for Small lr Input"),
+    "permission": (lambda folder: (folder / "none" / "a").write_text("x"), 1, "error: [Errno 2] No such file"),
+    "numpy memory": (lambda _: np.ones(2**60, np.uint8), 1, "error: MemoryError: Unable to allocate 1.00 EiB"),
+    "torch memory": (lambda _: torch.empty(2**60), 1, "error: RuntimeError: [enforce fail at alloc_cpu.cpp"),
+}
+
+
+def made(path: Path) -> Path:
+    path.write_bytes(b"not a zip")
+    return path
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_errors_of_libraries_are_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    action, status, said = FOREIGN[kind]
+    code, err = run(lambda: action(tmp_path), capsys)
+    assert (code, err.count("\n")) == (status, 1), err
+    assert err.startswith(said), err
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), "lower train.batch_size"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "the device failed"),
+        (RuntimeError("CUDA error: no kernel image is available"), "the device failed"),
+        (RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:1"), "another process of this run"),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), "another process of this run"),
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space"), "--shm-size"),
+        (MemoryError(), "lower train.batch_size"),
+    ],
+)
+def test_the_machine_says_what_to_do(error: Exception, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = run(fails(error), capsys)
+    assert code == 1 and err.count("\n") == 1 and err.startswith(f"error: {type(error).__name__}: ") and remedy in err
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        *map(fails, (AssertionError("ours"), KeyError("t2m"), TypeError("a"), AttributeError("b"), RuntimeError("c"))),
+        lambda: torch.ones(2) @ torch.ones(3),
+    ],
+)
+def test_our_own_mistakes_show_where(main: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = run(main, capsys)
+    assert code == 1 and "Traceback (most recent call last):" in err and "error: " not in err.splitlines()[0]
+
+
+def test_the_traceback_of_one_line_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        setup_logging(tmp_path / "train.log")
+        raise ValueError("train.lr = 0")
+
+    assert run(main, capsys) == (2, "error: train.lr = 0\n")
+    log = (tmp_path / "train.log").read_text()
+    assert "DEBUG stopped:" in log and 'raise ValueError("train.lr = 0")' in log
+
+
+def test_only_the_last_words_of_a_reading_process(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        "  File \"a.py\", line 1, in f\nOSError: [Errno 5] Input/output error: 'a.npy'\n"
+    )
+    assert run(fails(OSError(text)), capsys) == (1, "error: [Errno 5] Input/output error: 'a.npy'\n")
+
+
+def test_a_second_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: signal.raise_signal(signal.SIGINT), capsys) == (130, "interrupted\n")

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
+from util import logger as logger_module
 from util.config import WandbConfig
 from util.logger import MetricRow, MetricsLog, open_wandb, read_metrics, setup_logging
 
@@ -224,7 +226,7 @@ def test_unreachable_server_falls_back_to_offline(fake, tmp_path, monkeypatch, c
     assert [(call["mode"], call["resume"]) for call in module.calls] == [("online", "allow"), ("offline", None)]
     assert module.teardowns == 1
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "W&B could not start online: FakeError: timed out"
+        "W&B could not start online: FakeError: timed out Consider increasing the timeout"
     ]
     run.log(1, {"loss": 1.0})
     assert module.run.logged == [({"loss": 1.0}, 1)]
@@ -271,16 +273,47 @@ def test_a_broken_connection_is_reported_once(fake, tmp_path, caplog, error):
         run.log(step, {"loss": 1.0})
     run.images(3, "test", [Path("one.png")])
     run.finish()
-    assert [r.getMessage() for r in caplog.records] == [
+    assert [r.getMessage() for r in caplog.records if r.levelno > logging.DEBUG] == [
         f"W&B failed, the run goes on without it: {error.__name__}: connection lost"
     ]
     assert module.run.finished
 
 
-def test_our_own_mistakes_are_not_swallowed(fake, tmp_path):
+def test_any_other_error_is_a_warning_with_its_traceback_in_the_log(fake, tmp_path):
+    """W&B 可有可无：它的、我们的毛病都不该停下训练；原委在日志文件里。"""
     fake(run=FakeRun(KeyError))
-    with pytest.raises(KeyError):
-        start(tmp_path).log(1, {"loss": 1.0})
+    run = start(tmp_path)
+    setup_logging(tmp_path / "train.log")
+    run.log(1, {"loss": 1.0})
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert "WARNING W&B failed, the run goes on without it: KeyError: 'connection lost'" in lines[0]
+    assert "Traceback (most recent call last):" in lines and lines[-1] == "KeyError: 'connection lost'"
+
+
+def test_a_run_that_does_not_end_is_left(fake, tmp_path, monkeypatch, caplog):
+    run = FakeRun()
+    monkeypatch.setattr(run, "finish", lambda: time.sleep(5), raising=False)
+    monkeypatch.setattr(logger_module, "FINISH_SECONDS", 0.1)
+    monkeypatch.setattr(logger_module, "PATIENCE_SECONDS", 0)
+    fake(run=run)
+    begin = time.monotonic()
+    start(tmp_path).finish()
+    assert time.monotonic() - begin < 4
+    assert "W&B does not end, not waiting for it; what is missing there: wandb sync" in caplog.text
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_a_package_that_cannot_start(fake, tmp_path, monkeypatch, caplog, error):
+    """装坏了的 wandb 抛得出任何错。"""
+    module = fake()
+
+    def init(**_: Any) -> None:
+        raise error("broken installation")
+
+    monkeypatch.setattr(module, "init", init)
+    start(tmp_path).log(1, {"loss": 1.0})
+    assert f"W&B could not start offline: {error.__name__}: broken installation" in caplog.text
+    assert "W&B is off for this run" in caplog.text
 
 
 def test_environment_disables(fake, tmp_path, monkeypatch, caplog):
