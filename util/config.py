@@ -83,6 +83,22 @@ class Axis(Strict):
         return f"{self.count} values from {self.first:g} to {self.values()[-1]:g}"
 
 
+def _between_poles(axis: Axis) -> Axis:
+    first, last = axis.values()[0], axis.values()[-1]
+    if max(abs(first), abs(last)) > 90 + 1e-6:
+        raise ValueError(f"runs from {first:g} to {last:g}, outside -90 to 90")
+    return axis
+
+
+def _one_circle(axis: Axis) -> Axis:
+    if abs(axis.step) * axis.count > 360 + 1e-6:
+        raise ValueError(
+            f"covers more than 360 degrees ({axis.count} steps of {axis.step:g} from {axis.first:g}): leave out the "
+            "columns that come twice (dataset.py import --cols)"
+        )
+    return axis
+
+
 class Splits(Strict):
     """三段日期 [起, 止]，两端都含；写年份时取整年。"""
 
@@ -105,8 +121,8 @@ class DataConfig(Strict):
     units: dict[str, str] = Field(default_factory=dict)
     valid_range: dict[str, Limits] = Field(default_factory=dict)
     pressure_hpa: list[float] = Field(default_factory=list)
-    latitude: Axis
-    longitude: Axis
+    latitude: Annotated[Axis, AfterValidator(_between_poles)]
+    longitude: Annotated[Axis, AfterValidator(_one_circle)]
     utc_offset_hours: int = Field(default=0, ge=-12, le=14)
     interval_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
     first_hour: int = Field(default=0, ge=0, le=23)

@@ -125,6 +125,8 @@ def test_the_files_own_values_are_untouched_by_overrides():
         ("run.seed=-1", ["run.seed = -1", "greater than or equal to 0"]),
         ("data.interval_hours=5", ["data.interval_hours = 5", "1, 2, 3, 4, 6"]),
         ("data.latitude.step=0", ["data.latitude", "step must not be 0"]),
+        ("data.latitude.count=37", ["data.latitude: runs from 87.5 to -92.5, outside -90 to 90"]),
+        ("data.longitude.count=73", ["data.longitude: covers more than 360 degrees (73 steps of 5 from 0)", "--cols"]),
         # 一组词里的一个
         ("train.optimizer=adamm", ["train.optimizer = 'adamm'", "'adam' or 'adamw'", "nearest: adam"]),
         ("data.standardize=maybe", ["data.standardize = 'maybe'", "'auto', 'yes' or 'no'"]),

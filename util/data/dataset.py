@@ -96,13 +96,9 @@ def make_spec(
     """配置里的坐标、单位、气压与统计量合成 DataSpec。
 
     Raises:
-        ValueError: 坐标越界，层没有对应的气压，变量没有单位。
+        ValueError: 层没有对应的气压，变量没有单位。
     """
     latitudes, longitudes = config.latitude.values(), config.longitude.values()
-    if max(abs(v) for v in latitudes) > 90 + 1e-6:
-        raise ValueError(f"data.latitude runs from {latitudes[0]:g} to {latitudes[-1]:g}: outside -90 to 90")
-    if abs(config.longitude.step) * config.longitude.count > 360 + 1e-6:
-        raise ValueError(f"data.longitude covers more than 360 degrees: {config.longitude}")
     return DataSpec(
         channels=tuple(channels),
         units=tuple(_units(config, c) for c in channels),

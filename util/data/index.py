@@ -177,6 +177,16 @@ def check_windows(config: DataConfig, segments: dict[str, list[np.ndarray]]) -> 
             )
 
 
+def too_many_missing(config: DataConfig, gone: int, total: int) -> str | None:
+    """一个通道 total 个样本缺 gone 个超过了 max_missing，说成半行；没有超过是 None。"""
+    if gone <= config.max_missing * max(1, total):
+        return None
+    return (
+        f"{gone} of {total} files are missing or unreadable ({100 * gone / total:.1f} %), above "
+        f"data.max_missing = {config.max_missing:g}"
+    )
+
+
 def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.ndarray]]) -> list[str]:
     """各划分里没有被任何段覆盖的时间，一处一行：起止时刻，以及缺了哪些通道。"""
     lines = []

@@ -16,7 +16,7 @@ import torch
 from util.batch import DataSpec
 from util.buffers import as_array, as_tensor, empty_fields
 from util.calendar import time_text
-from util.data.index import Index, neighbours
+from util.data.index import Index, neighbours, too_many_missing
 from util.data.origin import DataError, Origin
 from util.data.tree_files import (
     FieldError,
@@ -227,15 +227,14 @@ class FieldReader:
 
     def _check_share(self, c: int) -> None:
         gone = ~self.present[c, self.used]
-        count, total = int(gone.sum()), max(1, self.used.numel())
-        if count > self.config.max_missing * total:
+        count, total = int(gone.sum()), self.used.numel()
+        if too_many := too_many_missing(self.config, count, total):
             channel = self.spec.channels[c]
             hours = [int(p) + self.start for p in self.used[gone][:5]]
             listed = ", ".join(field_path(self.origin.root, channel, h).name for h in hours)
             more = f" and {count - 5} more" if count > 5 else ""
             raise DataError(
-                f"{channel}: {count} of {total} files are missing or unreadable ({100 * count / total:.1f} %), above "
-                f"data.max_missing = {self.config.max_missing:g} ({listed}{more}"
+                f"{channel}: {too_many} ({listed}{more}"
                 + (f"; full list: {self.report})" if self.report else ")")
                 + (f"; is data.interval_hours = {self.config.interval_hours} right?" if 2 * count > total else "")
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from util.calendar import time_text
-from util.data.index import check_splits, check_windows, planned_index
+from util.data.index import check_splits, check_windows, planned_index, too_many_missing
 from util.exchange.plan import ImportPlan
 from util.source.axes import SHOWN, listed
 from util.source.lead_time import added_lead, time_name
@@ -84,16 +84,19 @@ def summarize(plan: ImportPlan, holes: list[tuple[str, int]], unused: Sequence[s
 
 
 def objections(plan: ImportPlan, holes: list[tuple[str, int]]) -> list[str]:
-    """训练打开这些数据时会不会停：略去的场在内，窗口取最短的两帧。"""
+    """训练打开这些数据时会不会停：略去的场在内，窗口取最短的两帧，max_missing 取默认的。"""
     index = planned_index(plan.config, plan.names, plan.hours)
     for name, hour in holes:
         if index.start <= hour < index.stop:
             index.present[plan.names.index(name), hour - index.start] = False
     try:
-        check_windows(plan.config, check_splits(plan.config, index))
+        check_windows(plan.config, segments := check_splits(plan.config, index))
     except ValueError as error:
         return [str(error)]
-    return []
+    used = np.concatenate([piece for pieces in segments.values() for piece in pieces]) - index.start
+    gone = used.size - index.present[:, used].sum(axis=1)  # (C,)
+    found = {name: too_many_missing(plan.config, int(n), used.size) for name, n in zip(plan.names, gone, strict=True)}
+    return [f"{name}: {text}" for name, text in found.items() if text]
 
 
 def assumptions(plan: ImportPlan) -> list[str]:

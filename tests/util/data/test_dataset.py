@@ -155,8 +155,6 @@ def test_fewer_samples_than_a_window(tree, frames_in: int, frames_out: int):
             {"pressure_hpa": [50.0]},
             "data.pressure_hpa has 1 entries, but z_level_01 needs entry 1: list the pressure of",
         ),
-        ({"latitude": {"first": 90.0, "step": -60.1, "count": 4}}, "data.latitude runs from 90 to -90.3: outside -90"),
-        ({"longitude": {"first": 0.0, "step": 46.0, "count": 8}}, "data.longitude covers more than 360 degrees"),
         (
             {"splits": {**SPLITS, "val": ["2000-01-06", "2000-01-07"]}},
             "data.splits.val = [2000-01-06, 2000-01-07] overlaps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,35 @@ def test_short_splits_are_named(parts, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"training  would refuse this: {message}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="the longest run without a gap has 1 samples"):
         open_data(config)
+
+
+def test_too_many_missing_fields_are_foretold(parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """缺的时刻、含缺测的场合起来超过 max_missing：导入时说出同样的一句。"""
+    splits = {**BOTH, "train": ["2000-01-01", "2000-01-02"]}
+    with xr.open_dataset(tmp_path / "2000.nc") as source:
+        holed = source.isel(time=np.delete(np.arange(24), [5])).load()
+        holed.t2m[9, 0, 0] = np.nan
+        holed.to_netcdf(tmp_path / "holed.nc")
+    config = import_part(tmp_path / "holed.nc", tmp_path / "tree", splits)
+    message = r"t2m: 2 of 24 files are missing or unreadable (8.3 %), above data.max_missing = 0.01"
+    assert f"training  would refuse this: {message}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_data(config)
+
+
+@pytest.mark.parametrize(
+    ("latitudes", "longitudes", "message"),
+    [
+        ([95, 65, 35, 5], np.arange(8) * 45.0, "data.latitude: runs from 95 to 5, outside -90 to 90"),
+        ([60, 30, 0, -30], np.linspace(0, 360, 8), r"data.longitude: covers more than 360 degrees.*--cols"),
+    ],
+)
+def test_axes_that_training_refuses_are_refused(parts, latitudes, longitudes, message, tmp_path: Path) -> None:
+    with xr.open_dataset(tmp_path / "2000.nc") as source:
+        source.assign_coords(lat=np.array(latitudes, float), lon=longitudes).to_netcdf(tmp_path / "off.nc")
+    splits = {**BOTH, "train": ["2000-01-01", "2000-01-02"]}
+    with pytest.raises(ValueError, match=message):
+        import_part(tmp_path / "off.nc", tmp_path / "tree", splits)
+    assert not (tmp_path / "tree").exists()
+    if longitudes[-1] == 360:
+        assert import_part(tmp_path / "off.nc", tmp_path / "tree", splits, "--cols", "0:7").longitude.count == 7
