@@ -54,6 +54,12 @@ def inference_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"
     )
+    parser.add_argument(
+        "--save",
+        choices=("zarr",),
+        help="zarr: also add the forecast to OUT/forecast.zarr, and its truth to truth.zarr",
+    )
+    _add_overwrite(parser)
     _add_ensemble(parser)
     _add_data_overrides(parser)
     return parser
@@ -64,11 +70,14 @@ def inference_command(argv: Arguments = None) -> int:
     args = inference_parser().parse_intermixed_args(argv)
     if args.time is None and not args.inputs:
         raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
+    if args.save and args.time is None:
+        raise ValueError("--save zarr adds a forecast by its initial time: give --time beside --inputs")
+    _check_overwrite(args)
     from engine.forecasting.forecast import forecast
 
     return forecast(
         args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth,
-        args.set, args.overrides,
+        args.set, args.overrides, args.save == "zarr", args.overwrite,
     )  # fmt: skip
 
 
@@ -95,9 +104,11 @@ def evaluate_parser() -> argparse.ArgumentParser:
         help="places of the time series, e.g. 39.9N,116.4E 33.9S,151.2E",
     )
     parser.add_argument(
-        "--save", nargs="+", choices=("netcdf", "npy", "none"), default=["netcdf"],
-        help="fields to keep: netcdf (forecast.nc, truth.nc; the default), npy (inputs, trues, preds), none",
+        "--save", nargs="+", choices=("netcdf", "zarr", "npy", "none"), default=["netcdf"],
+        help="fields to keep: netcdf (forecast.nc, truth.nc; the default), zarr (added to forecast.zarr, truth.zarr), "
+        "npy (inputs, trues, preds), none",
     )  # fmt: skip
+    _add_overwrite(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for scores, figures and report.html")
     _add_data_overrides(parser)
     return parser
@@ -108,6 +119,7 @@ def evaluate_command(argv: Arguments = None) -> int:
     args = evaluate_parser().parse_intermixed_args(argv)
     if "none" in args.save and len(args.save) > 1:
         raise ValueError(f"--save {' '.join(args.save)}: none stands alone")
+    _check_overwrite(args)
     from engine.evaluation.evaluate import evaluate_checkpoint
     from engine.evaluation.task import Options
 
@@ -120,6 +132,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         smooth=args.smooth,
         thresholds=merge_thresholds(args.thresholds),
         save=tuple(kind for kind in args.save if kind != "none"),
+        overwrite=args.overwrite,
         points=tuple(args.points),
         set=tuple(args.set),
         overrides=tuple(args.overrides),
@@ -177,6 +190,19 @@ def _add_ensemble(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", default=[], metavar="model.KEY=VALUE",
         help="change how a probabilistic model samples, e.g. model.sampling.cfg=1.5",
     )  # fmt: skip
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write initial times anew that forecast.zarr holds already"
+    )
+
+
+def _check_overwrite(args: argparse.Namespace) -> None:
+    if args.overwrite and "zarr" not in (args.save or ()):
+        raise ValueError(
+            "--overwrite is about forecast.zarr: give --save zarr with it; other files are replaced anyway"
+        )
 
 
 def _add_data_overrides(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """`with replacing(path) as temporary:` 写 temporary，正常离开时它成为 path，出错时删去；文件夹不在时建立。"""
+    """`with replacing(path) as temporary:` 写 temporary，正常离开时它成为 path，出错时删去；文件、文件夹都行。"""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # 进程号不够：几台机器写同一个盘
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 

@@ -87,6 +87,10 @@ class DataSpec:
         """窗口长度 t。"""
         return self.frames_in + self.frames_out
 
+    def leads(self, steps: int) -> list[int]:
+        """前 steps 个时效，小时。"""
+        return [self.interval_hours * (i + 1) for i in range(steps)]
+
     @property
     def closes_circle(self) -> bool:
         """经度首尾相接；区域网格和只有一列的网格不是。"""

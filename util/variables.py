@@ -57,6 +57,26 @@ RANGES = {
     "msl": Range(80000, 115000, "Pa"),
     "tcwv": Range(-1, 200, "kg m-2"),
 }
+# WeatherBench2、WeatherBench-X 的写法；这里的 tp 不知累积几小时，所以不带 _6hr 这样的后缀
+WEATHERBENCH_NAMES = {
+    "t2m": "2m_temperature",
+    "d2m": "2m_dewpoint_temperature",
+    "skt": "skin_temperature",
+    "sst": "sea_surface_temperature",
+    "t": "temperature",
+    "tp": "total_precipitation",
+    "u10": "10m_u_component_of_wind",
+    "v10": "10m_v_component_of_wind",
+    "u": "u_component_of_wind",
+    "v": "v_component_of_wind",
+    "w": "vertical_velocity",
+    "r": "relative_humidity",
+    "q": "specific_humidity",
+    "z": "geopotential",
+    "sp": "surface_pressure",
+    "msl": "mean_sea_level_pressure",
+    "tcwv": "total_column_water_vapour",
+}
 SINGLE_LEVEL = ("t2m", "tp", "u10", "v10")
 PRESSURE_LEVEL = ("r", "t", "u", "v", "z")
 

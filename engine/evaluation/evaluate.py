@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.metrics_file import Provenance, Result
 from engine.evaluation.page import Facts, Page, add_scores, make_page
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
+from engine.evaluation.saved_fields import open_zarr
 from engine.evaluation.scoring import score
 from engine.evaluation.task import Options, Task, find_starts, threshold_tensor
 from engine.forecasting.members import check_members
@@ -79,14 +81,16 @@ def evaluate(
     models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
     reset_peak_memory(fabric.device)
     task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds)
-    stream = score(task, fabric, check)
-    if not fabric.is_global_zero:
-        for _ in stream:
-            pass
-        return None
-    out.mkdir(parents=True, exist_ok=True)
     origin = provenance_of(task, trained)
-    scores, seen = write_statistics(task, stream, out, origin)
+    with ExitStack() as stack:
+        keep = open_zarr(stack, task, out, origin, fabric) if "zarr" in options.save else None
+        stream = score(task, fabric, check, keep)
+        if not fabric.is_global_zero:
+            for _ in stream:
+                pass
+            return None
+        out.mkdir(parents=True, exist_ok=True)
+        scores, seen = write_statistics(task, stream, out, origin)
     memory, rates = peak_memory(fabric.device), seen.rates()  # 在数运算次数之前：那里要多一份副本
     cost = model_cost(model, spec, trained.progress, rates[name], memory, fabric.device)
     return Evaluated(task, Result(**vars(origin), **vars(scores), samples_per_second=rates, cost=cost), seen)
@@ -209,4 +213,5 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         words += ["--points", *options.points]
     if options.set:
         words += ["--set", *options.set]
+    words += ["--overwrite"] if options.overwrite else []
     return [*words, "--save", *(options.save or ("none",)), "--out", str(out), *options.overrides]

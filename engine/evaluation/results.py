@@ -73,7 +73,7 @@ def write_statistics(task: Task, stream: Iterable[Scored], out: Path, origin: Pr
     """收下全部结果，写 statistics.nc 与要存的场，合成成绩。"""
     seen = Seen(task)
     path = out / "statistics.nc"
-    leads = [task.spec.interval_hours * (i + 1) for i in range(task.steps)]
+    leads = task.spec.leads(task.steps)
     about = {"model": task.judged, **as_json(origin)}
     with ExitStack() as stack:
         file = stack.enter_context(

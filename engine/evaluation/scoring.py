@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from lightning.fabric import Fabric
@@ -27,8 +27,10 @@ from util.scores.metrics import pair_statistics, rank_counts, zonal_spectrum
 
 
 @torch.inference_mode()
-def score(task: Task, fabric: Fabric, check: Check = lambda: None) -> Iterator[Scored]:
-    """逐批给出结果，按窗口的次序；只有零号进程得到，别的进程也要走完。
+def score(
+    task: Task, fabric: Fabric, check: Check = lambda: None, keep: Callable[[Scored], Scored] | None = None
+) -> Iterator[Scored]:
+    """逐批给出结果，按窗口的次序；只有零号进程得到，别的进程也要走完。keep: 各进程的结果送走之前先由它过手。
 
     Raises:
         ValueError: 预报里有非有限值，指明模型、起报时间与时效。
@@ -44,6 +46,7 @@ def score(task: Task, fabric: Fabric, check: Check = lambda: None) -> Iterator[S
         one = None
         if number < len(batches):
             one = score_batch(task, next(loader), number * size, fabric.device)
+            one = keep(one) if keep else one
         for scored in gather(fabric, one):
             bar.update()
             yield scored

@@ -33,6 +33,7 @@ class Options:
     smooth: float = 0.0
     thresholds: Mapping[str, tuple[float, ...]] | None = None
     save: tuple[str, ...] = ()
+    overwrite: bool = False
     points: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -74,7 +75,7 @@ class Pair(NamedTuple):
 class Fields(NamedTuple):
     """一批里要存盘的场，物理单位。"""
 
-    forecast: np.ndarray  # (B, M, L, C, H, W)
+    forecast: np.ndarray | None  # (B, M, L, C, H, W)；只存 Zarr 时各进程自己写了，不必送到零号进程
     truth: np.ndarray  # (B, L, C, H, W)
     valid: np.ndarray  # (B, L, C) bool
     history: np.ndarray | None  # (B, T_in, C, H, W)，要存 npy 时才有

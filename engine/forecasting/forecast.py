@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine.forecasting.inputs import read_inputs, read_tree
 from engine.forecasting.members import Ensemble, check_members, ensemble
-from engine.forecasting.outputs import write_forecast_files
+from engine.forecasting.outputs import write_forecast_files, write_zarr
+from engine.forecasting.zarr_output import appending_forecast, forecast_origin
 from engine.loading import checkpoint_config, load_forecaster
 from models.interface import can_forecast
 from util.calendar import parse_time
@@ -29,6 +32,8 @@ def forecast(
     smooth: float,
     changes: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    save_zarr: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """inference.py：从一个初始时刻预报 steps 帧，写进 out。
 
@@ -37,9 +42,10 @@ def forecast(
         inputs: `.npy` 文件，每个是一帧 (H, W, k)，或一个 (T_in, H, W, k)。
         noise, smooth: 初值扰动的标准差（标准化单位）与相关长度（度），确定性模型由它得到集合。
         changes: 改过的模型选项，见 models.change_options；overrides: 数据在哪里、怎样读，见 checkpoint_config。
+        save_zarr: 另外接进 out/forecast.zarr；overwrite: 那里已有的起报时刻重写。
 
     Raises:
-        ValueError: 检查点、时刻、输入的个数或形状不对，成员数要求不合理。
+        ValueError: 检查点、时刻、输入的个数或形状不对，成员数要求不合理；forecast.zarr 接不上。
     """
     content = load_checkpoint(checkpoint)
     config = checkpoint_config(content, checkpoint, overrides)
@@ -61,10 +67,19 @@ def forecast(
     back = torch.arange(1 - spec.frames_in, 1) * spec.interval_hours
     hours = None if init is None else (init + back)[None].to(device)  # (1, T_in)
     wanted = Ensemble(members, noise, smooth, config.run.seed)
-    frames = ensemble(model, history[None].to(device), hours, steps, spec, wanted, eval_batch_size(config))
-    with torch.inference_mode():
-        result = torch.stack([frame[0].float().cpu() for frame in frames], 1)  # (M, L, C, H, W)
-    if not torch.isfinite(result).all():
-        raise ValueError("the forecast holds non-finite values; check the inputs and their standardisation")
-    write_forecast_files(out, spec, result, truth, valid, init, checkpoint)
+    to_zarr = init if save_zarr else None
+    with ExitStack() as stack:
+        if to_zarr is not None:
+            step, name = content["progress"]["step"], config.model["name"]
+            origin = forecast_origin(content["run"], step, name, noise, smooth, changes)
+            inits, leads = np.array([to_zarr]), spec.leads(steps)
+            stack.enter_context(appending_forecast(out, spec, inits, leads, members, origin, overwrite))
+        frames = ensemble(model, history[None].to(device), hours, steps, spec, wanted, eval_batch_size(config))
+        with torch.inference_mode():
+            result = torch.stack([frame[0].float().cpu() for frame in frames], 1)  # (M, L, C, H, W)
+        if not torch.isfinite(result).all():
+            raise ValueError("the forecast holds non-finite values; check the inputs and their standardisation")
+        write_forecast_files(out, spec, result, truth, valid, init, checkpoint)
+        if to_zarr is not None:
+            write_zarr(out, spec, result, truth, valid, to_zarr)
     return 0

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.forecasting.zarr_output import FORECAST, TRUTH, appending_truth
 from util.batch import DataSpec
 from util.calendar import time_text
 from util.files.netcdf import write_forecast
+from util.files.zarr_fields import ZarrFields
 from util.grid import latitude_weights
 from util.plot.maps import forecast_figure
 from util.plot.side_by_side import side_by_side_figures
@@ -32,7 +34,7 @@ def write_forecast_files(
     checkpoint: str,
 ) -> None:
     """每个时效两个 npy（物理单位与标准化），一个 NetCDF，一张图（集合另有一张成员的），有真值时的 scores.json。"""
-    leads = [spec.interval_hours * (i + 1) for i in range(result.shape[1])]
+    leads = spec.leads(result.shape[1])
     physical = spec.to_physical(result)  # (M, L, C, H, W)
     for i, lead in enumerate(leads):
         for suffix, fields in (("", physical), ("_standardized", result)):
@@ -50,6 +52,17 @@ def write_forecast_files(
     log.info("forecast: %s; picture: %s", out / "forecast.nc", pictures[0])
     if truth is not None and valid is not None:
         write_scores(out / "scores.json", spec, result.mean(0), truth, valid, leads)
+
+
+def write_zarr(
+    out: Path, spec: DataSpec, result: torch.Tensor, truth: torch.Tensor | None, valid: torch.Tensor | None, init: int
+) -> None:
+    """同样的预报写进 forecast.zarr（调用者已接长），真值写进 truth.zarr；形状同 write_forecast_files。"""
+    ZarrFields(out / FORECAST, spec).write_forecast(np.array([init]), spec.to_physical(result).numpy()[None])
+    if truth is not None and valid is not None:
+        hours = init + np.array(spec.leads(len(truth)))
+        with appending_truth(out, spec, hours):
+            ZarrFields(out / TRUTH, spec).write_truth(hours, spec.to_physical(truth).numpy(), valid.numpy())
 
 
 def draw_lead(

@@ -16,11 +16,11 @@ FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "overrides"},
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
-        "overrides",
+        *("--save", "--overwrite", "overrides"),
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
-        *("--thresholds", "--points", "--save", "--set", "overrides"),
+        *("--thresholds", "--points", "--save", "--overwrite", "--set", "overrides"),
     },
     compare_parser: {"--runs", "--suite", "--out"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},

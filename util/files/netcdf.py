@@ -1,8 +1,6 @@
-"""预报与真值写成 NetCDF：CF-1.8 的名称、单位和坐标，维名与 WeatherBench-X 相同，xarray 直接打开。
+"""预报与真值写成 NetCDF：怎样排见 field_layout，xarray 直接打开。
 
 write_forecast 写一次预报；ForecastFile、TruthFile 逐批写许多次，内存里只有一批。
-有气压的通道按变量合并，带 level 维（hPa 升序）；各变量层次不同时取并集，缺的层为 NaN：
-文件里只有一个 level 坐标，`ds.z.sel(level=500)` 对每个变量都成立，而压缩后的 NaN 不占地方。
 时效要读成 timedelta64（WeatherBench-X 需要），用 `xr.open_dataset(path, decode_timedelta=True)`。
 """
 
@@ -18,16 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from util.atomic import replacing
-from util.grid import OutputGrid, output_grid
-from util.variables import split_channel, variable_info
+from util.files.field_layout import (
+    CHUNK_VALUES,
+    Coordinates,
+    attributes_of,
+    forecast_coordinates,
+    hours_variable,
+    levels_of,
+    one_time,
+    space_coordinates,
+    stack,
+    variables_of,
+)
+from util.grid import output_grid
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from util.batch import DataSpec
 
-Coordinates = dict[str, tuple[Any, np.ndarray, dict[str, str]]]  # 名称 → (维, 值, 属性)
-CHUNK_VALUES = 2**22  # 一块的数据个数：HDF5 读一个场也要解压整块，块不能超过 4 GiB
 CACHED_VALUES = 2**17  # 半兆字节：逐批写时整块留在 HDF5 的缓存里，写满才压缩一次
 
 
@@ -51,9 +58,9 @@ class FieldFile:
         import xarray as xr
 
         self.spec, self.grid = spec, output_grid(spec)
-        self.levels = sorted({p for p in spec.pressures if p is not None})
+        self.levels = levels_of(spec)
         header = xr.Dataset(
-            coordinates | _space_coordinates(self.grid, self.levels), attrs={"Conventions": "CF-1.8", **attributes}
+            coordinates | space_coordinates(self.grid, self.levels), attrs={"Conventions": "CF-1.8", **attributes}
         )
         for name, (values, units) in static.items():
             place = ("latitude", "longitude"), values[self.grid.rows][:, self.grid.columns]
@@ -69,7 +76,7 @@ class FieldFile:
             self._closing = stack.pop_all()
 
     def _create(self, kind: str, leading: list[str]) -> None:
-        for name, channels in _variables(self.spec).items():
+        for name, channels in variables_of(self.spec).items():
             vertical = ["level"] if self.spec.pressures[channels[0]] is not None else []
             dims = (*leading, *vertical, "latitude", "longitude")
             variable = self.file.create_variable(
@@ -82,19 +89,14 @@ class FieldFile:
                 compression_opts=1,
                 shuffle=True,
             )
-            about = variable_info(name)
-            described = {
-                "long_name": f"{about.long_name} ({kind})" if kind else about.long_name,
-                "standard_name": about.standard_name,
-                "units": self.spec.units[channels[0]],
-                "coordinates": "valid_time" if "valid_time" in self.file.variables else "",
-            }
-            variable.attrs.update({key: value for key, value in described.items() if value})  # 表外变量没有的就不写
+            variable.attrs.update(attributes_of(self.spec, name, channels, kind))
+            if "valid_time" in self.file.variables:
+                variable.attrs["coordinates"] = "valid_time"
 
     def put(self, place: int | slice | EllipsisType, fields: np.ndarray, kind: str = "") -> None:
         """fields (..., C, H, W) 物理单位，写在第一维的 place 处。"""
-        for name, channels in _variables(self.spec).items():
-            stacked = _stack(self.spec, fields, channels, self.levels, self.grid)
+        for name, channels in variables_of(self.spec).items():
+            stacked = stack(self.spec, fields, channels, self.levels, self.grid)
             self.file.variables[_joined(name, kind)][place] = stacked
 
     def __enter__(self) -> Self:
@@ -123,7 +125,7 @@ class ForecastFile(FieldFile):
         members: int,
         attributes: Mapping[str, str],
     ) -> None:
-        super().__init__(path, spec, _forecast_coordinates(init_hours, leads, members), attributes)
+        super().__init__(path, spec, forecast_coordinates(init_hours, leads, members), attributes)
         self.size = (members, len(leads), spec.num_channels, spec.height, spec.width)
 
     def write(self, row: int, fields: np.ndarray) -> None:
@@ -148,7 +150,7 @@ class TruthFile(FieldFile):
     ) -> None:
         assert (np.diff(hours) > 0).all(), "hours are not ascending and unique"
         about = {"standard_name": "time", "long_name": "valid time", "axis": "T"}
-        time = {"time": ("time", *_hours_variable(hours, about))}
+        time = {"time": ("time", *hours_variable(hours, about))}
         super().__init__(path, spec, time, attributes, static=static)
         self.hours = np.asarray(hours)
         self.written = np.zeros((len(hours), spec.num_channels), dtype=bool)
@@ -185,7 +187,7 @@ def write_forecast(
     size = (len(leads), spec.num_channels, spec.height, spec.width)
     assert forecast.shape[1:] == size, f"forecast {forecast.shape} does not match (M, L, C, H, W) = (M, {size})"
     assert truth is None or truth.shape == size, f"truth is not (L, C, H, W) = {size}"
-    coordinates = _forecast_coordinates(None if init_hour is None else np.array([init_hour]), leads, len(forecast))
+    coordinates = forecast_coordinates(None if init_hour is None else np.array([init_hour]), leads, len(forecast))
     place = ... if init_hour is None else 0
     with FieldFile(path, spec, coordinates, attributes, ("",) if truth is None else ("", "truth")) as file:
         file.put(place, forecast if len(forecast) > 1 else forecast[0])
@@ -193,71 +195,12 @@ def write_forecast(
             file.put(place, truth, "truth")
 
 
-def _variables(spec: DataSpec) -> dict[str, list[int]]:
-    """输出变量 → 通道序号；不知气压的层各自成为一个变量（z_level_00），因为没有 level 坐标可用。"""
-    groups: dict[str, list[int]] = {}
-    for i, (channel, pressure) in enumerate(zip(spec.channels, spec.pressures, strict=True)):
-        groups.setdefault(channel if pressure is None else split_channel(channel)[0], []).append(i)
-    return groups
-
-
-def _stack(
-    spec: DataSpec, fields: np.ndarray, channels: list[int], levels: list[float], grid: OutputGrid
-) -> np.ndarray:
-    """(..., C, H, W) → 单层变量 (..., H, W)，多层变量 (..., K, H, W)，缺的层为 NaN；已按输出排列。"""
-    chosen = fields[..., channels, :, :][..., grid.rows, :][..., grid.columns].astype(np.float32)
-    if spec.pressures[channels[0]] is None:
-        return chosen[..., 0, :, :]
-    places = [levels.index(p) for i in channels if (p := spec.pressures[i]) is not None]
-    result = np.full((*chosen.shape[:-3], len(levels), *chosen.shape[-2:]), np.nan, np.float32)
-    result[..., places, :, :] = chosen
-    return result
-
-
 def _joined(name: str, kind: str) -> str:
     return f"{name}_{kind}" if kind else name
 
 
 def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
-    """小的场几个初始时刻一块：块多了，HDF5 留在内存里的索引就长；大的从外往里切，一个场总是完整的。"""
-    chunks = [1, *shape[1:]]
-    for axis in range(1, len(chunks) - 2):
-        if math.prod(chunks) > CHUNK_VALUES:
-            chunks[axis] = 1
+    """小的场几个初始时刻一块：块多了，HDF5 留在内存里的索引就长。"""
+    chunks = one_time(shape)
     chunks[0] = max(1, min(shape[0], min(CACHED_VALUES, CHUNK_VALUES) // math.prod(chunks)))
     return tuple(chunks)
-
-
-def _hours_variable(hours: np.ndarray, about: dict[str, str]) -> tuple[np.ndarray, dict[str, str]]:
-    """写成带单位的整数，读的一方自会换成时刻。"""
-    units = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian"}
-    return np.asarray(hours, dtype=np.int64), about | units
-
-
-def _forecast_coordinates(init_hours: np.ndarray | None, leads: Sequence[int], members: int) -> Coordinates:
-    coordinates: Coordinates = {}
-    if init_hours is not None:
-        about = {"standard_name": "forecast_reference_time", "long_name": "initial time", "axis": "T"}
-        coordinates["time"] = ("time", *_hours_variable(init_hours, about))
-        about = {"standard_name": "time", "long_name": "valid time"}
-        valid = np.asarray(init_hours)[:, None] + np.array(leads)  # (N, L)
-        coordinates["valid_time"] = (("time", "prediction_timedelta"), *_hours_variable(valid, about))
-    if members > 1:
-        about = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
-        coordinates["number"] = ("number", np.arange(members, dtype=np.int32), about)
-    # 写成带单位的整数：xarray 自己写 timedelta64 时多出的 dtype 属性，Python 3.10 能装的最后一版（2025.6）打不开
-    about = {"standard_name": "forecast_period", "long_name": "lead time", "units": "hours"}
-    coordinates["prediction_timedelta"] = ("prediction_timedelta", np.array(leads, np.int64), about)
-    return coordinates
-
-
-def _space_coordinates(grid: OutputGrid, levels: list[float]) -> Coordinates:
-    coordinates: Coordinates = {}
-    if levels:
-        about = {"standard_name": "air_pressure", "long_name": "pressure", "units": "hPa"}
-        coordinates["level"] = ("level", np.array(levels), about | {"axis": "Z", "positive": "down"})
-    about = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
-    coordinates["latitude"] = ("latitude", grid.latitudes, about)
-    about = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
-    coordinates["longitude"] = ("longitude", grid.longitudes, about)
-    return coordinates

@@ -35,6 +35,7 @@ class Model(Persistence):
         return 0 * super().forecast(*inputs, **options)
 """
 CHANNELS = ("t2m", "u10", "z_level_00")
+WEATHERBENCH = {"t2m": "2m_temperature", "u10": "10m_u_component_of_wind", "z": "geopotential"}
 FIRST = parse_time("2000-02-11")  # 测试的第一个时刻
 
 
@@ -224,6 +225,7 @@ def test_interpolated_truth_is_left_out_and_counted(make_tree, trained, tmp_path
 
 def test_two_processes_equal_one(trained, tmp_path):
     arguments = ["--checkpoint", str(trained), "--steps", "2", "--members", "2", "--perturb", "0.2"]
+    arguments += ["--save", "netcdf", "zarr"]
     one = run(trained, tmp_path / "one", *arguments[2:])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
     done = subprocess.run(
@@ -235,6 +237,30 @@ def test_two_processes_equal_one(trained, tmp_path):
     for name in ("forecast.nc", "truth.nc", "statistics.nc"):
         left, right = (xr.open_dataset(tmp_path / f / name, decode_timedelta=True) for f in ("one", "two"))
         xr.testing.assert_equal(left, right)
+    for name in ("forecast", "truth"):  # 各进程写自己的块，与一个进程的 NetCDF 逐位相同
+        expected = xr.open_dataset(tmp_path / f"one/{name}.nc", decode_timedelta=True).rename(WEATHERBENCH)
+        for folder in ("one", "two"):
+            xr.testing.assert_equal(xr.open_zarr(tmp_path / folder / f"{name}.zarr", chunks=None), expected)
+
+
+def test_zarr_grows(trained, tmp_path):
+    """两个划分接在一个文件夹里，只存 Zarr；再评同样的时刻要 --overwrite，没有它，算之前就停。"""
+    words = ("--stride", "9", "--save", "zarr")
+    tables = [run(trained, tmp_path, "--split", split, *words) for split in ("val", "test")]
+    assert not (tmp_path / "forecast.nc").exists()
+    forecast, truth = (xr.open_zarr(tmp_path / f"{name}.zarr", chunks=None) for name in ("forecast", "truth"))
+    counts = [table["initial_times"] for table in tables]
+    assert forecast.sizes["time"] == sum(counts) and bool((forecast.time.diff("time") > np.timedelta64(0)).all())
+    error = forecast["2m_temperature"][:, 0].values - truth["2m_temperature"].sel(time=forecast.valid_time[:, 0]).values
+    for table, part in zip(tables, np.split(error.astype(float), counts[:1]), strict=True):
+        found = table["scores"]["ar_pred_video_vanilla"]["t2m"]["rmse"][0]
+        assert found == pytest.approx(np.sqrt((part**2 * weights()).mean()), rel=1e-3)
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"forecast.zarr holds \d+ of these \d+ times already, .*; --overwrite"):
+        run(trained, tmp_path, *words)
+    run(trained, tmp_path, *words, "--overwrite")
+    assert "--overwrite --save zarr" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    xr.testing.assert_equal(xr.open_zarr(tmp_path / "forecast.zarr", chunks=None), forecast)
 
 
 def test_batch_size_changes_nothing_but_rounding(trained, tmp_path):

@@ -179,3 +179,28 @@ def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
     torch.save(wrong, tmp_path / "wrong.ckpt")
     with pytest.raises(ValueError, match=r"embed.weight is \(3, 3\) in the checkpoint"):
         infer(tmp_path / "wrong.ckpt", tmp_path / "out", "--time", "2000-02-15T06")
+
+
+def test_added_to_zarr(trained, tmp_path):
+    """两次预报接在一起，与各自的 NetCDF 逐位相同；真值也在；已有的时刻、没有时刻的，一行说清。"""
+    words = ("--save", "zarr", "--members", "2", "--perturb", "0.1")
+    kept = []
+    for time in ("2000-02-15T06", "2000-02-15T18"):
+        infer(trained, tmp_path, "--time", time, *words)
+        with xr.open_dataset(tmp_path / "forecast.nc", decode_timedelta=True) as file:
+            kept.append(file.load())
+    expected = xr.concat(kept, "time")
+    found, truth = (xr.open_zarr(tmp_path / f"{name}.zarr", chunks=None) for name in ("forecast", "truth"))
+    names = {"t2m": "2m_temperature", "u10": "10m_u_component_of_wind", "z": "geopotential"}
+    for name, known in names.items():
+        np.testing.assert_array_equal(found[known], expected[name])
+        real = truth[known].sel(time=found.valid_time)
+        np.testing.assert_array_equal(real, expected[f"{name}_truth"].transpose(*real.dims))
+    with pytest.raises(ValueError, match="holds 1 of these 1 times already, first 2000-02-15T18; --overwrite"):
+        infer(trained, tmp_path, "--time", "2000-02-15T18", *words)
+    with pytest.raises(ValueError, match="its perturb is 0.1, here 0.2"):
+        infer(trained, tmp_path, "--time", "2000-02-16T00", *words, "--perturb", "0.2")
+    with pytest.raises(ValueError, match="--save zarr adds a forecast by its initial time"):
+        infer(trained, tmp_path, "--inputs", "x.npy", "--save", "zarr")
+    with pytest.raises(ValueError, match="--overwrite is about forecast.zarr"):
+        infer(trained, tmp_path, "--time", "2000-02-15T18", "--overwrite")

@@ -17,7 +17,7 @@ import xarray as xr
 
 from tests.util.files.test_netcdf import CHANNELS, PRESSURES, make_spec, opened
 from util.batch import DataSpec
-from util.files import netcdf
+from util.files import field_layout, netcdf
 from util.files.array_file import ArrayFile
 from util.files.netcdf import ForecastFile, TruthFile, write_forecast
 
@@ -149,7 +149,8 @@ def test_stored_in_compressed_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("large", 3 * 3 * 16, (1, 1, 3, 3, 4, 4)),
         ("larger", 16, (1, 1, 1, 1, 4, 4)),
     ):
-        monkeypatch.setattr(netcdf, "CHUNK_VALUES", values)
+        for module in (netcdf, field_layout):
+            monkeypatch.setattr(module, "CHUNK_VALUES", values)
         fields = written_forecast(tmp_path / f"{name}.nc", spec, 3)
         with h5netcdf.File(tmp_path / f"{name}.nc") as file:
             assert file.variables["z"].chunks == chunks
