@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.forecasting.inputs import read_inputs, read_tree
 from engine.forecasting.members import Ensemble, check_members, ensemble
 from engine.forecasting.outputs import write_forecast_files, write_zarr
 from engine.forecasting.zarr_output import appending_forecast, forecast_origin
 from engine.loading import checkpoint_config, load_forecaster
-from models.interface import can_forecast
+from models.interface import ForecastModel, can_forecast
+from util.batch import DataSpec
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint
 from util.config import eval_batch_size
@@ -64,8 +66,6 @@ def forecast(
     else:
         assert init is not None
         history, truth, valid = read_tree(config.data, spec, init, steps)
-    back = torch.arange(1 - spec.frames_in, 1) * spec.interval_hours
-    hours = None if init is None else (init + back)[None].to(device)  # (1, T_in)
     wanted = Ensemble(members, noise, smooth, config.run.seed)
     to_zarr = init if save_zarr else None
     with ExitStack() as stack:
@@ -74,12 +74,26 @@ def forecast(
             origin = forecast_origin(content["run"], step, name, noise, smooth, changes)
             inits, leads = np.array([to_zarr]), spec.leads(steps)
             stack.enter_context(appending_forecast(out, spec, inits, leads, members, origin, overwrite))
-        frames = ensemble(model, history[None].to(device), hours, steps, spec, wanted, eval_batch_size(config))
-        with torch.inference_mode():
-            result = torch.stack([frame[0].float().cpu() for frame in frames], 1)  # (M, L, C, H, W)
-        if not torch.isfinite(result).all():
-            raise ValueError("the forecast holds non-finite values; check the inputs and their standardisation")
+        result = predict(model, spec, history.to(device), init, steps, wanted, eval_batch_size(config))
         write_forecast_files(out, spec, result, truth, valid, init, checkpoint)
         if to_zarr is not None:
             write_zarr(out, spec, result, truth, valid, to_zarr)
     return 0
+
+
+@torch.inference_mode()
+def predict(
+    model: ForecastModel, spec: DataSpec, history: Tensor, init: int | None, steps: int, wanted: Ensemble, limit: int
+) -> Tensor:
+    """history (T_in, C, H, W) → 各成员逐时效的预报 (M, L, C, H, W)，在主机上；limit: 一次模型调用的样本数。
+
+    Raises:
+        ValueError: 有非有限值。
+    """
+    back = torch.arange(1 - spec.frames_in, 1) * spec.interval_hours
+    hours = None if init is None else (init + back)[None].to(history.device)  # (1, T_in)
+    frames = ensemble(model, history[None], hours, steps, spec, wanted, limit)
+    result = torch.stack([frame[0].float().cpu() for frame in frames], 1)
+    if not torch.isfinite(result).all():
+        raise ValueError("the forecast holds non-finite values; check the inputs and their standardisation")
+    return result
