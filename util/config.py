@@ -110,7 +110,8 @@ class Splits(Strict):
 class DataConfig(Strict):
     """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 dataset.py pack 写的存档，不看 root。
 
-    读的是每天 first_hour、first_hour + interval_hours……时（文件名的历法）的场。
+    读的是从 1970-01-01T00 数起（文件名的历法）第 first_hour、first_hour + interval_hours……小时的场，哪一年都接着数；
+    步长整除 24 时 first_hour 就是每天的第一个钟点。
     """
 
     root: str
@@ -124,8 +125,8 @@ class DataConfig(Strict):
     latitude: Annotated[Axis, AfterValidator(_between_poles)]
     longitude: Annotated[Axis, AfterValidator(_one_circle)]
     utc_offset_hours: int = Field(default=0, ge=-12, le=14)
-    interval_hours: Literal[1, 2, 3, 4, 6, 8, 12, 24] = 6
-    first_hour: int = Field(default=0, ge=0, le=23)
+    interval_hours: PositiveInt = 6
+    first_hour: int = Field(default=0, ge=0)
     splits: Splits
     frames_in: PositiveInt
     frames_out: PositiveInt = 1

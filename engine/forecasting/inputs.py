@@ -62,8 +62,9 @@ def read_tree(
     hour = init + config.utc_offset_hours  # 文件名的历法
     step = spec.interval_hours
     if hour % step != config.first_hour:
-        hours = ", ".join(f"{h:02d}" for h in range((config.first_hour - config.utc_offset_hours) % step, 24, step))
-        raise ValueError(f"--time {time_text(init)}: the tree is sampled every {step} h, at {hours} UTC")
+        before = init - (hour - config.first_hour) % step
+        near = f"{time_text(before)} and {time_text(before + step)} UTC"
+        raise ValueError(f"--time {time_text(init)}: the tree is sampled every {step} h; the nearest are {near}")
     wanted = hour + np.arange(1 - spec.frames_in, steps + 1) * step
     past = wanted[: spec.frames_in]
     there = origin.years(sorted({moment_of(int(h)).year for h in wanted}))

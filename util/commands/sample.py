@@ -7,14 +7,13 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
-from util.config import DataConfig
 from util.sample.tree import MARKER, Settings, already_there, channels_of, create
 from util.sample.weather import PRESSURES
 from util.strict import nearest
 
-INTERVALS = get_args(DataConfig.model_fields["interval_hours"].annotation)
+INTERVALS = (1, 2, 3, 4, 6, 8, 12, 24)  # 整除 24 的
 SHOWN = 20  # 损坏的文件逐行列出的上限，全部名单在标记里
 
 

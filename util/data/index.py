@@ -58,7 +58,7 @@ def split_hours(config: DataConfig) -> dict[str, range]:
 
 
 def sampled_hours(span: range, interval: int, first_hour: int) -> np.ndarray:
-    """范围内每天 first_hour 起、每 interval 小时一个；interval 整除 24，所以各天的钟点相同。"""
+    """范围内从 1970-01-01T00 数起的第 first_hour、first_hour + interval……小时；interval 整除 24 时各天的钟点相同。"""
     return np.arange(span.start + (first_hour - span.start) % interval, span.stop, interval, dtype=np.int64)
 
 
@@ -94,6 +94,14 @@ def scan(config: DataConfig, channels: list[str], years: list[int], rebuild: boo
         file.flush()
         os.fsync(file.fileno())  # 落盘才改名：断电之后不留下空的
     return Index(tuple(channels), start, present)
+
+
+def tree_hours(root: str | Path, channel: str) -> np.ndarray:
+    """(n,) 树里这个通道有文件的全部小时，文件名的历法，升序；一个也没有就是空的。"""
+    folder = Path(root) / channel_folder(channel)
+    years = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+    found = [year_start(year) + np.sort(_file_numbers(folder / str(year), year)) for year in years]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def planned_index(config: DataConfig, channels: list[str], hours: np.ndarray) -> Index:

@@ -28,7 +28,7 @@ def data_yaml(plan: ImportPlan, method: str | None = None, store: Path | None = 
         "latitude": "step 为负是由北向南",
         "longitude": "单位为度",
         "interval_hours": "源文件的最小步长",
-        "first_hour": "每天的第一个钟点",
+        "first_hour": "从 1970-01-01T00 数起的头一个；步长整除 24 时是每天的第一个钟点",
         "splits": "起止两端都含；统计量只用 train",
         "standardize": "源文件为物理单位，要标准化",
     }

@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from engine.evaluation.baselines import fit_baselines
 from engine.forecasting.inputs import read_tree
 from tests.util.exchange.test_import_fields import DATES
-from util.calendar import moment_of, parse_time
+from util.calendar import moment_of, parse_time, time_text
 from util.commands.import_fields import main
 from util.config import DataConfig, RunConfig, TrainConfig, read_mapping
 from util.data.batches import all_starts
@@ -106,8 +106,8 @@ def test_forecast_and_climatology(case: Case) -> None:
     np.testing.assert_allclose(
         data.spec.to_physical(torch.cat([history, truth]))[:, 0], dataset.t2m.values[2:4], rtol=1e-6
     )
-    named = ", ".join(f"{h:02d}" for h in range(PHASES[step], 24, step))
-    with pytest.raises(ValueError, match=rf"sampled every {step} h, at {named} UTC"):
+    near = f"{time_text(int(hours[2]) - step)} and {time_text(int(hours[2]))} UTC"
+    with pytest.raises(ValueError, match=rf"sampled every {step} h; the nearest are {near}"):
         read_tree(config, data.spec, int(hours[2]) - PHASES[step], 1)
 
     run = RunConfig(data=config, model={"name": "persistence"}, train=TrainConfig(epochs=0, batch_size=4))
