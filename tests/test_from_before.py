@@ -30,11 +30,14 @@ from engine.evaluation.baselines import fit_baselines
 from engine.loading import load_forecaster
 from engine.training.loop import train
 from util.batch import Batch
+from util.calendar import parse_time
 from util.checkpoint import load_checkpoint
 from util.config import DataConfig, RunConfig, TrainConfig, load_config
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData, open_data
 from util.data.index import scan
+from util.data.store_origin import Store
+from util.files.zarr_metadata import chunk_name
 from util.logger import read_metrics
 
 HERE = Path(__file__).resolve().parent / "from_before"
@@ -140,6 +143,23 @@ def test_a_store_reads_bit_for_bit(dtype: str, stores: Path, expected: dict[str,
     data = load_checkpoint(HERE / "ar_pred.ckpt")["config"]["data"]
     opened = open_data(DataConfig(**{**data, "store": str(stores / dtype)}))
     assert digest(opened) == str(expected[f"{dtype}.sha256"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [9.96921e36, -9999.0])
+def test_fills_in_a_store_are_found_on_reading(dtype: str, value: float, stores: Path, tmp_path: Path) -> None:
+    """那时还不认填充值：只在测试段里的，统计量看不出，读到就停，说怎样办。"""
+    shutil.copytree(stores / dtype, tmp_path / "store")
+    data = load_checkpoint(HERE / "ar_pred.ckpt")["config"]["data"]
+    config = DataConfig(**{**data, "store": str(tmp_path / "store")})
+    store = Store(config)
+    plan, row = store.plan, store.hours.tolist().index(parse_time("2000-01-11"))
+    field = torch.full((8, 16), value).sub(plan.mean[0]).div(plan.std[0]).to(store.dtype)
+    with (tmp_path / "store/fields" / chunk_name(row // plan.chunk_rows, 4)).open("r+b") as file:
+        file.seek(row % plan.chunk_rows * len(plan.channels) * field.nbytes)
+        file.write(field.view(torch.uint8).numpy().tobytes())
+    with pytest.raises(ValueError, match=r"t2m at .*: 128 of 128 values are .* run the command that wrote"):
+        digest(open_data(config))
 
 
 def digest(data: WeatherData) -> str:

@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
     if args.yaml and Path(args.yaml).exists() and not args.overwrite:
-        raise ValueError(f"--yaml {args.yaml} exists; give --overwrite to replace it")
+        raise ValueError(f"--yaml {args.yaml} exists; leave --yaml out (it is printed), or give --overwrite")
     request = read_request(args.map, args.variable, args.select, args.filter, args.absent_chunks, args.static)
     cut = Cut(args.crop, args.rows, args.cols, read_target(args.regrid, args.latitude, args.longitude))
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ from util.files.zarr_metadata import FILE_TYPES, chunk_name, write_json
 
 FORMAT = 2
 MARK = "store.json"
+FILLS_KNOWN = "fills_known"  # store.json 里有它，就是打包时认过填充值的
 PLAN = "pack/plan.json"
 LIST_DAMAGE = "python dataset.py verify --out"
 MAY_GROW = (

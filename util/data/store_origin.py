@@ -23,12 +23,22 @@ import numpy as np
 import torch
 
 from util.buffers import as_tensor
-from util.calendar import hours_in_year, year_start
+from util.calendar import hours_in_year, time_text, year_start
 from util.config import DataConfig
 from util.data.index import Index
-from util.data.store_files import PRESENT, StorePlan, check_digests, check_sizes, read_hours, read_mark, torch_type
+from util.data.origin import DataError
+from util.data.store_files import (
+    FILLS_KNOWN,
+    PRESENT,
+    StorePlan,
+    check_digests,
+    check_sizes,
+    read_hours,
+    read_mark,
+    torch_type,
+)
 from util.data.tree_files import FieldError, field_path
-from util.files.fills import refuse_filled
+from util.files.fills import RTOL, fills_of, find_fill, refuse_filled
 from util.files.zarr_metadata import chunk_name
 from util.variables import channel_name, split_channel
 
@@ -58,6 +68,7 @@ class Store:
         self.faults = {(place[c], h): (fault, detail) for c, h, fault, detail in content["faults"] if c in place}
         self.neighbours = {(place[c], h): (file, i) for c, h, file, i in content["neighbours"] if c in place}
         self.maps: dict[int, torch.Tensor] = {}
+        self.knows_fills = FILLS_KNOWN in content  # 从前打包的没有认过填充值：读的时候认
         check_sizes(self.path, plan, -(-self.hours.size // plan.chunk_rows))
         log.info("store: %s, %s, %s, packed from %s", self.path, plan.dtype, plan.years_text, plan.root)
 
@@ -113,6 +124,8 @@ class Store:
         for to, number, places in _pieces(rows.tolist(), self.plan.chunk_rows):
             for channels, picks in self.runs:
                 target[to, channels].copy_(self._chunk(number)[places, picks])
+        if not self.knows_fills:
+            self._refuse_fills(hours, here, target)
         bad = [(i, c) for i, c in np.argwhere(here).tolist() if (c, hours[i]) in self.faults] if self.faults else []
         return [(i, c, self._error(c, hours[i])) for i, c in bad]
 
@@ -135,6 +148,25 @@ class Store:
             return self.files[self.neighbours[c, hour][0]]
         row = min(int(np.searchsorted(self.hours, hour)), self.hours.size - 1)
         return self.files[f"fields/{chunk_name(row // self.plan.chunk_rows, 4)}"]
+
+    def _refuse_fills(self, hours: Sequence[int], here: np.ndarray, fields: torch.Tensor) -> None:
+        """here (n, C) 为真的场 (n, C, H, W) 里的填充值：打包时没有认出，邻居也没有存，补不了，只能重新打包。
+
+        Raises:
+            DataError: 头一个。
+        """
+        rtol = max(RTOL, torch.finfo(self.dtype).eps)
+        for i, c in np.argwhere(here).tolist():
+            fills, pick = fills_of(self.config.limits(self.channels[c])), self.picks[c]
+            stored = fields[i, c].double().numpy()
+            physical = stored * self.plan.std[pick] + self.plan.mean[pick]
+            either = (physical, stored) if self.plan.standardized else (physical,)  # 填充值也许没有跟着标准化
+            for value, where in filter(None, (find_fill(field, fills, rtol) for field in either)):
+                raise DataError(
+                    f"{self.channels[c]} at {time_text(hours[i])}: {int(where.sum())} of {where.size} values are "
+                    f"{value:g}, a fill value, and the store {self.path} was packed before these were looked for; "
+                    "run the command that wrote it once more, it packs anew"
+                )
 
     def _chunk(self, number: int) -> torch.Tensor:
         """第 number 块 (n, C, H, W)；映射不占文件描述符，页由操作系统按需读入，各进程共用。"""
@@ -181,8 +213,8 @@ def _check(config: DataConfig, plan: StorePlan) -> None:
         )
     if (config.first_hour - plan.first_hour) % plan.interval_hours:
         raise ValueError(
-            f"data.first_hour = {config.first_hour}: {where} holds every {plan.interval_hours} h from "
-            f"{plan.first_hour:02d}; {plan.first_hour} and every {plan.interval_hours} h after it can be read from it"
+            f"data.first_hour = {config.first_hour}: {where} holds every {plan.interval_hours} h from hour "
+            f"{plan.first_hour}; {plan.first_hour} and every {plan.interval_hours} h after it can be read from it"
         )
     for name, held in (("latitude", plan.latitudes), ("longitude", plan.longitudes)):
         asked = list(getattr(config, name).values())

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from util.calendar import moment_of
 from util.config import Axis
+from util.variables import channel_folder
 
 if TYPE_CHECKING:
     from util.batch import DataSpec
@@ -33,7 +35,7 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
 
     from util.data.store_files import StorePlan, check_sizes, read_hours, read_mark
     from util.data.tree_files import write_static
-    from util.exchange.into_tree import refuse_existing, refuse_static
+    from util.exchange.into_tree import refuse_static
     from util.files.netcdf import TruthFile
     from util.files.zarr_metadata import chunk_name
 
@@ -42,7 +44,7 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     check_sizes(store, plan, -(-hours.size // plan.chunk_rows))
     if not overwrite:
         if root is not None:
-            refuse_existing(root, plan.channels, hours)
+            _refuse_existing(root, plan.channels, hours)
             refuse_static(root, plan.static)
         if netcdf is not None and netcdf.exists():
             raise ValueError(f"{netcdf} exists already; give --overwrite to replace it")
@@ -144,3 +146,14 @@ def _spec(plan: StorePlan) -> DataSpec:
         interval_hours=plan.interval_hours,
         standardized=plan.standardized,
     )
+
+
+def _refuse_existing(root: str | Path, channels: Sequence[str], hours: np.ndarray) -> None:
+    """要写的已经有了就报错；逐个年份文件夹查，不逐个文件问盘。"""
+    years = sorted({moment_of(hour).year for hour in hours.tolist()})
+    for name in channels:
+        folder = Path(root) / channel_folder(name)
+        taken = [p for p in (folder / str(year) for year in years) if p.is_dir() and any(p.iterdir())]
+        taken += [p for p in (folder / "mean_std.json", folder / "min_max.json") if p.exists()]
+        if taken:
+            raise ValueError(f"{taken[0]} exists already; give --overwrite to replace it")

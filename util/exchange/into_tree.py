@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from util.calendar import moment_of
-from util.data.index import planned_index, sampled_hours, split_hours
+from util.data.index import sampled_hours, split_hours, tree_hours
+from util.data.normalize import judge
 from util.data.tree_files import (
     STATISTICS,
     FieldError,
     field_path,
     holds_tendency,
     read_field,
+    read_mean_std,
     static_names,
     write_field,
     write_moments,
@@ -33,13 +34,14 @@ def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, i
     """写出目录树：全部场和统计量（训练日期内树里全部的场，不只这一次写的）；返回因含非有限值而没有写的 (通道, 小时)。
 
     Raises:
-        ValueError: 文件已在而没有 overwrite；旧树有这次不写的层、另一种网格；读不出；
+        ValueError: 要写的文件已在而没有 overwrite；旧树有这次不写的层、另一种网格，或已标准化；读不出；
             某通道在训练日期内没有场、有坏的，或全是同一个数。
     """
     _refuse_other_levels(plan)
+    held = {name: tree_hours(plan.config.root, name) for name in plan.names}
     if not overwrite:
-        refuse_existing(plan.config.root, plan.names, plan.hours)
-    others = _refuse_other_grid(plan)
+        _refuse_replacing(plan.config.root, held, plan.hours)
+    others = _refuse_other_tree(plan, held)
     if holds_tendency(plan.config.root, plan.names):
         log.warning(
             "mean_std.json loses its tendency_std, which was of the former fields; "
@@ -71,21 +73,30 @@ def _measure_tree(plan: ImportPlan) -> dict[str, Moments]:
     return {name: result.moments for name, result in found.items()}
 
 
-def _refuse_other_grid(plan: ImportPlan) -> bool:
-    """训练日期内，树里有没有这次不写的场；有就看头一个，形状要与这次的相同。"""
+def _refuse_other_tree(plan: ImportPlan, held: dict[str, np.ndarray]) -> bool:
+    """这次不写的场，各通道看头一个：形状要与这次的相同，而且是物理单位的；返回它们有没有在训练日期内的。"""
     config = plan.config
-    hours = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
-    hours = np.setdiff1d(hours, plan.hours)
-    index = planned_index(config, plan.names, plan.hours)
-    there = index.present[:, hours - index.start]  # (C, n)
-    for c in np.flatnonzero(there.any(axis=1)).tolist():
-        path = field_path(config.root, plan.names[c], int(hours[there[c].argmax()]))
-        try:
-            read_field(path, (config.latitude.count, config.longitude.count))
-        except FieldError as error:
-            if error.fault == "wrong shape":
-                raise ValueError(f"{error}: the tree holds another grid; give another --root") from None
-    return bool(there.any())
+    train = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
+    others = {name: np.setdiff1d(hours, plan.hours) for name, hours in held.items()}
+    for name, hours in others.items():
+        if hours.size:
+            _refuse_other_kind(plan, name, int(hours[0]))
+    return any(np.isin(hours, train).any() for hours in others.values())
+
+
+def _refuse_other_kind(plan: ImportPlan, name: str, hour: int) -> None:
+    root, shape = plan.config.root, (plan.config.latitude.count, plan.config.longitude.count)
+    path = field_path(root, name, hour)
+    try:
+        field = read_field(path, shape)
+    except FieldError as error:
+        if error.fault == "wrong shape":
+            raise ValueError(f"{error}: the tree holds another grid; give another --root") from None
+        return  # 坏文件由 _measure_tree 说
+    measured = float(field.mean()), float(field.std())
+    known = (Path(root) / channel_folder(name) / "mean_std.json").is_file()
+    if known and judge(*measured, *read_mean_std(root, name)) == "standard":
+        raise ValueError(f"{path} is standardised, an import writes physical values; give another --root")
 
 
 def _write_or_remove(plan: ImportPlan, name: str, hour: int, field: np.ndarray) -> bool:
@@ -116,12 +127,13 @@ def refuse_static(root: str | Path, names: Iterable[str]) -> None:
         raise ValueError(f"{Path(root) / 'static' / taken[0]}.npy exists already; give --overwrite to replace it")
 
 
-def refuse_existing(root: str | Path, channels: Sequence[str], hours: np.ndarray) -> None:
-    """要写的已经有了就报错；逐个年份文件夹查，不逐个文件问盘。"""
-    years = sorted({moment_of(hour).year for hour in hours.tolist()})
-    for name in channels:
-        folder = Path(root) / channel_folder(name)
-        taken = [p for p in (folder / str(year) for year in years) if p.is_dir() and any(p.iterdir())]
-        taken += [p for p in (folder / "mean_std.json", folder / "min_max.json") if p.exists()]
-        if taken:
-            raise ValueError(f"{taken[0]} exists already; give --overwrite to replace it")
+def _refuse_replacing(root: str | Path, held: dict[str, np.ndarray], hours: np.ndarray) -> None:
+    """要写的文件已经有了就报错，说出头几个；别的时刻的不碍事：加一年不必 --overwrite。"""
+    for name, there in held.items():
+        taken = np.intersect1d(there, hours)
+        if taken.size:
+            first = ", ".join(field_path(root, name, int(hour)).name for hour in taken[:3])
+            raise ValueError(
+                f"{Path(root) / channel_folder(name)}: {taken.size} of the {hours.size} files to write exist already, "
+                f"first {first}; give --overwrite to replace them, or a source without these times"
+            )

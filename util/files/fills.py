@@ -52,9 +52,9 @@ def refuse_filled(where: str, std: float, way_out: str) -> None:
         raise ValueError(f"{where}: std {std:g}, so fill values were taken for data when it was computed; {way_out}")
 
 
-def match(value: float, fills: tuple[float, ...]) -> float | None:
+def match(value: float, fills: tuple[float, ...], rtol: float = RTOL) -> float | None:
     """value 是其中的哪一个。"""
-    return next((f for f in fills if abs(value - f) <= RTOL * abs(f)), None)
+    return next((f for f in fills if abs(value - f) <= rtol * abs(f)), None)
 
 
 def surely_data(field: np.ndarray, fills: Fills) -> bool:
@@ -68,17 +68,17 @@ def surely_data(field: np.ndarray, fills: Fills) -> bool:
     return bool(small) and not (first == field.item(-1) and match(first, fills.codes) is not None)
 
 
-def find_fill(field: np.ndarray, fills: Fills) -> tuple[float, np.ndarray] | None:
-    """(填充值, 它在哪里 (H, W) bool)；没有是 None，有几种的取最多的，位置却是全部的。"""
+def find_fill(field: np.ndarray, fills: Fills, rtol: float = RTOL) -> tuple[float, np.ndarray] | None:
+    """(填充值, 它在哪里 (H, W) bool)；没有是 None，有几种的取最多的，位置却是全部的。rtol: field 舍入得多粗。"""
     first = field.item(0)
-    if match(first, fills.codes + fills.far) is not None and (field == field.flat[0]).all():
+    if match(first, fills.codes + fills.far, rtol) is not None and (field == field.flat[0]).all():
         return first, np.ones(field.shape, dtype=bool)
     size = np.abs(field)
     far = size >= LEAST_FAR  # NaN 不算
     if not far.any():
         return None
     values, counts = np.unique(field[far], return_counts=True)
-    known = [match(float(v), fills.far) is not None for v in values]
+    known = [match(float(v), fills.far, rtol) is not None for v in values]
     if not any(known):
         return None
     return float(values[known][counts[known].argmax()]), np.isin(field, values[known])

@@ -52,7 +52,11 @@ class BadFile(NamedTuple):
 
 
 class FileBatch(NamedTuple):
-    """一个进程一次做的事：一个通道的若干小时。measure：训练段，顺便量均值与方差；fills：认作填充值的。"""
+    """一个进程一次做的事：一个通道的若干小时。
+
+    measure：训练段，顺便量均值与方差；fills：认作填充值的；limits：合理范围，文件里的数是物理单位的、是标准化了的各一个，
+    哪一个算数要等全部量完才知道，不知道的没有。
+    """
 
     root: str
     channel: str
@@ -60,10 +64,14 @@ class FileBatch(NamedTuple):
     shape: tuple[int, int]
     measure: bool
     fills: Fills
+    limits: list[tuple[float, float]]
 
 
 class Part(NamedTuple):
-    """一个 Task 的结果。moments: (n, 2) 训练段可读文件的均值与方差；spans: (m, 3) 可读文件的小时、最小、最大。"""
+    """一个 Task 的结果。
+
+    moments: (n, 2) 训练段可读文件的均值与方差；spans: (m, 3 + R) 可读文件的小时、最小、最大、在各个 limits 之外的点数。
+    """
 
     channel: str
     files: int
@@ -138,12 +146,12 @@ def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[FileBatc
     shape = (config.latitude.count, config.longitude.count)
     spans = split_hours(config)
     for channel in channels:
-        fills = channel_fills(config, channel)
+        fills, limits = channel_fills(config, channel), file_limits(config, channel)
         for split in SPLITS:
             hours = sampled_hours(spans[split], config.interval_hours, config.first_hour)
             for first in range(0, hours.size, FILES_PER_TASK):
                 part = hours[first : first + FILES_PER_TASK]
-                yield FileBatch(config.root, channel, part, shape, split == "train", fills)
+                yield FileBatch(config.root, channel, part, shape, split == "train", fills, limits)
 
 
 @contextmanager
@@ -169,10 +177,17 @@ def check_files(task: FileBatch) -> Part:
                 reason = f"missing (no folder {path.parent})"
             bad.append(BadFile(task.channel, hour, str(path), error.fault, reason))
             continue
-        spans.append((hour, values.min(), values.max()))
+        low, high = values.min(), values.max()
+        spans.append((hour, low, high, *(count_outside(values, low, high, limits) for limits in task.limits)))
         if task.measure:
             moments.append((values.mean(dtype=np.float64), values.var(dtype=np.float64)))
-    return Part(task.channel, task.hours.size, np.array(moments).reshape(-1, 2), np.array(spans).reshape(-1, 3), bad)
+    return Part(
+        task.channel,
+        task.hours.size,
+        np.array(moments).reshape(-1, 2),
+        np.array(spans).reshape(-1, 3 + len(task.limits)),
+        bad,
+    )
 
 
 def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelReport:
@@ -195,16 +210,36 @@ def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelRep
             problems.append(str(error))
     state = judge(*measured, *stated) if measured and stated else None
     files = sum(p.files for p in parts)
-    spans = np.concatenate([part.spans for part in parts])  # (m, 3)
-    said = remarks(config.limits(channel), spans, stated if state == "standard" else None)
+    spans = np.concatenate([part.spans for part in parts])  # (m, 3 + R)
+    said = remarks(file_limits(config, channel), spans, state == "standard")
     return ChannelReport(channel, files, faults, measured, stated, state, problems, said)
 
 
-def remarks(limits: tuple[float, float] | None, spans: np.ndarray, standard: tuple[float, float] | None) -> list[str]:
-    """整场同一个数的、有点超出合理范围的文件有几个，头一个在哪里；它们照样是数据。
+def file_limits(config: DataConfig, channel: str) -> list[tuple[float, float]]:
+    """合理范围：物理单位的，和标准化了的（mean_std.json 读得出时）；不知道就是空的。"""
+    limits = config.limits(channel)
+    if limits is None:
+        return []
+    try:
+        mean, std = read_mean_std(config.root, channel)
+    except ValueError:  # 由 summarize 说
+        return [limits]
+    low, high = ((limit - mean) / std for limit in limits)
+    return [limits, (low, high)]
+
+
+def count_outside(values: np.ndarray, low: float, high: float, limits: tuple[float, float]) -> int:
+    """limits 之外的点数；最小 low、最大 high 都在里面就不必数。"""
+    if limits[0] <= low and high <= limits[1]:
+        return 0
+    return int(((values < limits[0]) | (values > limits[1])).sum())
+
+
+def remarks(limits: list[tuple[float, float]], spans: np.ndarray, standard: bool) -> list[str]:
+    """整场同一个数的文件有几个；超出合理范围的有几个文件、几个点；头一个在哪里。它们照样是数据。
 
     Args:
-        spans: (m, 3) 各文件的小时、最小、最大；standard: 文件已标准化时的 (均值, 标准差)，limits 照着换。
+        limits, spans: 见 FileBatch、Part；standard: 文件里的数是标准化了的。
     """
     said = []
     constant = spans[spans[:, 1] == spans[:, 2]]
@@ -214,14 +249,14 @@ def remarks(limits: tuple[float, float] | None, spans: np.ndarray, standard: tup
             f"{len(constant)} files hold one value everywhere ({values}; first {time_text(int(constant[0, 0]))})"
         )
     if limits:
-        mean, std = standard or (0.0, 1.0)
-        low, high = ((limit - mean) / std for limit in limits)
-        outside = spans[(spans[:, 1] < low) | (spans[:, 2] > high)]
+        which = int(standard)
+        (low, high), points = limits[which], spans[:, 3 + which]
+        outside = spans[points > 0]
         if len(outside):
             said.append(
-                f"{len(outside)} files with values outside {low:.4g} to {high:.4g} (lowest {outside[:, 1].min():.4g}, "
-                f"highest {outside[:, 2].max():.4g}; first {time_text(int(outside[0, 0]))}); kept as data, "
-                "data.valid_range sets the limits"
+                f"{len(outside)} files with {int(points.sum())} points outside {low:.4g} to {high:.4g} "
+                f"(lowest {outside[:, 1].min():.4g}, highest {outside[:, 2].max():.4g}; first "
+                f"{time_text(int(outside[0, 0]))}); kept as data, data.valid_range sets the limits"
             )
     return said
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from util.data.store_files import PRESENT, StorePlan, file_digest, static_array, write_mark
+from util.data.store_files import FILLS_KNOWN, PRESENT, StorePlan, file_digest, static_array, write_mark
 from util.data.tree_files import StaticField
 from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
 from util.packing.chunks import PackJob, chunk_path, raw_path, read_chunk_record, write_bytes
@@ -48,7 +48,7 @@ def finish_store(job: PackJob, static: Mapping[str, StaticField]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.packbits(job.reader.present.numpy(), axis=1))
     files[PRESENT] = write_bytes(store / PRESENT, buffer.getvalue())
-    content = {"plan": asdict(job.plan), "files": files, "gaps": gaps}
+    content = {"plan": asdict(job.plan), "files": files, "gaps": gaps, FILLS_KNOWN: True}
     write_mark(store, content | {"faults": [*faults.values()], "neighbours": [*neighbours.values()]})
     report(job.plan, gaps, [*faults.values()], errors)
 

@@ -58,6 +58,32 @@ def parts(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def test_a_further_year_needs_no_flag(parts, tmp_path: Path) -> None:
+    """没有要替换的文件就接着写，与一次导入的逐个文件相同；有一个要替换的就停，说出是哪个；已标准化的树不混进去。"""
+    root, files = tmp_path / "tree", [tmp_path / "1999.nc", tmp_path / "2000.nc"]
+    import_part(files[0], root, EARLY)
+    before = {path: path.read_bytes() for path in root.rglob("*.npy")}
+    root.with_suffix(".yaml").unlink()
+    import_part(files[1], root, BOTH)
+    import_part(files[0], tmp_path / "once", BOTH, "--source", str(files[1]))
+    written = {path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")}
+    assert written == {p.relative_to(tmp_path / "once"): p.read_bytes() for p in (tmp_path / "once").rglob("*.*")}
+    assert all(path.read_bytes() == content for path, content in before.items())
+    root.with_suffix(".yaml").unlink()
+    with pytest.raises(ValueError, match=r"24 of the 24 files to write exist already, first 2000-0000.npy, 2000-0006"):
+        import_part(files[1], root, BOTH)
+    field_path(root, "t2m", parse_time("2000-01-01")).unlink()
+    with pytest.raises(ValueError, match=r"23 of the 24 files to write exist already, first 2000-0006.npy"):
+        import_part(files[1], root, BOTH)
+    standard = (np.load(field_path(root, "t2m", parse_time("1999-12-25"))) - 270) / 5
+    for hour in range(parse_time("2000-01-01"), parse_time("2000-01-07"), 6):
+        field_path(root, "t2m", hour).unlink(missing_ok=True)
+    np.save(field_path(root, "t2m", parse_time("1999-12-25")), standard.astype(np.float32))
+    with pytest.raises(ValueError, match=r"1999-8592.npy is standardised, an import writes physical values"):
+        import_part(files[1], root, BOTH)
+    assert read_mean_std(root, "t2m")[1] > 1
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_statistics_are_of_all_the_training_dates(parts, tmp_path: Path, backwards: bool) -> None:
     """1999 全在训练日期里，2000 只有头两天；哪个先导入、再导入一遍，都是同样的数。"""

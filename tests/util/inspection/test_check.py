@@ -220,13 +220,13 @@ def test_one_value_and_the_implausible_are_told_but_kept(tree, tmp_path: Path, c
     for i in range(3):
         rewrite(field_path(tree.root, "tp", T0 + 6 * i), lambda f: 0 * f)
     warm = field_path(tree.root, "t2m", parse_time("2000-01-08"))
-    rewrite(warm, lambda f: np.where(np.arange(f.size).reshape(f.shape) == 5, np.float32(-9999), f))
+    rewrite(warm, lambda f: np.where(np.arange(f.size).reshape(f.shape) % 10 == 5, np.float32(-9999), f))
     status, report = check(tree, tmp_path)
     assert (status, report["files_bad"]) == (0, 0)
     (dry,) = channel_of(report, "tp")["remarks"]
     assert dry == "3 files hold one value everywhere (0 in 3; first 2000-01-01T00)"
     (far,) = channel_of(report, "t2m")["remarks"]
-    assert far.startswith("1 files with values outside 150 to 350 (lowest -9999, highest ")
+    assert far.startswith("1 files with 3 points outside 150 to 350 (lowest -9999, highest ")
     assert "first 2000-01-08T00" in far
     assert f"t2m: {far}" in capsys.readouterr().out
     assert not channel_of(check(tree, tmp_path, "data.valid_range.t2m=[-1e5, 1e5]")[1], "t2m")["remarks"]
@@ -249,6 +249,10 @@ def test_fills_that_were_standardised_with_the_data(tree, tmp_path: Path):
         rewrite(field_path(tree.root, "t2m", T0 + 12 * i), lambda f, value=value: 0 * f + np.float32(value))
     _, report = check(tree, tmp_path)
     assert [(b["hour"] - T0, b["fault"]) for b in report["bad_files"]] == [(12 * i, "fill value") for i in range(4)]
+    hot = (400 - mean) / std
+    rewrite(field_path(tree.root, "t2m", T0 + 18), lambda f: np.where(np.arange(4)[:, None] == 2, np.float32(hot), f))
+    (far,) = channel_of(check(tree, tmp_path)[1], "t2m")["remarks"]
+    assert far.startswith(f"1 files with 8 points outside {(150 - mean) / std:.4g} to ")
 
 
 # ---- 命令行
