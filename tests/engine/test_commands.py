@@ -33,11 +33,11 @@ DATA_FLAGS = {
     "import": {
         *("--source", "--root", "--store", "--dtype", "--variable", "--map", "--select", "--filter"),
         *("--train", "--val", "--test", "--crop", "--rows", "--cols", "--regrid", "--latitude", "--longitude"),
-        *("--yaml", "--overwrite", "--absent-chunks"),
+        *("--yaml", "--overwrite", "--absent-chunks", "--static"),
     },
     "check": {"--config", "overrides", "--out", "--workers"},
     "scan": {"--config", "overrides", "--rebuild"},
-    "statistics": {"--config", "overrides", "--write", "--overwrite", "--workers", "--scheduler"},
+    "statistics": {"--config", "overrides", "--write", "--overwrite", "--tendency", "--workers", "--scheduler"},
     "pack": {"--config", "overrides", "--out", "--dtype", "--workers", "--scheduler"},
     "verify": {"--out", "--workers"},
     "export": {"--store", "--root", "--netcdf", "--overwrite"},
