@@ -22,7 +22,10 @@ MACHINE = (  # torch 的 RuntimeError 里，是机器的毛病的那几种，各
         "lower train.batch_size or raise train.accumulate, take a smaller model, or fewer --members",
     ),
     (r"shared memory\(shm\)|torch_shm|file </torch_", "make /dev/shm larger, e.g. docker run --shm-size=1g"),
-    (r"^Dist\w+Error|closed by peer|reset by peer", "another process of this run has ended; its own message says why"),
+    (
+        r"^Dist\w+Error|closed by peer|reset by peer",
+        "another process of this run has ended: killed, or see its own message",
+    ),
     (r"CUDA|cuDNN|CUBLAS|NVML|NCCL|^AcceleratorError", "the device failed; look at nvidia-smi, then run it again"),
 )
 TRANSPORTED = "Original Traceback (most recent call last):"  # DataLoader 转述读取进程的异常时，整段都在消息里
@@ -49,6 +52,7 @@ def report_error(error: Exception) -> int:
     if line is None:
         sys.excepthook(type(error), error, error.__traceback__)
     else:
+        error.__traceback__ = None  # 还拿在手里的都放下：进度条先收起，错误自成一行
         print(f"error: {line}", file=sys.stderr)
     return 2 if isinstance(error, ValueError) else 1
 

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -39,6 +39,24 @@ class _BarSafeStream:
         sys.stderr.flush()
 
 
+class _LogFile(logging.FileHandler):
+    """写不下（盘满了）时说一次，训练照常；缺省是每一行日志印一段 traceback。"""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            _BarSafeStream().write(f"{self.baseFilename} cannot be written, the run goes on: {one_line(error)}\n")
+
+    def close(self) -> None:
+        with suppress(OSError):  # 没写完的一行也关不进去
+            super().close()
+
+
 def setup_logging(path: Path | None, quiet: bool = False) -> logging.Logger:
     """配置名为 ar_pred 的 logger：文件（追加）加控制台；再次调用会换掉旧的 handler。
 
@@ -53,7 +71,7 @@ def setup_logging(path: Path | None, quiet: bool = False) -> logging.Logger:
     handlers: list[logging.Handler] = [logging.StreamHandler(_BarSafeStream())]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
+        handlers.append(_LogFile(path, mode="a", encoding="utf-8"))
     handlers[0].setLevel(logging.ERROR if quiet else logging.INFO)  # DEBUG 只进文件：整份配置、停下的原因
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -116,16 +134,25 @@ class MetricsLog:
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def log(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
-        """写下一组数，每个占一行。"""
-        self._writer.writerows(MetricRow(step, epoch, split, name, float(value)) for name, value in values.items())
-        self._file.flush()
+        """写下一组数，每个占一行。
+
+        Raises:
+            OSError: 写不下，说出是哪个文件。
+        """
+        try:
+            self._writer.writerows(MetricRow(step, epoch, split, name, float(value)) for name, value in values.items())
+            self._file.flush()
+        except OSError as error:
+            reason = f"{error.strerror}; make room, then go on with --resume auto"
+            raise OSError(error.errno, reason, str(self.path)) from None
 
     def rows(self) -> list[MetricRow]:
         """读回全部的行。"""
         return read_metrics(self.path)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # 盘满了，没写完的一行也关不进去；写的时候已经说了
+            self._file.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
+from tqdm import tqdm
 
 from tests.engine.runs import ROOT
 from util.cli import run_command
@@ -166,6 +168,19 @@ def test_the_traceback_of_one_line_is_in_the_log(tmp_path: Path, capsys: pytest.
     assert run(main, capsys) == (2, "error: train.lr = 0\n")
     log = (tmp_path / "train.log").read_text()
     assert "DEBUG stopped:" in log and 'raise ValueError("train.lr = 0")' in log
+
+
+def test_the_error_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """进度条还画着；错误那一行不接在它后面。"""
+    monkeypatch.setattr(logging.getLogger("ar_pred"), "disabled", True)  # pytest 收着日志，连同 traceback 里的进度条
+
+    def main() -> None:
+        bar = tqdm(total=3, leave=False)
+        assert bar.n == 0
+        raise ValueError("wrong")
+
+    _, err = run(main, capsys)
+    assert "0/3" in err and err.endswith("\rerror: wrong\n")
 
 
 def test_only_the_last_words_of_a_reading_process(capsys: pytest.CaptureFixture[str]) -> None:

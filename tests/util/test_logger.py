@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
 import math
@@ -120,6 +121,33 @@ def test_metrics_resume_without_a_file(tmp_path: Path):
     log = MetricsLog(tmp_path / "metrics.csv", resume_step=5)
     assert log.rows() == []
     log.close()
+
+
+FULL = Path("/dev/full")
+full_disk = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+
+
+@full_disk
+def test_metrics_on_a_full_disk_name_the_file(tmp_path: Path):
+    log = MetricsLog(tmp_path / "metrics.csv", None)
+    log.close()
+    log._file = FULL.open("a", encoding="utf-8")
+    log._writer = csv.writer(log._file)
+    with pytest.raises(
+        OSError, match=r"No space left on device; make room, then go on with --resume auto: '.*metrics.csv'"
+    ):
+        log.log(1, 0, "train", {"loss": 1.0})
+    log.close()
+
+
+@full_disk
+def test_a_log_on_a_full_disk_says_so_once(capsys: pytest.CaptureFixture[str]):
+    logger = setup_logging(FULL)
+    for number in range(3):
+        logger.info("line %d", number)
+    said = capsys.readouterr().err
+    assert said.count("/dev/full cannot be written, the run goes on: [Errno 28] No space left on device") == 1
+    assert "line 2" in said and "Traceback" not in said
 
 
 # ---- W&B ----
