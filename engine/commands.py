@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.atomic import reserved
 from util.config import load_config
 
 Arguments = Sequence[str] | None
@@ -75,10 +76,11 @@ def inference_command(argv: Arguments = None) -> int:
     _check_overwrite(args)
     from engine.forecasting.forecast import forecast
 
-    return forecast(
-        args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth,
-        args.set, args.overrides, args.save == "zarr", args.overwrite,
-    )  # fmt: skip
+    with reserved(args.out):
+        return forecast(
+            args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth,
+            args.set, args.overrides, args.save == "zarr", args.overwrite,
+        )  # fmt: skip
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -175,7 +177,9 @@ def compare_command(argv: Arguments = None) -> int:
         return run_suite(args.suite, args.out)
     from engine.comparison.compare import compare_runs
 
-    compare_runs(args.runs, args.out or Path("log/comparison"))
+    out = args.out or Path("log/comparison")
+    with reserved(out):
+        compare_runs(args.runs, out)
     return 0
 
 

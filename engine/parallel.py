@@ -1,9 +1,71 @@
-"""各进程之间的归约。"""
+"""各进程：怎样起的、零号进程替大家做的、归约。"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+T = TypeVar("T")
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # srun 起了几个；只申请了分配、直接 python 的没有
+SHELLS = ("bash", "interactive")  # 作业叫这两个名字的，Lightning 当作一个交互的 shell，不是 srun 起的一组进程
+COUNTS = {"torchrun": "--nnodes {} --nproc-per-node {}", "srun": "--nodes={} --ntasks-per-node={}"}
+
+
+def launched_processes() -> tuple[str, int] | None:
+    """(torchrun 或 srun, 起了几个进程)；None 是由我们自己起。"""
+    if torch.distributed.is_torchelastic_launched():
+        return "torchrun", int(os.environ["WORLD_SIZE"])
+    shell = os.environ.get("SLURM_JOB_NAME") in SHELLS and os.environ.get("SLURM_PROCID") == "0"
+    return None if shell or STEP_TASKS not in os.environ else ("srun", int(os.environ[STEP_TASKS]))
+
+
+def check_launch(devices: int, num_nodes: int) -> None:
+    """外面起的进程数要与配置的相同：多了，每一个都会以为只有自己；少了，就一直等下去。
+
+    Raises:
+        ValueError: 不同。
+    """
+    found = launched_processes()
+    if found is None:
+        return
+    launcher, count = found
+    right = f"{launcher} {COUNTS[launcher].format(num_nodes, devices)}"
+    if count != devices * num_nodes:
+        raise ValueError(
+            f"{launcher} started {count} process(es), but devices x num_nodes = {devices} x {num_nodes} = "
+            f"{devices * num_nodes}; start it with {right}, or set run.devices and run.num_nodes of the training"
+        )
+    if launcher == "srun" and count > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ValueError(f"Lightning counts the tasks of srun by --ntasks-per-node; start it with {right}")
+
+
+def environment() -> LightningEnvironment | None:
+    """给 Fabric 的 plugins：分配里直接 python 的，Lightning 会当成 srun 起的，去等不会来的进程。"""
+    return LightningEnvironment() if "SLURM_NTASKS" in os.environ and launched_processes() is None else None
+
+
+def from_main(fabric: Fabric, action: Callable[[], T]) -> T:
+    """零号进程做，结果给每个进程；做不成也一样，大家一起停，没有谁在等。
+
+    Raises:
+        ValueError, OSError: action 抛的。
+    """
+    result: Any = None
+    failure: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            failure = error
+    result, failure = fabric.broadcast((result, failure))
+    if failure is not None:
+        raise failure
+    return result
 
 
 def reduce_tensor(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from util.atomic import reserved
 from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
@@ -119,8 +120,6 @@ def compare_codecs(
     from util.data.dataset import open_data
     from util.logger import setup_logging
 
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "reconstruct.log")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     moved = [text for text in overrides if says_where(text) or not configs]  # 其余的是给 --config 的
@@ -180,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("give --checkpoint checkpoints/RUN/best.ckpt or --config YAML, of an autoencoder")
     if args.stride < 1:
         raise ValueError(f"--stride {args.stride}: must be at least 1")
-    return compare_codecs(args.checkpoint, args.config, args.overrides, args.split, args.stride, args.out)
+    with reserved(args.out):
+        return compare_codecs(args.checkpoint, args.config, args.overrides, args.split, args.stride, args.out)
 
 
 if __name__ == "__main__":

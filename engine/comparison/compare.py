@@ -56,8 +56,6 @@ def compare_runs(
     Raises:
         ValueError: 不是一次评测，没有共同的部分，或真值不是同一份。
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder")
     with ExitStack() as stack:
         entries = open_entries(stack, folders, names)
         setup_logging(out / "compare.log")

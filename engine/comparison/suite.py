@@ -13,6 +13,7 @@ from typing import IO, Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from engine.evaluation.metrics_file import Provenance, read_scores
+from util.atomic import reserved
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
 from util.strict import PositiveInt, Strict, validate
@@ -78,25 +79,24 @@ def run_suite(path: Path, out: Path | None) -> int:
     suite: Suite = validate(Suite, read_mapping(path), str(path))
     name = f"suite-{path.stem}"  # 不叫 <suite>-：train.py --resume auto 会把它当成同名配置的运行
     out = out or Path("log") / name
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder")
-    setup_logging(out / "compare.log")
-    done: dict[str, Path] = {}
-    failed: dict[str, str] = {}
-    for number, member in enumerate(suite.members, 1):
-        log.info("suite %s, member %d of %d: %s", path.stem, number, len(suite.members), member.label)
-        try:
-            done[member.label] = finish_member(suite, member, member.run or f"{name}-{member.label}", name)
-        except ValueError as error:
-            failed[member.label] = str(error)
-            log.error("member %s failed, going on without it: %s", member.label, error)
-    if not done:
-        raise ValueError("; ".join(f"member {label} failed: {error}" for label, error in failed.items()))
-    from engine.comparison.compare import compare_runs  # 训练的时候这个进程不必占着 torch 的内存
+    with reserved(out):
+        setup_logging(out / "compare.log")
+        done: dict[str, Path] = {}
+        failed: dict[str, str] = {}
+        for number, member in enumerate(suite.members, 1):
+            log.info("suite %s, member %d of %d: %s", path.stem, number, len(suite.members), member.label)
+            try:
+                done[member.label] = finish_member(suite, member, member.run or f"{name}-{member.label}", name)
+            except ValueError as error:
+                failed[member.label] = str(error)
+                log.error("member %s failed, going on without it: %s", member.label, error)
+        if not done:
+            raise ValueError("; ".join(f"member {label} failed: {error}" for label, error in failed.items()))
+        from engine.comparison.compare import compare_runs  # 训练的时候这个进程不必占着 torch 的内存
 
-    notes = [f"member {label} failed and is not in this comparison: {error}" for label, error in failed.items()]
-    compare_runs(list(done.values()), out, ["--suite", str(path), "--out", str(out)], list(done), notes)
-    return 1 if failed else 0
+        notes = [f"member {label} failed and is not in this comparison: {error}" for label, error in failed.items()]
+        compare_runs(list(done.values()), out, ["--suite", str(path), "--out", str(out)], list(done), notes)
+        return 1 if failed else 0
 
 
 def finish_member(suite: Suite, member: Member, run: str, own: str) -> Path:

@@ -23,10 +23,12 @@ from engine.evaluation.saved_fields import open_zarr
 from engine.evaluation.scoring import score
 from engine.evaluation.task import Options, Task, find_starts, threshold_tensor
 from engine.forecasting.members import check_members
-from engine.loading import check_same_data, checkpoint_config, load_forecaster
+from engine.loading import Content, check_same_data, checkpoint_config, load_forecaster
 from engine.one_pass import Check
+from engine.parallel import check_launch, environment, from_main
 from engine.progress import Progress
 from models.interface import ForecastModel, can_forecast
+from util.atomic import reserved
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
@@ -151,7 +153,9 @@ def make_evaluation_fabric(config: RunConfig) -> Fabric:
         log.warning("the run was trained with run.device = cuda, which is not available here; using the CPU")
         device = "cpu"
     local, world = (int(os.environ.get(key, "1")) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    fabric = Fabric(accelerator=device, devices=local, num_nodes=world // local, strategy="auto")
+    nodes = world // local
+    check_launch(local, nodes)
+    fabric = Fabric(accelerator=device, devices=local, num_nodes=nodes, strategy="auto", plugins=environment())
     fabric.launch()
     return fabric
 
@@ -160,14 +164,21 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
     """evaluate.py：检查点在一个划分上的成绩；数据来自检查点里记下的目录树，或 options.overrides 所说的别处。
 
     Raises:
-        ValueError: 检查点、数据、选项的任何一处不对。
+        ValueError: 检查点、数据、选项的任何一处不对；别的进程正往 out 里写。
     """
     content = load_checkpoint(path)
     config = checkpoint_config(content, path, options.overrides)
     fabric = make_evaluation_fabric(config)
+    with ExitStack() as held:
+        from_main(fabric, lambda: held.enter_context(reserved(out)))
+        return score_checkpoint(content, config, path, options, out, fabric)
+
+
+def score_checkpoint(
+    content: Content, config: RunConfig, path: str, options: Options, out: Path, fabric: Fabric
+) -> int:
+    """evaluate_checkpoint 占下 out 之后的事。"""
     main = fabric.is_global_zero
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "evaluate.log" if main else None, quiet=not main)
     model, spec = load_forecaster(content, fabric.device, options.set)
     if not can_forecast(model):

@@ -58,8 +58,6 @@ def forecast(
     check_members(model, config.model["name"], members, noise, smooth)
     steps = steps or spec.frames_out
     init = parse_time(time) if time is not None else None
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder")
     setup_logging(out / "inference.log")  # 读数据时补了什么也要记下
     if inputs:
         history, truth, valid = read_inputs(inputs, spec), None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -48,10 +49,10 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
     """
     build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
     fabric = make_fabric(config)
-    content, name = find_resume(fabric, config, config_path, resume)
-    if content is None:
-        check_first_stage(config.model)  # 续训不再需要它
-    with catch_signals() as stop:
+    with ExitStack() as held, catch_signals() as stop:
+        content, name = find_resume(fabric, config, config_path, resume, held)
+        if content is None:
+            check_first_stage(config.model)  # 续训不再需要它
         run = open_run(config, config_path, name, fabric, content, stop)
         try:
             if content is None:

@@ -1,17 +1,21 @@
-"""续训：找哪个检查点，哪些配置可以与它不同，窗口还是不是那些窗口。"""
+"""续训：接哪个检查点，占下哪个运行的文件夹，哪些配置可以与它不同，窗口还是不是那些窗口。"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import ExitStack
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
 
 from engine.loading import DATA_MAY_CHANGE, Content
+from engine.parallel import from_main
 from models import build_config
+from util.atomic import reserved
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig
 from util.data.batches import all_starts
@@ -30,28 +34,65 @@ MAY_CHANGE: dict[str, set[str] | None] = {
 }
 
 
-def find_resume(fabric: Fabric, config: RunConfig, config_path: str, resume: str | None) -> tuple[Content | None, str]:
-    """--resume → (检查点内容或 None, 运行名)。auto：这份配置最近一次存过的运行；没有就从头开始。
+def find_resume(
+    fabric: Fabric, config: RunConfig, config_path: str, resume: str | None, held: ExitStack
+) -> tuple[Content | None, str]:
+    """--resume → (检查点内容或 None, 运行名)；运行的文件夹已经占下，held 关上时放开。
 
-    由零号进程挑选，各进程一致：时钟与文件时间在各处可能不同。
+    由零号进程挑选、占下，各进程一致：时钟与文件时间在各处可能不同。
 
     Raises:
-        ValueError: 检查点不在、坏了、配置对不上；从头开始而这个名字已有检查点。
+        ValueError: 检查点不在、坏了、配置对不上；从头开始而这个名字已有检查点；别的进程正在跑它。
     """
-    stem = Path(config_path).stem
+    path, name = from_main(fabric, lambda: claim_run(config, Path(config_path).stem, resume, held))
+    if path is None:
+        return None, name
+    content = load_checkpoint(path)  # 占下之后再读：在那之前它可能还在存
+    check_same_run(content["config"], config, path)
+    return content, name
+
+
+def claim_run(config: RunConfig, stem: str, resume: str | None, held: ExitStack) -> tuple[str | None, str]:
+    """(接着训练的检查点或 None, 运行名)，占下它的文件夹；auto 是这份配置最近一次存过的运行，没有就从头开始。
+
+    Raises:
+        ValueError: 见 find_resume。
+    """
     if resume == "auto":
         pattern = f"{config.run.name or stem + '-*'}/last.ckpt"
         found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
         resume = str(found[-1]) if found else None
-    fresh_name = config.run.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    resume, fresh_name = fabric.broadcast((resume, fresh_name))
-    if resume is None:
-        if (Path(config.checkpoint.dir) / fresh_name / "last.ckpt").exists():
-            raise ValueError(f"run {fresh_name} has checkpoints already; use --resume auto, or another run.name")
-        return None, fresh_name
-    content = load_checkpoint(resume)
-    check_same_run(content["config"], config, resume)
-    return content, content["run"]
+    name = load_checkpoint(resume)["run"] if resume else config.run.name or make_name(config, stem)
+    for folder in run_folders(config, name):
+        held.enter_context(reserved(folder, "wait for it to end, or give another run.name"))
+    if resume is None and (Path(config.checkpoint.dir) / name / "last.ckpt").exists():
+        raise ValueError(f"run {name} has checkpoints already; use --resume auto, or another run.name")
+    return resume, name
+
+
+def run_folders(config: RunConfig, name: str) -> list[Path]:
+    """运行的文件夹：日志的、检查点的；写在一处的只有一个。"""
+    folders = (Path(config.log.dir) / name, Path(config.checkpoint.dir) / name)
+    return list({folder.resolve(): folder for folder in folders}.values())
+
+
+def make_name(config: RunConfig, stem: str) -> str:
+    """没有名字的新运行以时刻为名，文件夹当场建立；同一秒里已有人用了，就添上 -2、-3。"""
+    first = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = chain([first], (f"{first}-{number}" for number in count(2)))
+    return next(name for name in names if make_folders(run_folders(config, name)))
+
+
+def make_folders(folders: list[Path]) -> bool:
+    """建立这几个新的文件夹；有一个已经在了就一个也不要。"""
+    for done, folder in enumerate(folders):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            for made in folders[:done]:
+                made.rmdir()
+            return False
+    return True
 
 
 def check_same_run(saved: dict[str, Any], config: RunConfig, path: str) -> None:

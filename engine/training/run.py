@@ -12,7 +12,7 @@ import yaml
 from lightning.fabric import Fabric
 
 from engine.loading import Content, check_same_data, versions
-from engine.parallel import reduce_tensor
+from engine.parallel import check_launch, environment, reduce_tensor
 from engine.training.resume import windows_fingerprint
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import check_start, read_initial
@@ -34,12 +34,14 @@ def make_fabric(config: RunConfig) -> Fabric:
     run = config.run
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
+    check_launch(run.devices, run.num_nodes)
     fabric = Fabric(
         accelerator=run.device,
         devices=run.devices,
         num_nodes=run.num_nodes,
         strategy=run.strategy,
         precision=config.train.precision,
+        plugins=environment(),
     )
     fabric.launch()
     parts = fabric.world_size * config.train.accumulate
@@ -116,7 +118,7 @@ def open_run(
             state.progress.batches, state.progress.loss_sum, state.progress.loss_count = 0, 0.0, 0
     if main:
         (log_dir / "config.yaml").write_text(resolved, encoding="utf-8")
-        for leftover in (Path(config.checkpoint.dir) / name).glob(".*"):
+        for leftover in (Path(config.checkpoint.dir) / name).glob(".*.tmp"):
             leftover.unlink()  # 上一次在写的时候被杀掉
     fabric.barrier()
     metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from util.atomic import reserved
 from util.data.index import sampled_hours, split_hours, tree_hours
 from util.data.normalize import judge
 from util.data.tree_files import (
@@ -35,8 +37,16 @@ def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, i
 
     Raises:
         ValueError: 要写的文件已在而没有 overwrite；旧树有这次不写的层、另一种网格，或已标准化；读不出；
-            某通道在训练日期内没有场、有坏的，或全是同一个数。
+            某通道在训练日期内没有场、有坏的，或全是同一个数；别的进程正在写其中的变量。
     """
+    with ExitStack() as reservations:
+        for variable in plan.channels:  # 统计量是整棵树的：同一个变量的另一次导入还在写，就会只算到一部分
+            reservations.enter_context(reserved(Path(plan.config.root) / f"{variable}_npy", "wait for it to end"))
+        return _write_reserved(plan, overwrite)
+
+
+def _write_reserved(plan: ImportPlan, overwrite: bool) -> list[tuple[str, int]]:
+    """write_fields 占下各变量的文件夹之后的事。"""
     _refuse_other_levels(plan)
     held = {name: tree_hours(plan.config.root, name) for name in plan.names}
     if not overwrite:

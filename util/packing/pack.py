@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from util.atomic import reserved
 from util.batch import DataSpec
 from util.calendar import year_start
 from util.config import DataConfig
@@ -32,7 +31,6 @@ from util.workers import Runner, distribute
 
 CHUNK_BYTES = 32 * 2**20  # 一块约这么大：大到读得连续，小到一块的内存不算什么
 MOST_BYTES = 256 * 2**20  # 打包的每个进程要拿住一块
-LOCK_SECONDS = 10.0  # 上一次刚被 kill -9，它的子进程随后就退
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("ar_pred")
 
@@ -210,17 +208,7 @@ def disk_full(store: Path) -> Iterator[None]:
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
     """同一个存档同时只由一个命令写；顺便扫掉上一次被杀时写到一半的临时文件。"""
-    (store / "pack").mkdir(parents=True, exist_ok=True)
-    with (store / "pack" / "lock").open("w") as file:
-        until = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise ValueError(f"{store}: another packing is at work there") from None
-                time.sleep(0.1)
+    with reserved(store / "pack", "another packing is at work there, wait for it or give another --out"):
         for leftover in store.rglob(".*.tmp"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # 被杀的那一次，它的进程随后就退，也许正在自己删
         yield

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from util.atomic import reserved
 from util.calendar import year_start
 from util.data.tree_files import Field, field_path, write_field, write_mean_std
 from util.sample.simulation import SPIN_UP_HOURS, Planet, make_planet, simulate
@@ -182,7 +183,7 @@ def create(root: Path, settings: Settings) -> dict[str, Any]:
     """在旁边写好整棵树，再换成 root；失败或中断时不留下半成品。
 
     Raises:
-        ValueError: 磁盘不够，或不能写。
+        ValueError: 磁盘不够，不能写，或别的进程正在写。
     """
     frames = (year_start(settings.years[1] + 1) - year_start(settings.years[0])) // settings.interval
     needed = frames * len(channels_of(settings)) * (4 * settings.grid[0] * settings.grid[1] + 4096)  # 头与块的零头
@@ -194,14 +195,17 @@ def create(root: Path, settings: Settings) -> dict[str, Any]:
             raise ValueError(
                 f"the sample needs about {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
             )
-        shutil.rmtree(partial, ignore_errors=True)  # 上次被强行结束的残余
-        partial.mkdir()
-        marker = write_tree(partial, settings)
-        if root.exists():
-            shutil.rmtree(root)
-        partial.rename(root)
+        with reserved(partial, "another sample is being written there, wait for it"):
+            try:
+                tree = partial / "tree"
+                shutil.rmtree(tree, ignore_errors=True)  # 上次被强行结束的残余
+                tree.mkdir()
+                marker = write_tree(tree, settings)
+                if root.exists():
+                    shutil.rmtree(root)
+                tree.rename(root)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"--root {root}: cannot write ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return marker

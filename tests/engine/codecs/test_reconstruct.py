@@ -223,7 +223,7 @@ def test_mistakes_are_one_line(tree, tmp_path):
         (["--config", random, "model.widht=3"], "unknown key model.widht = 3; nearest: model.width"),
         (["--checkpoint", "none.ckpt", "data.root=x"], "no checkpoint none.ckpt"),
         (["--checkpoint", str(tmp_path / "none.ckpt")], "no checkpoint"),
-        (["--config", random, "--out", random], f"--out {random} is a file"),
+        (["--config", random, "--out", random], f"{random} is a file; give a folder"),
     ):
         with pytest.raises(ValueError) as error:  # noqa: PT011  下一行比对
             main([*out, *arguments])

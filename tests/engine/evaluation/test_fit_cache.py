@@ -12,6 +12,7 @@ import torch
 from lightning.fabric import Fabric
 
 from engine.evaluation.baselines import fit_baselines, training_fingerprint
+from tests.holding import two_at_once
 from tests.trees import DAYS, config_of, damage
 from util.calendar import parse_time
 from util.config import DataConfig, RunConfig, TrainConfig
@@ -87,3 +88,16 @@ def test_an_unreadable_cache_counts_as_absent(tree: Any, content: bytes, caplog:
     assert (climatology(config) == right).all()
     assert "cannot be used, fitted again" in caplog.text
     assert caches(config) == [cache] and cache.stat().st_size > 1000
+
+
+def test_two_fit_at_once(tree: Any, tmp_path: Path) -> None:
+    """两个进程同时拟合、同时存：都用得上，存下的是一份。"""
+    config = config_of(tree)
+    alone = climatology(config.model_copy(update={"cache_dir": str(tmp_path / "alone")}))
+
+    def fit() -> None:
+        assert (climatology(config) == alone).all()
+
+    two_at_once(fit)
+    assert len(caches(config)) == 1 and not list(Path(config.cache_dir).glob(".*"))
+    fit()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.holding import two_at_once
 from tests.util.data.test_index import make_config
 from util.calendar import year_start
 from util.config import DataConfig
@@ -60,6 +61,19 @@ def test_second_scan_lists_no_directory(touched: Path, monkeypatch: pytest.Monke
     assert not listed
     assert second.start == first.start
     assert np.array_equal(second.present, first.present)
+
+
+def test_two_scan_at_once(touched: Path):
+    """两个进程同时存同一份索引，也同时读：读到的总是完整的一份。"""
+    config, years = make_config(touched), [1999, 2000]
+    alone = scan(config, CHANNELS, years).present
+
+    def scan_again() -> None:
+        for i in range(40):
+            assert np.array_equal(scan(config, CHANNELS, years, rebuild=i % 2 == 0).present, alone)
+
+    two_at_once(scan_again)
+    assert len(list(Path(config.cache_dir).iterdir())) == 1
 
 
 @pytest.mark.parametrize("change", ["new file", "removed file", "other channels", "other years", "other root"])

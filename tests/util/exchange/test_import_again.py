@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tests.holding import held_elsewhere
 from util.calendar import moment_of, parse_time
 from util.commands.import_fields import main
 from util.config import DataConfig, read_mapping
@@ -194,3 +195,15 @@ def test_axes_that_training_refuses_are_refused(parts, latitudes, longitudes, me
     assert not (tmp_path / "tree").exists()
     if longitudes[-1] == 360:
         assert import_part(tmp_path / "off.nc", tmp_path / "tree", splits, "--cols", "0:7").longitude.count == 7
+
+
+def test_two_imports_do_not_write_one_variable_at_once(parts, tmp_path: Path):
+    root = tmp_path / "tree"
+    with (
+        held_elsewhere(root / "t2m_npy"),
+        pytest.raises(ValueError, match=r"t2m_npy is in use by process .*; wait for"),
+    ):
+        import_part(tmp_path / "1999.nc", root, EARLY)
+    assert list((root / "t2m_npy").iterdir()) == []
+    import_part(tmp_path / "1999.nc", root, EARLY)
+    assert sorted(p.name for p in (root / "t2m_npy").iterdir()) == ["1999", "mean_std.json", "min_max.json"]

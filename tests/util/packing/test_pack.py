@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import xarray as xr
 import yaml
 
 from tests.engine.runs import ROOT, write_run
+from tests.holding import held_elsewhere
 from tests.models.small import small_spec
 from tests.trees import DAYS, SPLITS, config_of, damage
 from tests.util.packing.stores import assert_same, contents, from_store, outcomes, pack_small
@@ -121,7 +121,7 @@ def test_killed_and_run_again(
     assert f"{len(done)} of 11 chunks are done already" in capsys.readouterr().err
     assert stamps == {number: (store / f"fields/{number}.0.0.0").stat().st_mtime_ns for number in done}
     assert contents(store) == contents(tmp_path / "whole" / "store")
-    before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file() and p.name != "lock"}
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
     assert main(options) == 0
     assert "complete already, nothing to do" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -134,17 +134,14 @@ def test_any_number_of_processes_writes_the_same(tree, tmp_path: Path):
     assert contents(tmp_path / "store1") == contents(tmp_path / "store3")
 
 
-def test_leftovers_are_swept_and_two_do_not_write_at_once(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_leftovers_are_swept_and_two_do_not_write_at_once(tree, tmp_path: Path):
     config, store = config_of(tree), tmp_path / "store"
     pack_small(config, store)
     whole = contents(store)
     (store / "store.json").unlink()
     (store / "fields" / ".1.0.0.0.77.tmp").write_text("half")
-    monkeypatch.setattr(pack_module, "LOCK_SECONDS", 0.1)
-    with (store / "pack" / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another packing is at work there"):
-            pack_small(config, store)
+    with held_elsewhere(store / "pack"), pytest.raises(ValueError, match="another packing is at work there"):
+        pack_small(config, store)
     pack_small(config, store)
     assert contents(store) == whole
 

@@ -1,0 +1,94 @@
+"""一个文件夹同时只由一个进程写：真的进程；被杀的当即放开；盘上没有锁的只警告。"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.holding import ROOT, held_elsewhere
+from util.atomic import LOCK, reserved
+
+
+def test_the_second_is_told_who_holds_it(tmp_path: Path):
+    folder = tmp_path / "runs/one"
+    with held_elsewhere(folder) as child:
+        with pytest.raises(ValueError, match="in use") as refused, reserved(folder, "wait or go"):
+            pass
+        assert str(refused.value).startswith(f"{folder} is in use by process {child.pid} on {socket.gethostname()}")
+        assert str(refused.value).endswith("; wait or go")
+        assert (folder / LOCK).exists()
+    with reserved(folder):
+        (folder / "kept").touch()
+    assert [p.name for p in folder.iterdir()] == ["kept"]
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="out is a file; give a folder"), reserved(tmp_path / "out"):
+        pass
+
+
+def test_a_killed_owner_is_free_at_once_though_its_workers_live(tmp_path: Path):
+    """读取进程由 fork 而来，会比被杀的主人多活几秒。"""
+    owner = """
+import os, sys, time
+from pathlib import Path
+from util.atomic import reserved
+with reserved(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(60)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", owner, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert child.stdout is not None
+    worker = int(child.stdout.readline())
+    child.kill()
+    child.wait()
+    try:
+        with reserved(tmp_path):
+            assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+    finally:
+        os.kill(worker, 9)
+        child.stdout.close()
+
+
+def test_a_disk_without_locks_only_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", missing)
+    with reserved(tmp_path / "out"):
+        pass
+    assert "out: its disk has no file locks (No locks available), nothing keeps a second command out" in caplog.text
+
+
+def test_of_many_at_once_only_one_is_in(tmp_path: Path):
+    """四个进程抢一个文件夹，各进去三十次：里面总是只有一个，名字刚被前一个删去也不算数。"""
+    enter = """
+import sys, time
+from pathlib import Path
+from util.atomic import reserved
+folder, inside, done = Path(sys.argv[1]), Path(sys.argv[2]), 0
+while done < 30:
+    try:
+        with reserved(folder):
+            inside.touch(exist_ok=False)
+            inside.unlink()
+            done += 1
+    except ValueError:
+        time.sleep(0.001)
+"""
+    arguments = [sys.executable, "-c", enter, str(tmp_path / "out"), str(tmp_path / "inside")]
+    children = [subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0] * 4, said
