@@ -32,6 +32,8 @@ from util.config import DataConfig, load_config
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import open_data
 from util.data.index import SPLITS as NAMES
+from util.data.store_files import FILLS_KNOWN, read_mark, write_mark
+from util.data.store_origin import Store
 from util.data.tree_files import field_path
 from util.packing import chunks as chunks_module
 from util.packing import pack as pack_module
@@ -300,6 +302,21 @@ def test_a_store_from_before_first_hour_goes_on(tree, tmp_path: Path):
     assert (store / "fields" / "2.0.0.0").stat().st_mtime_ns == kept
     pack_small(config, tmp_path / "other")
     assert contents(store) == contents(tmp_path / "other")
+
+
+def test_a_store_from_before_the_fills_is_packed_anew(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """从前的块没有认过填充值：再打一次，每一块都重做，从此读的时候不必再看。"""
+    config, store = config_of(tree), tmp_path / "store"
+    with monkeypatch.context() as before:
+        before.setattr(chunks_module, "FILLS_KNOWN", "")
+        packed = pack_small(config, store)
+    content = read_mark(store)
+    write_mark(store, {key: value for key, value in content.items() if key not in ("format", FILLS_KNOWN)})
+    assert not Store(packed).knows_fills
+    chunks = sorted((store / "fields").glob("*.0"))
+    old = {path: path.stat().st_ino for path in chunks}
+    pack_small(config, store)
+    assert Store(packed).knows_fills and all(path.stat().st_ino != old[path] for path in chunks)
 
 
 def test_only_later_years_can_be_appended(make_tree, tmp_path: Path):
