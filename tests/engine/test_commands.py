@@ -33,7 +33,7 @@ DATA_FLAGS = {
     "import": {
         *("--source", "--root", "--store", "--dtype", "--variable", "--map", "--select", "--filter"),
         *("--train", "--val", "--test", "--crop", "--rows", "--cols", "--regrid", "--latitude", "--longitude"),
-        *("--yaml", "--overwrite", "--absent-chunks", "--static"),
+        *("--yaml", "--overwrite", "--absent-chunks", "--static", "--preset", "--levels", "--dates"),
     },
     "check": {"--config", "overrides", "--out", "--workers"},
     "scan": {"--config", "overrides", "--rebuild"},

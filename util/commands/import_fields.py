@@ -58,6 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     text = "a field that is constant in time (orography, land-sea mask) into TREE/static/NAME.npy; repeatable"
     add("--static", action="append", default=[], metavar="SOURCE=NAME", help=text)
     add("--map", metavar="FILE", help="YAML with variables, levels and conversions, instead of --variable")
+    text = "what a known archive calls its variables (config/maps/NAME.yaml); --variable NAME takes some of them"
+    add("--preset", metavar="NAME", help=text)
+    add("--levels", nargs="+", type=float, default=[], metavar="HPA", help="these levels, as level_00, level_01, ...")
+    add("--dates", nargs=2, default=[], metavar=("START", "END"), help="only these dates, both included")
     add("--select", action="append", default=[], metavar="DIM=VALUE", help="take one member, step, ...; repeatable")
     text = "choose GRIB messages, e.g. typeOfLevel=isobaricInhPa; repeatable"
     add("--filter", action="append", default=[], metavar="KEY=VALUE", help=text)
@@ -82,7 +86,10 @@ def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
     if args.yaml and Path(args.yaml).exists() and not args.overwrite:
         raise ValueError(f"--yaml {args.yaml} exists; leave --yaml out (it is printed), or give --overwrite")
-    request = read_request(args.map, args.variable, args.select, args.filter, args.absent_chunks, args.static)
+    narrowed = args.preset, args.levels, args.dates
+    request = read_request(
+        args.map, args.variable, args.select, args.filter, args.absent_chunks, args.static, *narrowed
+    )
     cut = Cut(args.crop, args.rows, args.cols, read_target(args.regrid, args.latitude, args.longitude))
     with ExitStack() as stack:
         sources = find_sources(args.source, stack)
@@ -117,6 +124,9 @@ def _import_variables(
     if absent := [f"--{name} START END" for name, dates in splits.items() if dates is None]:
         raise ValueError(f"{listed(absent)}: needed for the variables; only --static does without dates")
     held, unused = open_wanted(sources, request, stack)
+    if lacking := [f"{request.source(name)} ({name})" for name in request.variables if name not in held]:
+        print(f"lacking   not in the source: {listed(lacking)}")
+        request = request.model_copy(update={"variables": {name: request.variables[name] for name in held}})
     root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
     plan = plan_import(held, root, request, splits, *cut)
     refuse_other_grid(static, plan.config.latitude, plan.config.longitude)

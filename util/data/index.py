@@ -37,6 +37,11 @@ class Index:
         return self.start + self.present.shape[1]
 
 
+def date_hours(first: str, last: str) -> range:
+    """起止日期（两端都含，写年份就是整年）→ 小时范围。"""
+    return range(hour_of(_midnight(first, end=False)), hour_of(_midnight(last, end=True)) + 24)
+
+
 def split_hours(config: DataConfig) -> dict[str, range]:
     """三段日期 → 小时范围（含止日的最后一小时）。
 
@@ -46,14 +51,13 @@ def split_hours(config: DataConfig) -> dict[str, range]:
     spans: dict[str, range] = {}
     for name in SPLITS:
         first, last = getattr(config.splits, name)
-        start = hour_of(_midnight(first, end=False))
-        stop = hour_of(_midnight(last, end=True)) + 24
-        if stop <= start:
+        span = date_hours(first, last)
+        if not span:
             raise ValueError(f"data.splits.{name} = [{first}, {last}]: the end lies before the start")
-        for other, span in spans.items():
-            if start < span.stop and span.start < stop:
+        for other, taken in spans.items():
+            if span.start < taken.stop and taken.start < span.stop:
                 raise ValueError(f"data.splits.{name} = [{first}, {last}] overlaps data.splits.{other}")
-        spans[name] = range(start, stop)
+        spans[name] = span
     return spans
 
 

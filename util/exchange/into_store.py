@@ -69,7 +69,7 @@ def _survey(plan: ImportPlan, store: Path) -> Survey:
     path = store / "pack" / "survey.json"
     stamps = _stamps(plan)
     used = {name: [stamps[held.source] for held in files] for name, files in plan.files.items()}
-    key = json_digest([used, plan.values])
+    key = json_digest([used, plan.values, plan.request.dates])
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["key"] == key:
@@ -84,7 +84,11 @@ def _survey(plan: ImportPlan, store: Path) -> Survey:
 def _stamps(plan: ImportPlan) -> dict[Source, str]:
     """来源 → 文件换了、从中取什么与怎样换变了就不同的一个戳。"""
     grid = [plan.values[name] for name in ("latitude", "longitude", "pressure_hpa")]
-    wanted = [plan.request.model_dump(exclude={"static"}), grid, [str(part) for part in plan.region]]
+    wanted = [
+        plan.request.model_dump(exclude={"static", "dates", "skip_lacking"}),
+        grid,
+        [str(part) for part in plan.region],
+    ]
     sources = {held.source for files in plan.files.values() for held in files}
     return {source: json_digest([wanted, file_stamps(source)]) for source in sources}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from util.calendar import moment_of, time_text
+from util.data.index import date_hours
 from util.source.axes import (
     SHOWN,
     Dims,
@@ -75,8 +76,34 @@ def choose_pressures(held: Mapping[str, Sequence[Held]], request: Request, layer
     return pressures
 
 
-def view(held: Held, source: str, first: Held, region: tuple[slice, slice], pressures: list[float]) -> FileVariable:
-    """裁剪、选层；网格须与 first（第一个变量的第一个文件）相同。"""
+def view_files(
+    held: Mapping[str, Sequence[Held]], request: Request, region: tuple[slice, slice], pressures: list[float]
+) -> dict[str, list[FileVariable]]:
+    """目录树里的名字 → 各文件里的它，裁剪、选层、选时刻；一个要的时刻也没有的文件不在内。
+
+    Raises:
+        ValueError: 网格、层对不上；--dates 之内没有时刻。
+    """
+    first = next(iter(held.values()))[0]
+    hours = date_hours(*request.dates) if request.dates else None
+    result = {}
+    for name, several in held.items():
+        found = [view(one, request.source(name), first, region, pressures, hours) for one in several]
+        result[name] = [file for file in found if file.hours.size]
+        if not result[name]:
+            raise ValueError(f"{name}: no time within --dates {' '.join(request.dates or [])}")
+    return result
+
+
+def view(
+    held: Held,
+    source: str,
+    first: Held,
+    region: tuple[slice, slice],
+    pressures: list[float],
+    wanted_hours: range | None,
+) -> FileVariable:
+    """裁剪、选层、选时刻；网格须与 first（第一个变量的第一个文件）相同。"""
     dataset = held.dataset
     with _naming(held.source):
         dims, like = find_dims(dataset), find_dims(first.dataset)
@@ -98,7 +125,19 @@ def view(held: Held, source: str, first: Held, region: tuple[slice, slice], pres
             kept = sorted(chosen)
             array = array if len(kept) == len(levels) else array.isel({str(dims.level): kept})
             ranks = [kept.index(place) for place in chosen]
-        return FileVariable(held.source, array, dims, read_hours(dataset[source]), ranks)
+        hours = read_hours(dataset[source])
+    if wanted_hours is not None:
+        array, hours = _within(array, dims.time, hours, wanted_hours)
+    return FileVariable(held.source, array, dims, hours, ranks)
+
+
+def _within(array: xr.DataArray, time: str | None, hours: np.ndarray, wanted: range) -> tuple[xr.DataArray, np.ndarray]:
+    """只留 wanted 之内的时刻；一个也没有时 hours 是空的。"""
+    kept = np.flatnonzero((hours >= wanted.start) & (hours < wanted.stop))
+    if time and kept.size < hours.size:
+        connected = kept.size and kept[-1] - kept[0] == kept.size - 1
+        array = array.isel({time: slice(int(kept[0]), int(kept[-1]) + 1) if connected else kept})
+    return array, hours[kept]
 
 
 def common_hours(files: Mapping[str, Sequence[FileVariable]]) -> np.ndarray:
@@ -128,6 +167,8 @@ def find_units(files: Sequence[FileVariable], name: str, wanted: Wanted) -> str:
     (given, source), *others = there.items()
     if others:
         raise ValueError(f"{name}: units {given!r} in {source}, {others[0][0]!r} in {others[0][1]}; import them apart")
+    if wanted.units == given and abs(wanted.scale) != 1:  # 换号是换方向，不是换单位
+        raise ValueError(f"{name}: the file has {given!r} already, and scale {wanted.scale:g} would convert it again")
     if wanted.units and given and wanted.units != given and not wanted.converts:
         raise ValueError(
             f"{name}: units {wanted.units!r} wanted, the file has {given!r}; write the scale and offset that convert "

@@ -16,7 +16,7 @@ import numpy as np
 from util.calendar import time_text
 from util.config import Axis, DataConfig
 from util.data.index import check_splits, planned_index, split_hours
-from util.exchange.joining import FileVariable, choose_pressures, common_hours, find_layers, find_units, view
+from util.exchange.joining import FileVariable, choose_pressures, common_hours, find_layers, find_units, view_files
 from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
 from util.moments import Moments, measure
@@ -114,14 +114,14 @@ def plan_import(
     Raises:
         ValueError: 任何一样不对，一行说清。
     """
-    names = list(request.variables)
+    names = list(request.variables)  # 与 held 的相同
     first = held[names[0]][0]
     dims = find_dims(first.dataset)
     sizes = first.dataset.sizes[dims.latitude], first.dataset.sizes[dims.longitude]
     region = choose_region(sizes, crop, rows, cols)
     layered = find_layers(held, request)
     pressures = choose_pressures(held, request, layered)
-    files = {name: [view(one, request.source(name), first, region, pressures) for one in held[name]] for name in names}
+    files = view_files(held, request, region, pressures)
     hours = common_hours(files)
     axes, regrid = find_grid(first.dataset, dims, region, target)
     levels = [f"level_{i:02d}" for i in range(len(pressures))]

@@ -1,17 +1,22 @@
-"""要导入什么：`--map FILE.yaml`，或命令行上的 --variable、--select、--filter；两种写法得出同一个 Request。"""
+"""要导入什么：`--map FILE.yaml`、`--preset NAME`（config/maps/ 里的一份），或命令行上的 --variable、--select……；
+
+几种写法得出同一个 Request。
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from util.config import Limits, parse_yaml, read_mapping
-from util.strict import Strict, validate
+from util.config import Day, Limits, parse_yaml, read_mapping
+from util.strict import Strict, nearest, validate
 
 Scalar = int | float | str
+MAPS = Path(__file__).resolve().parents[2] / "config" / "maps"
 
 
 class Wanted(Strict):
@@ -48,6 +53,8 @@ class Request(Strict):
     select: 经纬、时间、气压之外的维取哪一项（按坐标的值）；filter: 各变量共同的 GRIB 键。
     absent_chunks: Zarr 里没有写过的块是数据（fill_value）还是缺测；不写就只在说得准时导入。
     static: 不随时间变的场，写法同 variables。
+    dates: 只要这两天之间的时刻，两端都含；不写就是全部。
+    skip_lacking: 哪个来源里也没有的变量略去，不写就报错。
     """
 
     variables: dict[str, Wanted] = Field(default={})
@@ -56,6 +63,8 @@ class Request(Strict):
     select: dict[str, Scalar] = Field(default={})
     filter: dict[str, Scalar] = Field(default={})
     absent_chunks: Literal["data", "missing"] | None = None
+    dates: list[Day] | None = Field(default=None, min_length=2, max_length=2)
+    skip_lacking: bool = False
 
     @model_validator(mode="after")
     def _named(self) -> Request:
@@ -82,28 +91,56 @@ def read_request(
     filters: Sequence[str] = (),
     absent_chunks: str | None = None,
     static: Sequence[str] = (),
+    preset: str | None = None,
+    levels: Sequence[float] = (),
+    dates: Sequence[str] = (),
 ) -> Request:
     """命令行 → Request；variables 之外的可以加在 --map 之上，同一个键以命令行的为准。
 
     Args:
-        variables、static: "SOURCE=NAME"；select、filters: "KEY=VALUE"。
+        variables、static: "SOURCE=NAME"，有 preset 时 variables 也可以是 preset 里的 "NAME"；
+        select、filters: "KEY=VALUE"；preset: config/maps/ 里的名字；levels: hPa；dates: 起、止。
 
     Raises:
         ValueError: 两种写法都给了，或写法、键、类型不对。
     """
-    if path and (variables or static):
-        option = "--variable" if variables else "--static"
+    if path and (variables or static or preset):
+        option = "--preset" if preset else "--variable" if variables else "--static"
         raise ValueError(f"--map and {option} exclude each other; write the variables into the map")
-    pairs = {"variables": _pairs("--variable", variables), "static": _pairs("--static", static)}
-    values: dict[str, Any] = read_mapping(path) if path else pairs
+    values: dict[str, Any] = read_mapping(path) if path else {}
+    if preset:
+        values = _narrowed(_read_preset(preset), preset, variables)
+    elif not path:
+        values = {"variables": _pairs("--variable", variables)}
+    values |= {"static": _pairs("--static", static)} if static else {}
     for key, option, texts in (("select", "--select", select), ("filter", "--filter", filters)):
         if texts and isinstance(values.setdefault(key, {}), dict):  # 不是映射的，留给 validate 说
             values[key] = values[key] | _scalars(option, texts)
-    values |= {"absent_chunks": absent_chunks} if absent_chunks else {}
+    given = {"absent_chunks": absent_chunks, "pressure_hpa": list(levels), "dates": list(dates)}
+    values |= {key: value for key, value in given.items() if value}
     request: Request = validate(Request, values, path or "command line")
     if path and not request.variables and not request.static:
         raise ValueError(f"{path}: variables is empty; write e.g. t2m: {{source: t2m}}")
     return request
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    there = sorted(path.stem for path in MAPS.glob("*.yaml"))
+    if name not in there:
+        raise ValueError(f"--preset {name}: {nearest(name, there, 'presets')}")
+    return read_mapping(MAPS / f"{name}.yaml")
+
+
+def _narrowed(values: dict[str, Any], preset: str, variables: Sequence[str]) -> dict[str, Any]:
+    """写了 --variable 就只要那些，而且一个也不能缺。"""
+    if not variables:
+        return values
+    held = values["variables"]
+    chosen = [text for text in variables if "=" not in text]
+    if unknown := [name for name in chosen if name not in held]:
+        raise ValueError(f"--variable {unknown[0]}: not in the preset {preset} ({nearest(unknown[0], held)})")
+    others = _pairs("--variable", [text for text in variables if "=" in text])
+    return values | {"variables": {name: held[name] for name in chosen} | others, "skip_lacking": False}
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -33,6 +33,8 @@ def open_wanted(
 ) -> tuple[dict[str, list[Held]], list[Source]]:
     """目录树里的名字 → 有它的各来源；另给一个所要的变量也没有的来源。打开的由 stack 关，场还没有读。
 
+    哪里都没有的变量：skip_lacking 时略去，只要还有别的。
+
     Raises:
         ValueError: 有打不开的；有一个变量哪里都没有；select 的轴没有，或同一个变量在这里有、在那里没有。
     """
@@ -49,10 +51,10 @@ def open_wanted(
                 held[name].append(Held(source, dataset))
                 found = True
         unused += [] if found else [source]
-    for name, several in held.items():
-        if not several:
-            raise ValueError(_nowhere(request, name, sources, list(there)))
-    return _select_all(held, request), unused
+    lacking = [name for name, several in held.items() if not several]
+    if lacking and (not request.skip_lacking or len(lacking) == len(held)):
+        raise ValueError(_nowhere(request, lacking[0], sources, list(there)))
+    return _select_all({name: several for name, several in held.items() if several}, request), unused
 
 
 def _open_each(source: Source, request: Request, stack: ExitStack) -> dict[str, xr.Dataset]:

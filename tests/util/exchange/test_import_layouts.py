@@ -156,12 +156,8 @@ def test_bad_options(tmp_path):
     with pytest.raises(ValueError, match="--filter level: write KEY=VALUE"):
         read_request(None, ["air=air"], filters=["level"])
     request = read_request(None, ["t=t"], ["number=3"], ["shortName=t"])
-    assert request.model_dump(exclude={"variables", "static"}) == {
-        "pressure_hpa": [],
-        "select": {"number": 3},
-        "filter": {"shortName": "t"},
-        "absent_chunks": None,
-    }
+    given = {"select": {"number": 3}, "filter": {"shortName": "t"}}
+    assert request.model_dump(exclude={"variables"}, exclude_defaults=True) == given
     with pytest.raises(ValueError, match="--regrid METHOD, --latitude .* go together"):
         read_target("bilinear", [0, 1, 2], None)
     with pytest.raises(ValueError, match="--longitude 0 1 2.5: COUNT must be a whole number"):
