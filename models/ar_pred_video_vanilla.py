@@ -31,6 +31,7 @@ from models.layers.attention import (
     check_heads,
     token_mask,
 )
+from models.layers.draws import Draws
 from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from models.layers.position import spatial_codes, token_places
@@ -206,11 +207,12 @@ class Decoder(nn.Module):
         self.norm = norm(width)
         self.head = nn.Linear(width, pixels)
 
-    def forward(self, encoded: Tensor, code: Tensor) -> Tensor:
+    def forward(self, encoded: Tensor, code: Tensor, draws: Draws | None) -> Tensor:
         """encoded (B, (G-1)·n, D)、被拿掉区块的位置编码 code (B, n, D) → (B, n, P)。"""
         query = self.query.expand(len(encoded), -1, -1)
         if self.resample and self.training:  # 每步重新随机；评测时用存下的一份，结果才能重复
-            query = QUERY_STD * torch.randn_like(query)
+            assert draws is not None
+            query = QUERY_STD * draws.normal_like(query)
         query = query + self.code(code)  # (B, n, E)
         memory = self.memory(encoded)  # (B, (G-1)·n, E)
         for block in self.blocks:
@@ -296,10 +298,11 @@ class Model(nn.Module):
         """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计。"""
         fields = rearrange(torch.cat([batch.history, batch.future], 1), "b t k h w -> b h w (t k)")  # (B, H, W, k·t)
         raw = self.tokenize(fields)  # (B, N, P)
-        removed = self._draw_removed(len(raw), raw.device)  # (B,)
+        draws = Draws(batch)
+        removed = self._draw_removed(draws)  # (B,)
         tokens = self.position(self.embed(raw))  # (B, N, D)
         kept = self.remove_group(tokens, removed)  # (B, (G-1)·n, D)
-        predicted = self._reconstruct(kept, removed)  # (B, n, P)
+        predicted = self._reconstruct(kept, removed, draws)  # (B, n, P)
         if self.config.predict == "tendency":
             predicted = predicted + self._take_group(raw, torch.where(removed > 0, removed - 1, 1))
         error = self.to_frame(predicted) - self.to_frame(self._take_group(raw, removed))  # (B, H, W, k)
@@ -325,35 +328,36 @@ class Model(nn.Module):
             )
         raw = self.tokenize(rearrange(history, "b t k h w -> b h w (t k)"))  # (B, (t-1)·n, P)
         removed = torch.full((len(raw),), self.groups - 1, device=raw.device)
-        predicted = self._reconstruct(self.position(self.embed(raw)), removed)  # (B, n, P)
+        predicted = self._reconstruct(self.position(self.embed(raw)), removed, None)  # (B, n, P)
         if self.config.predict == "tendency":
             predicted = predicted + raw[:, -self.size :]
         return rearrange(self.to_frame(predicted), "b h w k -> b 1 1 k h w")
 
-    def _reconstruct(self, tokens: Tensor, removed: Tensor) -> Tensor:
-        """(B, (G-1)·n, D)、(B,) → (B, n, P)。"""
+    def _reconstruct(self, tokens: Tensor, removed: Tensor, draws: Draws | None) -> Tensor:
+        """(B, (G-1)·n, D)、(B,) → (B, n, P)；draws 只在训练时要。"""
         for block in self.encoder:
-            tokens = block(tokens, self._mask(tokens.device))
-        return self.decoder(tokens, self.position.of(removed))
+            tokens = block(tokens, self._mask(tokens.device, draws))
+        return self.decoder(tokens, self.position.of(removed), draws)
 
-    def _draw_removed(self, count: int, device: torch.device) -> Tensor:
-        last = torch.full((count,), self.groups - 1, device=device)
+    def _draw_removed(self, draws: Draws) -> Tensor:
+        """(B,) 各窗口拿掉哪一块。"""
+        last = torch.full((len(draws.windows),), self.groups - 1, device=draws.device)
         if not (self.training and self.config.random_patchify):
             return last
-        drawn = torch.randint(self.groups, (count,), device=device)
-        return torch.where(torch.rand(count, device=device) < self.config.last_group_share, last, drawn)
+        return torch.where(draws.uniform() < self.config.last_group_share, last, draws.integers(self.groups))
 
     def _take_group(self, tokens: Tensor, which: Tensor) -> Tensor:
         """(B, G·n, X)、(B,) → (B, n, X)。"""
         blocks = tokens.unflatten(1, (self.groups, self.size))
         return blocks[torch.arange(len(which), device=which.device), which]
 
-    def _mask(self, device: torch.device) -> Tensor | BlockMask | None:
-        """这一层的遮挡：训练时每对「更晚的区块」按 mask_ratio 各抽一次，评测时全遮或全不遮。"""
+    def _mask(self, device: torch.device, draws: Draws | None) -> Tensor | BlockMask | None:
+        """这一层的遮挡：训练时每对「更晚的区块」按 mask_ratio 各抽一次（全局批共用），评测时全遮或全不遮。"""
         count = self.groups - 1
         later = torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
         if self.training:
-            hidden = later & (torch.rand(count, count, device=device) < self.config.mask_ratio)
+            assert draws is not None
+            hidden = later & (torch.rand(count, count, generator=draws.step, device=device) < self.config.mask_ratio)
         elif self.config.eval_mask == "causal":
             hidden = later
         else:

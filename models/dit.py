@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from models.interface import Autoencoder
 from models.layers.dit_blocks import Block, FinalLayer, FourierTime, Patches, SinusoidTime, Variant, rotary_angles
-from models.layers.dit_flow import between, draw_times, euler, sampling_times, time_shift
+from models.layers.dit_flow import between, euler, sampling_times, time_shift, times_at
+from models.layers.draws import Draws
 from models.layers.latents import (
     LatentScaling,
     decode_frames,
@@ -231,8 +232,9 @@ class Model(nn.Module):
         if self.config.predict == "tendency":
             future = future - past[:, -1:]
         data = self.targets(future.flatten(1, 2)).masked_fill(~valid, 0.0)  # (B, T_out·c, h, w)
-        noise = torch.randn_like(data)
-        t = draw_times(len(data), self.shift, data.device)
+        draws = Draws(batch)
+        noise = draws.normal_like(data)
+        t = times_at(draws.spread(), self.shift)
         error = (self.velocity(between(data, noise, t), past, t) - (noise - data)).square()
         return {"loss": (error.mean((-2, -1), keepdim=True) * valid).sum() / valid.sum().clamp(min=1)}
 

@@ -53,7 +53,7 @@ class ForecastModel(Network, Protocol):
     can_forecast: bool  # 这一配置能不能预报；AR_pred 的区块不是一帧、PastNet 只训练记忆库时只能重建
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """训练目标：键 `loss` 参与求导，其余只记录；随机数取自全局发生器。"""
+        """训练目标：键 `loss` 参与求导，其余只记录；随机数由 batch.seeds 定（layers/draws.py），dropout 除外。"""
         ...
 
     def forecast(

@@ -25,6 +25,7 @@ from models.interface import Autoencoder
 from models.layers.attention import check_heads
 from models.layers.diffusion_schedule import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
 from models.layers.diffusion_unet import TimeUNet
+from models.layers.draws import Draws
 from models.layers.latents import (
     LatentScaling,
     decode_frames,
@@ -176,8 +177,9 @@ class Model(nn.Module):
         clean = self.targets(self._target(history[:, -1:], encode_frames(self.first_stage, batch.future))).masked_fill(
             ~valid, 0.0
         )
-        t = self.schedule.draw(len(clean))
-        noise = torch.randn_like(clean)
+        draws = Draws(batch)
+        t = self.schedule.steps_at(draws.spread())
+        noise = draws.normal_like(clean)
         noisy = self.schedule.add_noise(clean, noise, t)
         made = self.net(torch.cat([noisy, history.flatten(1, 2)], 1), t)
         wanted = self.schedule.target(clean, noise, t, self.config.prediction)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.layers.draws import Draws
 from models.layers.frames import frames_of
 from models.layers.images import Channels, FieldImages
 from models.layers.latents import LatentScaling, in_chunks
@@ -130,8 +131,10 @@ class Model(nn.Module):
         fields = frames_of(batch)  # (N, C, H, W)
         features = self._features(fields)
         if self.training and self.config.noise_tau:
-            sigma = self.config.noise_tau * torch.rand_like(features[:, :1, :1, :1])  # (n, 1, 1, 1)
-            features = features + sigma * torch.randn_like(features)
+            draws = Draws(batch)
+            images = len(features) // len(draws.windows)
+            sigma = self.config.noise_tau * draws.uniform(images, 1, 1, 1).flatten(0, 1)  # (n, 1, 1, 1)
+            features = features + sigma * draws.normal_like(features)
         mae, mse = field_errors(self._fields(features), fields, batch.valid.flatten(0, 1))
         return {"loss": mae + self.config.mse_weight * mse, "mae": mae, "mse": mse}
 

@@ -23,6 +23,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
+from models.layers.draws import Draws
 from models.layers.frames import frames_of
 from models.layers.images import RGB, Adapter, Channels
 from models.layers.latents import LatentScaling, in_chunks, resize
@@ -212,7 +213,7 @@ class Model(nn.Module):
         valid = batch.valid.flatten(0, 1)  # (N, C)
         mean, logvar = self._moments(fields).float().chunk(2, 1)  # (n, 4, h, w)
         logvar = logvar.clamp(-30, 20)  # 与 diffusers 的 DiagonalGaussianDistribution 相同
-        noise = torch.randn_like(mean) if self.training else 0.0
+        noise = Draws(batch).normal_like(mean) if self.training else 0.0
         made = self._fields(mean + (0.5 * logvar).exp() * noise)
         image_valid = valid.flatten() if self.adapter is None else valid.any(1)  # (n,)
         pixels = self.size[0] * self.size[1] * RGB

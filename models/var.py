@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from models.interface import Autoencoder, TokenAutoencoder
 from models.layers.attention import check_heads
+from models.layers.draws import Draws
 from models.layers.latents import encode_frames, require_states
 from models.layers.members import Generators, sample_generators
 from models.layers.var_blocks import ScaleTransformer, initialise
@@ -180,16 +181,19 @@ class Model(nn.Module):
         """
         count = len(batch.history)
         if self.training:
-            return self._loss(*self._pairs(batch, torch.randint(self.frames_out, (count,), device=batch.time.device)))
+            draws = Draws(batch)
+            kept = draws.uniform() >= self.config.condition_dropout
+            return self._loss(*self._pairs(batch, draws.integers(self.frames_out)), kept)
         leads = torch.arange(self.frames_out, device=batch.time.device)
         pairs = [self._pairs(batch, lead.expand(count)) for lead in leads]
-        parts = [self._loss(*pair) for pair in pairs]
+        everyone = torch.ones(count, dtype=torch.bool, device=batch.time.device)
+        parts = [self._loss(*pair, everyone) for pair in pairs]
         shares = torch.stack([valid.sum() for _, _, valid in pairs]).float()
         shares = shares / shares.sum().clamp(min=1)
         return {name: (torch.stack([part[name] for part in parts]) * shares).sum() for name in parts[0]}
 
-    def _loss(self, frames: Tensor, hours: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """_pairs → 各项。阶段一不在自动的半精度里算：预报时也不在，编号才是同样的。"""
+    def _loss(self, frames: Tensor, hours: Tensor, valid: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """_pairs 与哪些样本看得见条件 kept (N,) → 各项。阶段一不在自动的半精度里算：预报时也不在，编号才是同样的。"""
         with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
             month = self.config.condition == "month"
             given = month_of(hours) if month else self._given(self._kept(frames[:, :-1]))
@@ -198,9 +202,7 @@ class Model(nn.Module):
         active = self.active if self.training else len(self.weights)
         weights = self.weights[:active] if self.training else torch.ones_like(self.weights)
         indices, lengths = indices[:active], self.net.lengths[:active]
-        dropout = self.config.condition_dropout if self.training else 0.0
-        keep = torch.rand(len(frames), device=frames.device) >= dropout
-        logits = self.net(self.condition(given, keep), self.first_stage.quantizer.teacher_inputs(indices))
+        logits = self.net(self.condition(given, kept), self.first_stage.quantizer.teacher_inputs(indices))
         targets = torch.cat(indices, 1)  # (N, n)
         smoothing = self.config.label_smoothing if self.training else 0.0
         entropy = F.cross_entropy(logits.mT, targets, label_smoothing=smoothing, reduction="none")  # (N, n)

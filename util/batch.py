@@ -12,18 +12,32 @@ from torch import Tensor
 Predict = Literal["state", "tendency"]  # 网络给出的（自编码器编码的）是场本身，还是与前一帧（最后一帧历史）之差
 
 
+class Seeds(NamedTuple):
+    """一批窗口的损失里的随机数由什么定：只看运行的种子、轮次与窗口、第几步，与怎样切成小批、分给几个进程无关。
+
+    windows: (B,) 各窗口自己的；places: (B,) 各窗口在 [0, 1) 里的位置，合起来均匀，要分层抽的由它错开；
+    step: 全局批共用的。
+    """
+
+    windows: tuple[int, ...]
+    places: tuple[float, ...]
+    step: int
+
+
 class Batch(NamedTuple):
     """一批时间窗口，已按 spec 的统计量标准化；用 NamedTuple，Fabric 能直接搬运和转换精度。
 
     history: (B, T_in, C, H, W) float32；future: (B, T_out, C, H, W) float32；
     time: (B, T_in + T_out) int64，1970 年以来的 UTC 小时；
     valid: (B, T_in + T_out, C) bool，为假的场不作训练目标，也不计分（插值得来，或被同窗的插值用作来源）。
+    seeds: 训练与验证时引擎给的；没有时损失的随机数取自全局发生器。
     """
 
     history: Tensor
     future: Tensor
     time: Tensor
     valid: Tensor
+    seeds: Seeds | None = None
 
 
 def encoded_fields(batch: Batch, encodes: Predict) -> tuple[Tensor, Tensor]:

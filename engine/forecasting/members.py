@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 
 from torch import Generator, Tensor
 
 from engine.forecasting.perturbation import perturb
 from engine.forecasting.rollout import roll
+from engine.seeds import seed_of
 from models.interface import ForecastModel
 from util.batch import DataSpec
 
@@ -53,8 +53,8 @@ def ensemble(
 
 
 def member_seed(seed: int, hour: int, member: int) -> int:
-    """运行的种子、起报时间（UTC 小时）、成员的序号 → 64 位的种子（torch 的 CPU 发生器只看低 32 位）。"""
-    return int.from_bytes(sha256(f"{seed} {hour} {member}".encode()).digest()[:8], "little")
+    """运行的种子、起报时间（UTC 小时）、成员的序号 → 种子。"""
+    return seed_of(seed, hour, member)
 
 
 def check_members(model: ForecastModel, name: str, members: int, noise: float, smooth: float) -> None:

@@ -12,6 +12,7 @@ import torch
 from engine.device import device_name, peak_memory, reset_peak_memory
 from engine.one_pass import fit_one_pass
 from engine.progress import Progress
+from engine.seeds import training_seeds
 from engine.training.finish import finish
 from engine.training.meter import Meter
 from engine.training.preflight import preflight
@@ -136,13 +137,17 @@ def train_epoch(run: Run) -> None:
     assert scheduler is not None
     batches = epoch_batches(config, run.data, fabric, progress.epoch)
     parts = config.train.accumulate
-    mine = share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts)
-    loader = feed(run.data, list(mine), fabric.device)
+    mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
+    loader = feed(run.data, mine, fabric.device)
     meter = Meter(progress, config.train.epochs, len(batches), fabric.is_global_zero)
-    for starts in batches[progress.batches :]:
+    for i, starts in enumerate(batches[progress.batches :]):
         if time_to_save(run):
             save(run)
-        micro = meter.wait(loader, parts)
+        seeds = [
+            training_seeds(config.run.seed, progress.epoch, progress.step, starts, part)
+            for part in mine[i * parts : (i + 1) * parts]
+        ]
+        micro = [batch._replace(seeds=s) for batch, s in zip(meter.wait(loader, parts), seeds, strict=True)]
         try:
             terms = train_step(fabric, run.state, config, micro)
         except NonFinite as error:

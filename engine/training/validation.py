@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from engine.one_pass import Check
 from engine.parallel import reduce_tensor
+from engine.seeds import validation_seeds
 from models.interface import Learner, is_codec
 from util.batch import Batch, encoded_fields
 from util.config import RunConfig, eval_batch_size
@@ -19,7 +20,7 @@ from util.data.feed import feed
 def validation_loss(
     model: Learner, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
-    """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式、固定种子，不动全局随机数。"""
+    """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式；随机数属于窗口，不动全局的。"""
 
     def counted(batch: Batch) -> torch.Tensor:  # 损失平均的是哪些场
         if is_codec(model):
@@ -28,15 +29,15 @@ def validation_loss(
 
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
     batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
+    seeds = validation_seeds(config.run.seed, starts.tolist(), batches)
     loader = feed(data, batches, fabric.device)
     total = torch.zeros(2, dtype=torch.float64)
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
     training = model.training
     model.eval()
-    with torch.inference_mode(), torch.random.fork_rng(devices), fabric.autocast():
-        torch.manual_seed(config.run.seed)
+    with torch.inference_mode(), fabric.autocast():
         for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
             check()
+            batch = batch._replace(seeds=next(seeds))
             weight = float(counted(batch).double().sum())
             total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
     model.train(training)

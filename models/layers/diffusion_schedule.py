@@ -34,10 +34,9 @@ class NoiseSchedule(nn.Module):
         self.signal = nn.Buffer(kept.sqrt().float(), persistent=False)  # √ᾱ
         self.noise = nn.Buffer((1 - kept).sqrt().float(), persistent=False)  # √(1 − ᾱ)
 
-    def draw(self, count: int) -> Tensor:
-        """(count,) 个步序，各取自 count 等分的一段：一批里高低噪声都有，梯度的噪声小（Kingma et al. 2021, VDM）。"""
-        places = (torch.arange(count) + torch.rand(count)) / count
-        return (places * self.steps).long().clamp(max=self.steps - 1).to(self.signal.device)
+    def steps_at(self, uniform: Tensor) -> Tensor:
+        """[0, 1) 上均匀的数 → 步序 0 … steps − 1。"""
+        return (uniform * self.steps).long().clamp(max=self.steps - 1)
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = √ᾱ·x0 + √(1−ᾱ)·ε；(N, …)，t 是 (N,)。"""

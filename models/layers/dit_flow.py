@@ -7,8 +7,10 @@ Liu et al. 2023）。时间平移按要生成的数的个数：维数越高，�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -27,15 +29,13 @@ def shifted(t: Tensor, s: float) -> Tensor:
     return s * t / (1 + (s - 1) * t)
 
 
-def draw_times(count: int, s: float, device: torch.device) -> Tensor:
-    """(count,) 训练用的时间：logit(t) ~ N(0, 1)，截断在 [0, 0.999]，再平移；全局发生器。
+def times_at(uniform: Tensor, s: float) -> Tensor:
+    """[0, 1) 上均匀的数 → 训练用的时间：logit(t) ~ N(0, 1)，截断在 [0, 0.999]，再平移。
 
-    按累积分布的逆来抽：截断是重新归一，不是削平；均匀的数各取自 count 等分的一段，一批里大小的 t 都有，
-    合起来的分布不变，梯度的噪声小（Kingma et al. 2021, VDM）。
+    按累积分布的逆：截断是重新归一，不是削平。
     """
-    most = torch.special.ndtr(torch.logit(torch.tensor(LAST, dtype=torch.float64))).item()
-    places = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
-    return shifted(torch.special.ndtri(places * most).sigmoid(), s)  # 抽到 0 时逆是 −∞，sigmoid 之后正是 t = 0
+    most = NormalDist().cdf(math.log(LAST / (1 - LAST)))
+    return shifted(torch.special.ndtri(uniform * most).sigmoid(), s)  # 抽到 0 时逆是 −∞，sigmoid 之后正是 t = 0
 
 
 def between(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:

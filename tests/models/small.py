@@ -108,7 +108,7 @@ def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
 
 def remove(model: Any, which: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """指定每个窗口拿掉哪个区块。"""
-    monkeypatch.setattr(model, "_draw_removed", lambda count, device: torch.tensor(which))
+    monkeypatch.setattr(model, "_draw_removed", lambda draws: torch.tensor(which))
 
 
 def window_of(batch: Batch) -> Tensor:

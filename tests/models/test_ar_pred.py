@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.training.shapes import record_shapes
+from models.layers.draws import Draws
 from tests.models.small import (
     make_model,
     outputs_of,
@@ -114,7 +115,8 @@ def test_learned_spatial_codes_belong_to_the_place_not_to_the_frame() -> None:
 
 
 def draws(model: Any, count: int = 4000) -> np.ndarray:
-    return np.bincount(model._draw_removed(count, torch.device("cpu")).numpy(), minlength=model.groups) / count
+    drawn = model._draw_removed(Draws(small_batch(small_spec(), count=count)))
+    return np.bincount(drawn.numpy(), minlength=model.groups) / count
 
 
 def test_a_window_loses_a_uniformly_drawn_group_in_training_only() -> None:
@@ -217,7 +219,7 @@ def test_invalid_fields_are_neither_trained_on_nor_scored(training: bool, option
 
     window = window_of(batch)
     torch.manual_seed(9)
-    removed = model._draw_removed(4, torch.device("cpu"))
+    removed = model._draw_removed(Draws(batch))
     group = torch.arange(model.groups).repeat_interleave(model.size)
     gone = group[None] == removed[:, None]  # (B, N) 被拿掉的 token
     unseen = gone[..., None] & ~batch.valid[:, model.token_time]  # (B, N, k)

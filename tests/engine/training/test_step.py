@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 
 import pytest
 import torch
 from lightning.fabric import Fabric
 
+from engine.seeds import training_seeds
 from engine.training import loop
 from engine.training.preflight import imagined_spec
 from engine.training.state import NonFinite, build_state, train_step
 from models import vqvae
-from models.interface import Scheduled
-from tests.engine.runs import train_here, write_run
+from models.interface import OnePass, Scheduled
+from tests.engine.runs import SMALL_MODEL, train_here, write_run
 from tests.models.small import small_batch
+from util.batch import Batch
 from util.config import load_config
 
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
@@ -25,6 +28,18 @@ VQVAE = {
     "scales": 4, "restart": 0.1,
 }  # fmt: skip
 VAR = {"name": "var", "first_stage": VQVAE, "depth": 1, "width": 16, "heads": 2}
+DRAWING = {  # 损失里有随机数的：拿掉的区块、遮挡、query；扩散的时间、噪声；时效、丢掉的条件；编码的抽样、噪声
+    "ar_pred": {**SMALL_MODEL, "query": "resampled"},
+    "latent_diffusion": {
+        "name": "latent_diffusion", "base_channels": 8, "multipliers": [1], "depth": 1, "attention_levels": [],
+    },
+    "dit": {"name": "dit", "size": None, "dim": 16, "depth": 1, "heads": 2, "patch": 4},
+    "var": {**VAR, "condition_dropout": 0.4},
+    "sd_vae": {
+        "name": "sd_vae", "weights": "random", "architecture": {"block_out_channels": [8, 16], "norm_num_groups": 4},
+        "scaling": "zscore",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -81,6 +96,35 @@ def test_a_bad_step_changes_nothing(config, model):
         assert all(torch.equal(after[name], value) for name, value in before.items())
     train_step(Fabric(accelerator="cpu", devices=1), state, run, [small_batch(spec)])
     assert all(value.isfinite().all() for value in state.model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_draws_belong_to_the_windows_not_to_the_cut(config, name):
+    """同一个全局批，整个走、切成两份、四份走：损失与梯度的范数相同，到舍入为止；换一轮就是别的数。"""
+    run = load_config(str(config), [f"model={json.dumps(DRAWING[name])}"])
+    spec = imagined_spec(run.data)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    whole, starts = small_batch(spec, count=8), list(range(8))
+
+    def walk(parts: int, epoch: int = 1) -> tuple[float, float]:
+        torch.manual_seed(0)
+        state = build_state(fabric, run, spec, 10)
+        with torch.no_grad():
+            for parameter in state.model.parameters():  # 从零起步的也要看得见条件
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        if isinstance(state.model, OnePass):
+            state.model.accumulate(whole)
+            state.model.solve()
+        batches = []
+        for mine in torch.arange(8).chunk(parts):
+            seeds = training_seeds(42, epoch, 3, starts, mine.tolist())
+            batches.append(Batch(*(part[mine] for part in whole[:4]), seeds))
+        terms = train_step(fabric, state, run, batches)
+        return terms["loss"], terms["grad_norm"]
+
+    expected = walk(1)
+    assert [walk(parts) for parts in (2, 4)] == [pytest.approx(expected, rel=1e-4)] * 2
+    assert walk(1, epoch=2) != expected
 
 
 def test_scheduled_models_hear_the_step_not_the_micro_batch(config):

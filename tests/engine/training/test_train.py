@@ -18,7 +18,8 @@ from tests.engine.runs import checkpoint, losses, run_script, start_script, trai
 from util.checkpoint import load_checkpoint
 
 RANDOM = {"dropout": 0.1}  # 让每一步都用到随机数
-FIXED = {"random_patchify": False, "mask_ratio": 1.0}  # 损失不含随机数，才好比较不同的切法
+DRAWN = {"query": "resampled"}  # 拿掉的区块、遮挡、query：损失里的随机数都有
+FIXED = {"random_patchify": False, "mask_ratio": 1.0}  # 损失不含随机数，才比得出高低
 EVERYTHING = {
     "epochs": 3,
     "accumulate": 2,
@@ -123,7 +124,8 @@ def test_workers_do_not_change_the_losses(tree_run, tmp_path):
 
 
 def test_accumulated_batches_equal_one_big_batch(tree_run, tmp_path):
-    config = tree_run(model=FIXED, train={"epochs": 1})
+    """随机数属于窗口与全局批：怎样切成小批，每一步的损失都一样。"""
+    config = tree_run(model=DRAWN, train={"epochs": 1})
     train_here(config, "run.name=big")
     train_here(config, "run.name=small", "train.accumulate=4")
     big, small = losses(tmp_path, "big"), losses(tmp_path, "small")
@@ -220,7 +222,7 @@ def test_non_finite_loss_stops_before_the_weights(tree_run, tmp_path):
 
 
 def test_two_processes_equal_one(tree_run, tmp_path):
-    config = tree_run(model=FIXED, train={"epochs": 1})
+    config = tree_run(model=DRAWN, train={"epochs": 1})
     train_here(config, "run.name=one")
     two_processes = ["train.py", "--config", str(config), "run.name=two", "run.devices=2", "run.strategy=ddp"]
     done = run_script(*two_processes, "checkpoint.every_minutes=1e-4", "train.preflight=true")  # 每几步存一次：要一起存
