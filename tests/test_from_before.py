@@ -59,7 +59,12 @@ def expected() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def batch(expected: dict[str, np.ndarray]) -> Batch:
-    return Batch(**{name: torch.from_numpy(expected[name]) for name in Batch._fields})
+    return Batch(
+        history=torch.from_numpy(expected["history"]),
+        future=torch.from_numpy(expected["future"]),
+        time=torch.from_numpy(expected["time"]),
+        valid=torch.from_numpy(expected["valid"]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +172,7 @@ def digest(data: WeatherData) -> str:
     found = hashlib.sha256()
     for split in ("train", "val", "test"):
         starts = all_starts(data.segments[split], data.spec.window)
-        for part in data.windows.__getitems__(starts.tolist()):
+        for part in data.windows.__getitems__(starts.tolist()).tensors:
             found.update(part.contiguous().numpy().tobytes())
     return found.hexdigest()
 

@@ -39,6 +39,11 @@ class Batch(NamedTuple):
     valid: Tensor
     seeds: Seeds | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """history、future、time、valid。"""
+        return self.history, self.future, self.time, self.valid
+
 
 def encoded_fields(batch: Batch, encodes: Predict) -> tuple[Tensor, Tensor]:
     """阶段一逐个看的场 (N, C, H, W) 与 valid (N, C)：各帧，或相邻两帧之差（两帧都有效才有效）。"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,6 +109,12 @@ def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
 def remove(model: Any, which: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """指定每个窗口拿掉哪个区块。"""
     monkeypatch.setattr(model, "_draw_removed", lambda draws: torch.tensor(which))
+
+
+def changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """四个张量各自变一变：取几个窗口，换个设备。"""
+    history, future, time, valid = map(change, batch.tensors)
+    return batch._replace(history=history, future=future, time=time, valid=valid)
 
 
 def window_of(batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.loading import load_weights
 from models.linear_regression import Dual, Primal
-from tests.models.small import make_model, small_spec
+from tests.models.small import changed, make_model, small_spec
 from util.batch import Batch, DataSpec
 
 SPEC = small_spec(channels=2, grid=(4, 8), frames_in=3, frames_out=2)  # F = 64，D = 192，P = 128
@@ -41,7 +42,7 @@ def windows(fields: np.ndarray, spec: DataSpec = SPEC) -> Batch:
 
 
 def take(batch: Batch, rows: Any) -> Batch:
-    return Batch(*(part[rows] for part in batch))
+    return changed(batch, itemgetter(rows))
 
 
 def fitted(batch: Batch, max_frames: int, spec: DataSpec = SPEC, **options: Any) -> Any:

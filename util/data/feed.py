@@ -84,7 +84,7 @@ def send_ahead(loader: Iterator[Wire], spec: DataSpec, raw: bool, device: torch.
 def _take(sent: Sent, device: torch.device) -> Batch:
     sent.done.synchronize()  # 在主机上等：没有送到就是在等数据，要算进 data_wait_share；早送到的不花时间
     current = torch.cuda.current_stream(device)
-    for part in filter(torch.is_tensor, sent.batch):
+    for part in sent.batch.tensors:
         part.record_stream(current)  # 这块显存是另一条流要来的：用完之前不能还
     return sent.batch
 

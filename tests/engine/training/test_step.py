@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from operator import itemgetter
 
 import pytest
 import torch
@@ -17,8 +18,7 @@ from engine.training.state import NonFinite, build_state, train_step
 from models import vqvae
 from models.interface import OnePass, Scheduled
 from tests.engine.runs import SMALL_MODEL, train_here, write_run
-from tests.models.small import small_batch
-from util.batch import Batch
+from tests.models.small import changed, small_batch
 from util.config import load_config
 
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
@@ -118,7 +118,7 @@ def test_draws_belong_to_the_windows_not_to_the_cut(config, name):
         batches = []
         for mine in torch.arange(8).chunk(parts):
             seeds = training_seeds(42, epoch, 3, starts, mine.tolist())
-            batches.append(Batch(*(part[mine] for part in whole[:4]), seeds))
+            batches.append(changed(whole, itemgetter(mine))._replace(seeds=seeds))
         terms = train_step(fabric, state, run, batches)
         return terms["loss"], terms["grad_norm"]
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from tests.engine.runs import checkpoint, losses, train_here, write_run
+from tests.models.small import changed as part_by_part
 from tests.trees import DAYS, config_of, damage, standardize_files
 from tests.util.packing.stores import assert_same, outcomes, pack_small, shuffled_windows, spoil
 from util.calendar import parse_time
@@ -135,8 +137,8 @@ def test_on_a_gpu(tree, tmp_path: Path, source: str, workers: int):
     expected = [plain.windows.__getitems__(starts) for starts in batches]
     for changed in (config, resident(config)):
         found = list(feed(open_data(changed, device=device), batches, device))
-        assert all(part.device == device for batch in found for part in batch)
-        assert_same([type(batch)(*(part.cpu() for part in batch)) for batch in found], expected)
+        assert all(part.device == device for batch in found for part in batch.tensors)
+        assert_same([part_by_part(batch, Tensor.cpu) for batch in found], expected)
 
 
 def windows_of(data, splits: tuple[str, ...]) -> list[list[int]]:

@@ -196,7 +196,7 @@ def test_time_is_utc(tree, offset: int):
 def test_single_item_is_a_batch_of_one(tree):
     data = open_data(config_of(tree))
     one, two = data.windows[T0 + 6], data.windows.__getitems__([T0, T0 + 6])
-    for single, double in zip(one, two, strict=True):
+    for single, double in zip(one.tensors, two.tensors, strict=True):
         assert torch.equal(single[0], double[1])
 
 

@@ -72,7 +72,7 @@ def test_tree_and_store_agree(case: Case) -> None:
         starts = all_starts(tree.segments[split], 2)
         assert np.array_equal(starts, all_starts(store.segments[split], 2))
         batch, other = (data.windows.__getitems__(starts.tolist()) for data in (tree, store))
-        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batch.tensors, other.tensors, strict=True))
         assert batch.valid.all()
         expected = values[np.searchsorted(hours, starts + step)]
         np.testing.assert_allclose(tree.spec.to_physical(batch.future[:, 0])[:, 0], expected, rtol=1e-6)

@@ -59,7 +59,7 @@ def assert_same(found: Sequence[Batch | str], expected: Sequence[Batch | str]) -
         if isinstance(one, str) or isinstance(other, str):
             assert one == other
             continue
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(one.tensors, other.tensors, strict=True):
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
 
