@@ -7,6 +7,7 @@
   在第二轮的第一步之后被 SIGINT 停下；以后的损失是接着训练到三轮的（当时与没有中断的逐位相同）。
   其余是 best.ckpt，去掉了优化器的状态（只为小）；latent_unet 的阶段一是 sd_vae，var 的就是这里的 vqvae。
 * 缓存：write_tree 写的树，场换成正态随机数，open_data 与 fit_baselines 留下的两个文件。
+* 损失里的随机数后来改属窗口与全局批（engine/seeds.py）：ar_pred 接着训练的损失、latent_diffusion 的损失是那时重录的。
 * expected.npz：存档测试段的两个窗口，各模型由它们给出的数，存档全部窗口的 sha256。
 """
 

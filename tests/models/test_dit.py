@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models import build_config
 from models.layers.dit_flow import time_shift
+from models.layers.draws import Draws
 from models.layers.latents import encode_frames
 from tests.engine.codecs import tiny_codec
 from tests.models.dit_small import SMALL, SMALL_DH, randomize, small
@@ -80,8 +81,8 @@ def test_loss_is_the_mean_over_valid_targets_and_the_input_never_holds_the_other
     with outputs_of(model.net) as made, torch.no_grad():
         torch.manual_seed(3)
         found = model.loss(batch)["loss"].item()
-    torch.manual_seed(3)  # 与 loss 里的次序相同：先噪声，后时间
-    noise = torch.randn(3, 2 * codes, *model.shape[1:])
+    torch.manual_seed(3)
+    noise = Draws(batch).normal_like(torch.empty(3, 2 * codes, *model.shape[1:]))
     x, t = inputs[0]
     noisy = x[:, : 2 * codes].unflatten(1, (2, codes))
     noise, t = noise.unflatten(1, (2, codes)), t.view(-1, 1, 1, 1, 1)

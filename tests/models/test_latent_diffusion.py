@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from models import build_model
 from models.latent_diffusion import Config, Model
 from models.layers.diffusion_schedule import Sampler
+from models.layers.draws import Draws
 from tests.models.small import small_batch, small_spec
 from util.batch import Batch, DataSpec
 from util.strict import validate
@@ -156,8 +157,7 @@ def test_loss_is_the_mean_over_valid_targets() -> None:
     torch.manual_seed(3)
     found = model.loss(batch)["loss"].item()
     torch.manual_seed(3)
-    torch.rand(2)  # 步序
-    noise = torch.randn(2, 4, 8, 16).unflatten(1, (2, 2))
+    noise = Draws(batch).normal_like(torch.empty(2, 4, 8, 16)).unflatten(1, (2, 2))
     assert found == pytest.approx((noise.square().mean((-2, -1))[batch.valid[:, 3:]]).mean().item(), rel=1e-5)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models import open_first_stage
 from models.interface import Autoencoder, Portable, can_forecast, is_codec
+from models.layers.draws import Draws
 from tests.engine.runs import ROOT
 from tests.models.small import SMALL_VAE, make_model, outputs_of, small_batch, small_spec
 from util.batch import Batch, DataSpec
@@ -198,7 +199,7 @@ def test_the_posterior_is_sampled_in_training_only() -> None:
     found = model.loss(batch)["reconstruction"]
     torch.manual_seed(3)
     posterior = DiagonalGaussianDistribution(model._moments(fields_of(batch)))
-    made = model._fields(posterior.mean + posterior.std * torch.randn_like(posterior.mean))
+    made = model._fields(posterior.mean + posterior.std * Draws(batch).normal_like(posterior.mean))
     torch.testing.assert_close(found, (made - fields_of(batch)).abs().mean())
     assert not torch.equal(found, model.loss(batch)["reconstruction"])
     assert torch.equal(model.encode(fields_of(batch)), model.encode(fields_of(batch)))
