@@ -27,7 +27,7 @@ def extract(archive: Path, folder: Path, name: str) -> None:
             _refuse_full(name, folder, sum(member.file_size for member in members))
             for member in members:
                 os.utime(opened.extract(member, folder), ns=(stamp, stamp))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # 加了密的是末一种
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # 加了密的是末一种
         raise ValueError(f"{name}: a ZIP that cannot be read ({error})") from None
 
 

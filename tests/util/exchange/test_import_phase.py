@@ -177,7 +177,7 @@ def test_odd_steps_tree_and_store_agree(odd: Odd) -> None:
         starts = all_starts(tree.segments[split], 2)
         assert np.array_equal(starts, all_starts(store.segments[split], 2))
         batch, other = (data.windows.__getitems__(starts.tolist()) for data in (tree, store))
-        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True)) and batch.valid.all()
+        assert all(torch.equal(a, b) for a, b in zip(batch.tensors, other.tensors, strict=True)) and batch.valid.all()
         expected = values[np.searchsorted(hours, starts + step)]
         np.testing.assert_allclose(tree.spec.to_physical(batch.future[:, 0])[:, 0], expected, rtol=1e-6)
         seen += np.concatenate(tree.segments[split]).tolist()
