@@ -20,6 +20,7 @@ from util.strict import validate
 
 # 数据在哪里、怎样读：与训练时不同，还是同一次训练、同一个模型
 DATA_MAY_CHANGE = {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"}
+DATA_MAY_CHANGE |= {"parts", "statistics"}  # 几个数据集合成一个时，各自在哪里
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 Content = dict[str, Any]
 
@@ -42,7 +43,7 @@ def checkpoint_config(content: Content, path: str, overrides: Sequence[str] = ()
 def says_where(override: str) -> bool:
     """只说数据在哪里、怎样读的 `data.KEY=VALUE`。"""
     part, _, key = override.partition("=")[0].strip().partition(".")
-    return part == "data" and key in DATA_MAY_CHANGE
+    return part == "data" and key.partition(".")[0] in DATA_MAY_CHANGE
 
 
 def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:

@@ -8,10 +8,9 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from util.strict import PositiveInt, Share, Strict, brief, nearest, validate
+from util.strict import PositiveInt, Share, Strict, apply_overrides, brief, nearest, read_mapping, validate
 from util.variables import RANGES, plausible_range, split_channel
 
 
@@ -107,16 +106,31 @@ class Splits(Strict):
     test: list[Day] = Field(min_length=2, max_length=2)
 
 
+Source = Literal["tree", "store"]
+
+
+class DataPart(Strict):
+    """几个数据集合成一个时，其中一个自己的：在哪里、有哪些通道；其余的键各个都相同。"""
+
+    root: str
+    source: Source = "tree"
+    store: str | None = None
+    variables: dict[str, Levels]
+
+
 class DataConfig(Strict):
     """data 段与它引用的数据集文件合并之后的样子；source 为 store 时读 dataset.py pack 写的存档，不看 root。
 
     读的是从 1970-01-01T00 数起（文件名的历法）第 first_hour、first_hour + interval_hours……小时的场，哪一年都接着数；
     步长整除 24 时 first_hour 就是每天的第一个钟点。
+    parts: data.set 是一列时，名字（文件名）→ 各自的；那时 root 只是它们的名字，statistics 是合起来的统计量所在。
     """
 
     root: str
-    source: Literal["tree", "store"] = "tree"
+    source: Source = "tree"
     store: str | None = None
+    parts: dict[str, DataPart] = Field(default_factory=dict)
+    statistics: str | None = None
     residency: Literal["disk", "memory", "device"] = "disk"
     variables: dict[str, Levels]
     units: dict[str, str] = Field(default_factory=dict)
@@ -157,12 +171,33 @@ class DataConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _parts_named(self) -> DataConfig:
+        if self.parts and self.root != " + ".join(self.parts):
+            keys = ", ".join(f"data.parts.{name}.root" for name in self.parts)
+            raise ValueError(f"root = {self.root!r}: there are several data sets, each with its own: {keys}")
+        if self.statistics and not self.parts:
+            raise ValueError("statistics is for several data sets (set is a list); one tree holds its own statistics")
+        return self
+
+    @model_validator(mode="after")
     def _store_named(self) -> DataConfig:
         if self.source == "store" and self.store is None:
             raise ValueError("source = store needs store, the folder that python dataset.py pack wrote")
         if self.residency == "memory" and self.source != "store":
             raise ValueError("residency = memory needs source = store")
         return self
+
+    def part_configs(self) -> dict[str, DataConfig]:
+        """各数据集自己的配置；只有一个、或合起来打成了一个存档（source: store）时是空的。"""
+        if self.source == "store":
+            return {}
+        alone = {"parts": {}, "statistics": None}
+        return {name: self.model_copy(update={**dict(part), **alone}) for name, part in self.parts.items()}
+
+    @property
+    def roots(self) -> list[str]:
+        """各目录树。"""
+        return [part.root for part in self.parts.values()] or [self.root]
 
     def limits(self, channel: str) -> tuple[float, float] | None:
         """通道的合理范围，物理单位；不知道是 None。"""
@@ -240,81 +275,6 @@ class RunConfig(Strict):
     smoke: list[str] = Field(default_factory=list)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader 加三条：1e-4 是浮点数（YAML 1.1 读成字符串）；日期留作文本，由 Day 检查，报得出键名；键不许写两次。"""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-    for first, rules in _Loader.yaml_implicit_resolvers.items()
-}
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """读 YAML 文本；出错时给出文件与行列。
-
-    Raises:
-        ValueError: 不是合法的 YAML。
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader 是 SafeLoader 的子类
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{where}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """读一个顶层为映射的 YAML 文件。
-
-    Raises:
-        ValueError: 文件不在（列出旁边有什么），或顶层不是映射。
-    """
-    path = Path(path)
-    if not path.is_file():
-        found = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ValueError(f"no file {path}; {nearest(path.name, found, 'files there')}")
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
-    return values
-
-
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """把 `a.b=值` 写进嵌套映射的副本；键是否存在由随后的严格检查决定。
-
-    Raises:
-        ValueError: 不是 key=value 的写法，或路径穿过了一个不是映射的值。
-    """
-    result = _copy(values)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"override {text!r} is not key=value, e.g. train.epochs=10")
-        *path, last = key.strip().split(".")
-        node = result
-        for i, part in enumerate(path):
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"override {text!r}: {'.'.join(path[: i + 1])} has no keys below it")
-        node[last] = parse_yaml(value, f"override {text!r}")
-    return result
-
-
 def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> RunConfig:
     """读一份运行 YAML：数据集文件 < 运行文件 < smoke 段 < 命令行。
 
@@ -335,16 +295,68 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
     values = apply_overrides(values, [text for text, chooses in zip(changes, chooses_set, strict=True) if chooses])
     where, data = str(path), values.get("data")
     if isinstance(data, dict) and "set" in data:
-        if not isinstance(data["set"], str):
-            raise ValueError(f"{path}: data.set = {brief(data['set'])}: write the path of a YAML file")
-        where += f" with {data['set']}"
-        values["data"] = _merge(read_mapping(data["set"]), {k: v for k, v in data.items() if k != "set"})
+        paths = data["set"] if isinstance(data["set"], list) else [data["set"]]
+        if not paths or not all(isinstance(name, str) for name in paths):
+            raise ValueError(
+                f"{path}: data.set = {brief(data['set'])}: write the path of a YAML file, or a list of them"
+            )
+        where += f" with {' and '.join(paths)}"
+        own = {k: v for k, v in data.items() if k != "set"}
+        values["data"] = _merge(read_mapping(paths[0]) if len(paths) == 1 else _join_sets(paths, own, where), own)
     values = apply_overrides(values, [text for text, chooses in zip(changes, chooses_set, strict=True) if not chooses])
     return validate(RunConfig, values, where)
 
 
-def _copy(values: Any) -> Any:
-    return {key: _copy(v) for key, v in values.items()} if isinstance(values, dict) else values
+def _join_sets(paths: list[str], own: dict[str, Any], where: str) -> dict[str, Any]:
+    """几个数据集文件 → 一份 data 段。DataPart 的键各归各的，其余须相同；own（运行 YAML 写了的键）除网格外不必。"""
+    sets = {Path(path).stem: read_mapping(path) for path in paths}
+    if len(sets) < len(paths):
+        raise ValueError(f"{where}: data.set: two files of one name; the name stands for the data set, rename one")
+    parts = {name: {k: v for k, v in values.items() if k in DataPart.model_fields} for name, values in sets.items()}
+    joined: dict[str, Any] = {"root": " + ".join(sets), "parts": parts, "variables": {}}
+    for values in sets.values():
+        for variable, levels in (values.get("variables") or {}).items():
+            joined["variables"][variable] = _union(joined["variables"].get(variable, levels), levels)
+        joined |= {key: _merge(joined.get(key) or {}, values.get(key) or {}) for key in ("units", "valid_range")}
+    for key in dict.fromkeys(key for values in sets.values() for key in values):
+        free = key in own and key not in ("latitude", "longitude")
+        if free or key in DataPart.model_fields:
+            continue
+        held = {name: _stated(values, key) for name, values in sets.items()}
+        held = {name: value for name, value in held.items() if value is not None}
+        (first, wanted), *others = held.items()
+        for name, value in others:
+            if not _agree(key, wanted, value, where):
+                raise ValueError(
+                    f"{where}: data.{key} = {brief(wanted)} in {first}, {brief(value)} in {name}; data sets that are "
+                    f"read as one must agree{'' if key in ('latitude', 'longitude') else ', or the run YAML decides'}"
+                )
+        if key not in ("units", "valid_range"):
+            joined[key] = wanted
+    return joined
+
+
+def _stated(values: dict[str, Any], key: str) -> Any:
+    """数据集写着的，没有写的是默认值；没有默认值、或空着的是 None：由别的说。"""
+    field = DataConfig.model_fields.get(key)
+    default = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+    value = values.get(key, default)
+    return None if value in ([], {}) else value
+
+
+def _agree(key: str, one: Any, other: Any, where: str) -> bool:
+    if key in ("latitude", "longitude"):
+        return validate(Axis, one, where, f"data.{key}").same_as(validate(Axis, other, where, f"data.{key}"))
+    if key in ("units", "valid_range"):
+        return all(one[name] == other[name] for name in one.keys() & other.keys())
+    return bool(one == other)
+
+
+def _union(one: Any, other: Any) -> Any:
+    """一个变量在两个数据集里的层合起来。"""
+    if one == other or not (isinstance(one, list) and isinstance(other, list)):
+        return one if one == other else "all"
+    return list(dict.fromkeys([*one, *other]))
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

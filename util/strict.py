@@ -1,12 +1,14 @@
-"""严格的配置：多余的键、错误的类型在读入时就停，并说出最近的合法名字。"""
+"""严格的配置：YAML 里写错的、多余的键、错误的类型在读入时就停，并说出最近的合法名字。"""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -18,6 +20,85 @@ class Strict(BaseModel):
     """所有配置段的基类：不许多余的键，不做类型转换，读入后不可改。"""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader 加三条：1e-4 是浮点数（YAML 1.1 读成字符串）；日期留作文本，由 Day 检查，报得出键名；键不许写两次。"""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """读 YAML 文本；出错时给出文件与行列。
+
+    Raises:
+        ValueError: 不是合法的 YAML。
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader 是 SafeLoader 的子类
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{where}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """读一个顶层为映射的 YAML 文件。
+
+    Raises:
+        ValueError: 文件不在（列出旁边有什么），或顶层不是映射。
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ValueError(f"no file {path}; {nearest(path.name, found, 'files there')}")
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """把 `a.b=值` 写进嵌套映射的副本；键是否存在由随后的严格检查决定。
+
+    Raises:
+        ValueError: 不是 key=value 的写法，或路径穿过了一个不是映射的值。
+    """
+    result = _copy(values)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"override {text!r} is not key=value, e.g. train.epochs=10")
+        *path, last = key.strip().split(".")
+        node = result
+        for i, part in enumerate(path):
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"override {text!r}: {'.'.join(path[: i + 1])} has no keys below it")
+        node[last] = parse_yaml(value, f"override {text!r}")
+    return result
+
+
+def _copy(values: Any) -> Any:
+    return {key: _copy(v) for key, v in values.items()} if isinstance(values, dict) else values
 
 
 def nearest(word: str, options: Iterable[str], what: str = "valid names") -> str:

@@ -284,7 +284,10 @@ def make_spectra(label: str, contenders: Sequence[Contender], channels: Sequence
 def data_facts(data: WeatherData, config: RunConfig, missing: Path) -> DataFacts:
     """各划分的样本数、段数；缺失与读坏的文件按通道与原因合计。"""
     spec = data.spec
-    facts: Facts = [("root", config.data.root)]
+    parts = config.data.part_configs()
+    facts: Facts = [(f"data set {name}", part.store or part.root) for name, part in parts.items()]
+    facts += [] if parts else [("root", config.data.root)]
+    facts += [("statistics", config.data.statistics)] if config.data.statistics else []
     facts += [("store", str(config.data.store))] if config.data.source == "store" else []
     facts += [("grid", f"{spec.height} x {spec.width}")]
     facts += [("interval", f"{spec.interval_hours} h"), ("files standardised", str(spec.standardized).lower())]

@@ -11,8 +11,8 @@ import yaml
 from pydantic import Field
 
 from models import build_config
-from util.config import Axis, RunConfig, apply_overrides, load_config, parse_yaml, read_mapping
-from util.strict import Strict, nearest, validate
+from util.config import Axis, RunConfig, apply_overrides, load_config, read_mapping
+from util.strict import Strict, nearest, parse_yaml, validate
 
 DATA_SET = """
 root: tree

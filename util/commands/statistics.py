@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 
 from util.config import load_config
-from util.data.tree_files import holds_tendency, select_channels
-from util.inspection.statistics import channel_statistics, refuse_written, table, write_all
+from util.data.tree_files import holds_tendency
+from util.inspection.statistics import channel_statistics, channels_of, home, refuse_written, table, write_all
 from util.workers import add_worker_options, check_worker_options
 
 
@@ -38,12 +38,13 @@ def main(argv: Sequence[str]) -> int:
     if arguments.overwrite and not arguments.write:
         raise ValueError("--overwrite needs --write; without it nothing is written")
     config = load_config(arguments.config, arguments.overrides).data
+    channels = channels_of(config)
     if arguments.write and not arguments.overwrite:
-        refuse_written(config)
-    tendency = arguments.tendency or (arguments.overwrite and holds_tendency(config.root, select_channels(config)))
+        refuse_written(config, channels)
+    tendency = arguments.tendency or (arguments.overwrite and holds_tendency(home(config), channels))
     results = channel_statistics(config, arguments.workers, arguments.scheduler, tendency)
     print(table(config, results))
     if arguments.write:
         write_all(config, results, tendency)
-        print(f"mean_std.json and min_max.json of {len(results)} channels written to {config.root}")
+        print(f"mean_std.json and min_max.json of {len(results)} channels written to {home(config)}")
     return 0

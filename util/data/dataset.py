@@ -13,10 +13,10 @@ from util.batch import DataSpec
 from util.config import DataConfig
 from util.data.batches import Segments
 from util.data.index import SPLITS, check_splits, check_windows, describe_gaps, split_years
+from util.data.joined_origin import Joined
 from util.data.origin import Origin
-from util.data.page_cache import keep_in_memory
 from util.data.reader import LINES_SHOWN, FieldReader
-from util.data.resident import Resident, keep_on_device
+from util.data.resident import Resident, keep_in_memory, keep_on_device
 from util.data.store_origin import Store
 from util.data.tree_origin import Tree
 from util.data.windows import WindowDataset
@@ -40,11 +40,13 @@ class WeatherData:
 
 
 def open_origin(config: DataConfig) -> Origin:
-    """data.source 所指的目录树或存档。
+    """data.source 所指的目录树或存档；data.set 是一列时，几个合成的一个。
 
     Raises:
         ValueError: 树里没有所选的变量；存档不在、没有打包完、坏了，或缺配置所要的东西。
     """
+    if parts := config.part_configs():
+        return Joined(config, {name: open_origin(part) for name, part in parts.items()})
     return Store(config) if config.source == "store" else Tree(config)
 
 
@@ -86,6 +88,9 @@ def open_data(
     data = WeatherData(config, spec, segments, WindowDataset(reader), resident)
     counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
     sizes = (spec.num_channels, spec.height, spec.width)
+    if isinstance(origin, Joined):
+        for split in SPLITS:
+            log.info("%s: fields from %s", split, origin.shares(np.concatenate(segments[split])))
     log.info("data: %s; %d channels, %d x %d; samples: %s", origin.root, *sizes, counts)
     return data
 

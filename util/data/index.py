@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -40,6 +41,33 @@ class Index:
 def date_hours(first: str, last: str) -> range:
     """起止日期（两端都含，写年份就是整年）→ 小时范围。"""
     return range(hour_of(_midnight(first, end=False)), hour_of(_midnight(last, end=True)) + 24)
+
+
+def join_indexes(channels: Sequence[str], years: Sequence[int], parts: Sequence[Index]) -> tuple[Index, np.ndarray]:
+    """几个数据集的索引合成一个；另给 (C, hours) int8：每个场取自第几个（有它的头一个），没有是 -1。
+
+    Raises:
+        ValueError: 某通道在某一年哪里都没有。
+    """
+    start, stop = year_start(years[0]), year_start(years[-1] + 1)
+    owner = np.full((len(channels), stop - start), -1, dtype=np.int8)
+    for number, part in reversed(list(enumerate(parts))):
+        first, last = max(start, part.start), min(stop, part.stop)
+        for name, present in zip(part.channels, part.present, strict=True):
+            if name in channels and first < last:
+                row = owner[channels.index(name), first - start : last - start]
+                row[present[first - part.start : last - part.start]] = number
+    for name, row in zip(channels, owner, strict=True):
+        for year in years:
+            if (row[year_start(year) - start : year_start(year + 1) - start] < 0).all():
+                raise ValueError(f"data.splits need {year}, and no data set of data.set holds {name} in that year")
+    return Index(tuple(channels), start, owner >= 0), owner
+
+
+def years_there(root: str | Path, channels: Sequence[str], wanted: Sequence[int]) -> list[int]:
+    """wanted 之中每个通道都有文件夹的年份。"""
+    folders = [Path(root) / channel_folder(channel) for channel in channels]
+    return sorted(year for year in wanted if all((folder / str(year)).is_dir() for folder in folders))
 
 
 def split_hours(config: DataConfig) -> dict[str, range]:

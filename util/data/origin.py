@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,8 @@ class Origin(Protocol):
     def decide(self, index: Index, training: np.ndarray) -> bool: ...  # 树里的文件是否已经标准化
 
     def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]: ...
+
+    def file(self, c: int, hour: int) -> Path: ...  # 这个场的文件，报错用
 
     def raw(self, c: int, hour: int) -> np.ndarray: ...  # 插值用的邻居 (H, W)，文件里的数；坏了是 FieldError
 

@@ -20,7 +20,6 @@ from util.data.index import Index, neighbours, too_many_missing
 from util.data.origin import DataError, Origin
 from util.data.tree_files import (
     FieldError,
-    field_path,
 )
 
 LINES_SHOWN = 20
@@ -209,7 +208,7 @@ class FieldReader:
     def _note(self, c: int, hours: list[int], reason: str) -> None:
         """每个文件日志一行；缺失与读坏各显示 LINES_SHOWN 行，其余只进 missing.csv。"""
         channel, kind = self.spec.channels[c], int(reason != MISSING)
-        paths = [field_path(self.origin.root, channel, hour) for hour in hours]
+        paths = [self.origin.file(c, hour) for hour in hours]
         for hour, path in zip(hours, paths, strict=True):
             self.lines[kind] += 1
             count = int(self.lines[kind])
@@ -231,7 +230,7 @@ class FieldReader:
         if too_many := too_many_missing(self.config, count, total):
             channel = self.spec.channels[c]
             hours = [int(p) + self.start for p in self.used[gone][:5]]
-            listed = ", ".join(field_path(self.origin.root, channel, h).name for h in hours)
+            listed = ", ".join(self.origin.file(c, h).name for h in hours)
             more = f" and {count - 5} more" if count > 5 else ""
             raise DataError(
                 f"{channel}: {too_many} ({listed}{more}"

@@ -1,13 +1,19 @@
-"""data.residency = device：训练与验证的全部时刻留在设备上，窗口在那里按行取，读取进程、搬运都省了。
+"""数据留在哪里（data.residency）。
 
-有空缺的窗口（插值的规则随窗口而变）仍由 WindowDataset 读好送来，所以与 data.residency = disk 逐位相同。
+device：训练与验证的全部时刻留在设备上，窗口在那里按行取，读取进程、搬运都省了。有空缺的窗口（插值的规则随窗口而变）
+仍由 WindowDataset 读好送来，所以与 disk 逐位相同。
+memory：训练开始之前把存档里要用的部分顺序读一遍，留在操作系统的页缓存里。存档是映射着读的，那一份由一台机器上的
+全部读取进程、全部训练进程共用，不必另抄一份；第一轮就不再是随机读盘。页没有锁住（mlock 的限额通常只有几 MB）：
+别的程序要内存时，系统可以丢掉一些，再用到时从盘上读，数不会错。
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +22,13 @@ from tqdm import tqdm
 
 from util.batch import Batch, DataSpec, Wire
 from util.buffers import as_array, empty_fields
-from util.data.page_cache import available_memory
 from util.data.reader import FieldReader
+from util.data.store_origin import Store
 from util.data.windows import WindowDataset
+from util.files.zarr_metadata import FILE_TYPES, chunk_name
 
 BLOCK_BYTES = 128 * 2**20  # 搬上设备时一次的大小
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SHARE = 0.9  # 数据至多占空着的这么多；余下的给模型，够不够由预检说
 log = logging.getLogger("ar_pred")
 
@@ -111,3 +119,40 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 def free_memory(device: torch.device) -> int:
     """字节。"""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def keep_in_memory(store: Store, hours: np.ndarray) -> None:
+    """hours: 要留住的小时；只读所选的通道。
+
+    Raises:
+        ValueError: 放不下；说出要多少、有多少。
+    """
+    plan, rows = store.plan, np.unique(np.searchsorted(store.hours, hours))
+    field = plan.shape[2] * plan.shape[3] * FILE_TYPES[plan.dtype].itemsize
+    needed, available = rows.size * len(store.picks) * field, available_memory()
+    if needed > available:
+        raise ValueError(
+            f"data.residency = memory needs {needed / 1e9:.2f} GB, {available / 1e9:.2f} GB of memory are available "
+            "here; use disk, fewer channels or years, or a store packed with --dtype float16"
+        )
+    log.info("residency: memory, %.2f GB of %.2f GB available", needed / 1e9, available / 1e9)
+    with tqdm(total=needed, desc="into memory", unit="B", unit_scale=True, leave=False) as bar:
+        for number in np.unique(rows // plan.chunk_rows).tolist():
+            places = rows[rows // plan.chunk_rows == number] % plan.chunk_rows
+            with (store.path / "fields" / chunk_name(number, 4)).open("rb") as file:
+                for place in places.tolist():
+                    for _, picks in store.runs:
+                        size = (picks.stop - picks.start) * field
+                        bar.update(len(os.pread(file.fileno(), size, (place * plan.shape[1] + picks.start) * field)))
+
+
+def available_memory() -> int:
+    """字节；页缓存里可以让出的也算，容器（cgroup 第 2 版）给的限额也算。"""
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = (CGROUP / "memory.max").read_text().strip() if (CGROUP / "memory.max").is_file() else "max"
+    if limit == "max":
+        return available
+    used = int((CGROUP / "memory.current").read_text())
+    cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
+    return min(available, int(limit) - used + int(cached))

@@ -37,10 +37,9 @@ from util.data.store_files import (
     read_mark,
     torch_type,
 )
-from util.data.tree_files import FieldError, field_path
+from util.data.tree_files import FieldError, choose_channels, field_path
 from util.files.fills import LEAST_FAR, RTOL, fills_of, find_fill, refuse_filled
 from util.files.zarr_metadata import chunk_name
-from util.variables import channel_name, split_channel
 
 MAX_MAPS = 16384  # 同时映射的块；Linux 默认每个进程至多 65530 个映射
 log = logging.getLogger("ar_pred")
@@ -58,7 +57,7 @@ class Store:
         self.plan = plan = StorePlan(**content["plan"])
         self.root, self.dtype = plan.root, torch_type(plan)
         _check(config, plan)
-        self.channels = choose_channels(config, plan.channels)
+        self.channels = choose_channels(config, plan.channels, f"the store {config.store}")
         self.picks = [plan.channels.index(channel) for channel in self.channels]
         self.runs = [_run(list(pairs)) for _, pairs in groupby(enumerate(self.picks), lambda pair: pair[1] - pair[0])]
         self.files: dict[str, str] = content["files"]
@@ -129,6 +128,9 @@ class Store:
         bad = [(i, c) for i, c in np.argwhere(here).tolist() if (c, hours[i]) in self.faults] if self.faults else []
         return [(i, c, self._error(c, hours[i])) for i, c in bad]
 
+    def file(self, c: int, hour: int) -> Path:
+        return field_path(self.root, self.channels[c], hour)
+
     def raw(self, c: int, hour: int) -> np.ndarray:
         if (c, hour) in self.faults:
             raise self._error(c, hour)
@@ -186,27 +188,6 @@ class Store:
     def _error(self, c: int, hour: int) -> FieldError:
         fault, detail = self.faults[c, hour]
         return FieldError(field_path(self.root, self.channels[c], hour), fault, detail)
-
-
-def choose_channels(config: DataConfig, there: list[str]) -> list[str]:
-    """data.variables 展开成通道名；all 是存档里有的各层。
-
-    Raises:
-        ValueError: 存档里没有的变量或层。
-    """
-    channels: list[str] = []
-    for variable, levels in config.variables.items():
-        held = [channel for channel in there if split_channel(channel)[0] == variable]
-        named = [variable] if levels == "single" else [channel_name(variable, level) for level in levels]
-        wanted = [channel for channel in held if channel != variable] if levels == "all" else named
-        if not wanted or not set(wanted) <= set(held):
-            raise ValueError(
-                f"data.variables.{variable} = {levels}: not in the store {config.store}; it holds {', '.join(there)}"
-            )
-        channels += wanted
-    if not channels or len(set(channels)) < len(channels):
-        raise ValueError(f"data.variables = {config.variables}: choose at least one channel, and none twice")
-    return channels
 
 
 def _check(config: DataConfig, plan: StorePlan) -> None:

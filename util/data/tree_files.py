@@ -22,7 +22,7 @@ from util.config import Axis, DataConfig
 from util.files.fills import Fills, fills_of, find_fill, standardized_too, surely_data
 from util.moments import Moments, check_moments, measure
 from util.strict import Strict, nearest, validate
-from util.variables import channel_folder, channel_name
+from util.variables import channel_folder, channel_name, split_channel
 
 Field = np.ndarray  # (H, W) float32
 STATISTICS = ("mean_std.json", "min_max.json")  # 与年份文件夹并列
@@ -151,6 +151,35 @@ def read_mean_std(root: str | Path, channel: str) -> tuple[float, float]:
     return mean, std
 
 
+def read_joined_statistics(config: DataConfig, channels: Sequence[str]) -> list[tuple[float, float]]:
+    """data.statistics 里各通道的均值、标准差；须是这几个数据集、这些训练日期的。
+
+    Raises:
+        ValueError: 还没有算，或是别的数据集、别的日期的。
+    """
+    assert config.statistics is not None
+    path, way = Path(config.statistics) / "data_sets.json", "python dataset.py statistics --config CONFIG --write"
+    if not path.is_file():
+        raise ValueError(f"data.statistics: no {path}; {way} writes it, with mean_std.json of every channel")
+    found, wanted = json.loads(path.read_text(encoding="utf-8")), joined_about(config)
+    if found != wanted:
+        raise ValueError(
+            f"{path}: the statistics there are of {found}, wanted are those of {wanted}; {way} --overwrite"
+        )
+    return [read_mean_std(config.statistics, channel) for channel in channels]
+
+
+def joined_about(config: DataConfig) -> dict[str, Any]:
+    """data_sets.json：合起来的统计量是哪几个数据集、哪些日期的。"""
+    return {"data_sets": list(config.parts), "train": list(config.splits.train)}
+
+
+def write_joined_about(config: DataConfig) -> None:
+    assert config.statistics is not None
+    with replacing(Path(config.statistics) / "data_sets.json") as temporary:
+        temporary.write_text(json.dumps(joined_about(config), indent=4, ensure_ascii=False), encoding="utf-8")
+
+
 def read_extremes(root: str | Path, channel: str) -> tuple[float, float] | None:
     """读通道的 min_max.json，返回 (最小, 最大)；训练用不到它，可以没有，没有就是 None。
 
@@ -231,6 +260,8 @@ def select_channels(config: DataConfig) -> list[str]:
         ValueError: 根目录、变量或层不在：说出要的是哪个、在哪里找的、那里有什么。
     """
     root = Path(config.root)
+    if config.parts:
+        raise ValueError(f"data.set names {len(config.parts)} data sets; this looks at one tree: give data.set=FILE")
     if not root.is_dir():
         raise ValueError(
             f"data.root {root} is not a directory; give data.root=FOLDER, the one that holds t2m_npy/ and the others "
@@ -266,6 +297,25 @@ def select_channels(config: DataConfig) -> list[str]:
     doubled = sorted({c for c in channels if channels.count(c) > 1})
     if doubled:
         raise ValueError(f"data.variables: listed twice: {', '.join(doubled)}")
+    return channels
+
+
+def choose_channels(config: DataConfig, there: Sequence[str], where: str) -> list[str]:
+    """data.variables 展开成通道名；all 是 there 里有的各层。
+
+    Raises:
+        ValueError: there 里没有的变量或层。
+    """
+    channels: list[str] = []
+    for variable, levels in config.variables.items():
+        held = [channel for channel in there if split_channel(channel)[0] == variable]
+        named = [variable] if levels == "single" else [channel_name(variable, level) for level in levels]
+        wanted = [channel for channel in held if channel != variable] if levels == "all" else named
+        if not wanted or not set(wanted) <= set(held):
+            raise ValueError(f"data.variables.{variable} = {levels}: not in {where}; it holds {', '.join(there)}")
+        channels += wanted
+    if not channels or len(set(channels)) < len(channels):
+        raise ValueError(f"data.variables = {config.variables}: choose at least one channel, and none twice")
     return channels
 
 

@@ -13,7 +13,7 @@ import torch
 
 from util.calendar import moment_of, year_start
 from util.config import DataConfig
-from util.data.index import Index, scan
+from util.data.index import Index, scan, years_there
 from util.data.normalize import decide_standardized
 from util.data.tree_files import (
     FieldError,
@@ -50,8 +50,7 @@ class Tree:
         return [channel_fills(self.config, channel) for channel in self.channels]
 
     def years(self, wanted: Sequence[int]) -> list[int]:
-        folders = [Path(self.root) / channel_folder(channel) for channel in self.channels]
-        return sorted(year for year in wanted if all((folder / str(year)).is_dir() for folder in folders))
+        return years_there(self.root, self.channels, wanted)
 
     def index(self, years: list[int]) -> Index:
         return scan(self.config, self.channels, years)
@@ -81,6 +80,9 @@ class Tree:
                     except FieldError as error:
                         bad.append((i, c, error))
         return bad
+
+    def file(self, c: int, hour: int) -> Path:
+        return field_path(self.root, self.channels[c], hour)
 
     def raw(self, c: int, hour: int) -> np.ndarray:
         return read_field(field_path(self.root, self.channels[c], hour), self.shape, self.fills[c])

@@ -22,7 +22,7 @@ from util.data.dataset import make_spec
 from util.data.index import Index, split_years
 from util.data.reader import FieldReader
 from util.data.store_files import json_digest
-from util.data.tree_files import FieldError, StaticField
+from util.data.tree_files import FieldError, StaticField, field_path
 from util.exchange.plan import ImportPlan, block_parts, read_block, survey
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
@@ -143,6 +143,9 @@ class SourceFiles:
             for c in np.flatnonzero(here[i]).tolist():
                 out[i, c] = self.raw(c, hour)
         return []
+
+    def file(self, c: int, hour: int) -> Path:
+        return field_path(self.root, self.channels[c], hour)
 
     def raw(self, c: int, hour: int) -> np.ndarray:
         variable, level = self.places[c]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,14 @@ from tqdm import tqdm
 
 from util.cli import aligned
 from util.config import DataConfig
-from util.data.index import sampled_hours, split_hours
+from util.data.index import Index, join_indexes, sampled_hours, scan, split_hours, split_years, years_there
 from util.data.normalize import Verdict, judge
 from util.data.tree_files import (
     Fault,
     FieldError,
     Tendency,
     channel_fills,
+    choose_channels,
     field_path,
     read_field,
     read_into,
@@ -28,6 +30,7 @@ from util.data.tree_files import (
     read_tendency,
     select_channels,
     usual_header,
+    write_joined_about,
     write_mean_std,
 )
 from util.files.fills import Fills
@@ -41,15 +44,17 @@ BLOCK_BYTES = 16 * 2**20  # 一次读进内存的 float32；双精度的副本�
 class MeasureJob(NamedTuple):
     """各进程共有的。
 
-    hours: (T,) 训练日期内的抽样小时；rows: 一块几个；fills: 各通道认作填充值的；tendency: 也要变化的。
+    hours: (T,) 训练日期内的抽样小时；rows: 一块几个；tendency: 也要变化的；
+    trees: 各目录树；owner: (C, T) 各场取自第几棵；fills: 各树里各通道认作填充值的。
     """
 
-    root: Path
+    trees: list[Path]
+    owner: np.ndarray
     channels: list[str]
+    fills: list[dict[str, Fills]]
     hours: np.ndarray
     shape: tuple[int, int]
     rows: int
-    fills: list[Fills]
     tendency: bool
 
 
@@ -80,17 +85,52 @@ def channel_statistics(
     shape = (config.latitude.count, config.longitude.count)
     hours = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
     rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
-    channels = select_channels(config)
-    fills = [channel_fills(config, channel) for channel in channels]
-    job = MeasureJob(Path(config.root).absolute(), channels, hours, shape, rows, fills, tendency)
+    job = MeasureJob(*_trees(config, hours), hours, shape, rows, tendency)
     items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]
     totals = [ChannelMoments(Moments(), Counter()) for _ in job.channels]
     bar = tqdm(total=len(job.channels) * hours.size, desc="statistics", unit="file", smoothing=0)
-    with bar, distribute(workers, scheduler, job, [job.root]) as run:
+    with bar, distribute(workers, scheduler, job, job.trees) as run:
         for (c, _), part in zip(items, run(measure_block, items), strict=True):
             totals[c] = totals[c].merge(part)
             bar.update(part.moments.total // (shape[0] * shape[1]) + part.faults.total())
     return dict(zip(job.channels, totals, strict=True))
+
+
+class _Trees(NamedTuple):
+    """MeasureJob 的头几项。"""
+
+    trees: list[Path]
+    owner: np.ndarray
+    channels: list[str]
+    fills: list[dict[str, Fills]]
+
+
+def _trees(config: DataConfig, hours: np.ndarray) -> _Trees:
+    """从哪几棵树里读；data.set 是一列时，哪个场从哪一棵，同训练时的（Joined）。"""
+    parts, channels = config.part_configs(), channels_of(config)
+    if not parts:
+        fills = {channel: channel_fills(config, channel) for channel in channels}
+        return _Trees([Path(config.root).absolute()], np.zeros((len(channels), hours.size), np.int8), channels, [fills])
+    years, indexes = split_years(config), []
+    for part in parts.values():
+        held = select_channels(part)
+        there = years_there(part.root, held, years)
+        indexes.append(scan(part, held, there) if there else Index((), 0, np.empty((0, 0), dtype=bool)))
+    joint, owner = join_indexes(channels, years, indexes)
+    owner = np.maximum(owner[:, hours - joint.start], 0)  # 哪里都没有的，算在头一棵里缺
+    fills = [{channel: channel_fills(part, channel) for channel in channels} for part in parts.values()]
+    return _Trees([Path(part.root).absolute() for part in parts.values()], owner, channels, fills)
+
+
+def channels_of(config: DataConfig) -> list[str]:
+    """目录树里的通道；data.set 是一列时，几棵树的。"""
+    parts = config.part_configs()
+    if not parts:
+        return select_channels(config)
+    if stores := [name for name, part in parts.items() if part.source == "store"]:
+        raise ValueError(f"data.set: {', '.join(stores)}: a store; the statistics are of the files in trees")
+    union = dict.fromkeys(channel for part in parts.values() for channel in select_channels(part))
+    return choose_channels(config, list(union), "any data set of data.set")
 
 
 def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
@@ -99,10 +139,11 @@ def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
     hours = job.hours[first : first + job.rows + job.tendency].tolist()  # 末一刻的变化要看下一块的头一刻
     block, faults = np.empty((len(hours), *job.shape), dtype=np.float32), dict[int, Fault]()
     for i, hour in enumerate(hours):
-        path = field_path(job.root, job.channels[c], hour)
-        if not read_into(str(path), header, block[i], job.fills[c]):
+        tree = int(job.owner[c, first + i])
+        path, fills = field_path(job.trees[tree], job.channels[c], hour), job.fills[tree][job.channels[c]]
+        if not read_into(str(path), header, block[i], fills):
             try:
-                block[i] = read_field(path, job.shape, job.fills[c])
+                block[i] = read_field(path, job.shape, fills)
             except FieldError as error:
                 faults[i] = error.fault
     good = np.array([i not in faults for i in range(len(hours))])
@@ -116,9 +157,9 @@ def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
 
 def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[float, float] | None, Verdict | None]:
     """(mean_std.json 的均值与标准差, 文件像原始的还是标准化过的)；没有 json、没有文件就不知道。"""
-    if not (Path(config.root) / channel_folder(channel) / "mean_std.json").exists():
+    if not (Path(home(config)) / channel_folder(channel) / "mean_std.json").exists():
         return None, None
-    stated = read_mean_std(config.root, channel)
+    stated = read_mean_std(home(config), channel)
     return stated, judge(moments.mean, moments.std, *stated) if moments.total else None
 
 
@@ -137,7 +178,7 @@ def table(config: DataConfig, results: dict[str, ChannelMoments]) -> str:
         numbers = ["-" if value is None else f"{value:.6g}" for value in (m[0], j[0], m[1], j[1], m[2], m[3])]
         rows.append([channel, *map(str, counts), *numbers, state or "-"])
         if changed:
-            held = read_tendency(config.root, channel) if stated else None
+            held = read_tendency(home(config), channel) if stated else None
             rows[-1] += [
                 f"{changes.std:.6g}" if changes.total else "-",
                 f"{held.std:.6g} ({held.hours} h)" if held else "-",
@@ -145,10 +186,15 @@ def table(config: DataConfig, results: dict[str, ChannelMoments]) -> str:
     return "\n".join(aligned(rows))
 
 
-def refuse_written(config: DataConfig) -> None:
-    for channel in select_channels(config):
+def home(config: DataConfig) -> str:
+    """统计量写在哪里：树里；几个数据集合起来的，data.statistics。"""
+    return config.statistics or config.root
+
+
+def refuse_written(config: DataConfig, channels: Iterable[str]) -> None:
+    for channel in channels:
         for name in ("mean_std.json", "min_max.json"):
-            if (path := Path(config.root) / channel_folder(channel) / name).exists():
+            if (path := Path(home(config)) / channel_folder(channel) / name).exists():
                 raise ValueError(f"{path} exists already; give --overwrite to replace it")
 
 
@@ -158,9 +204,13 @@ def write_all(config: DataConfig, results: dict[str, ChannelMoments], tendency: 
     Raises:
         ValueError: 文件已经标准化（写下去物理单位的统计量就没有了）；见 check_moments。
     """
+    if config.parts and not config.statistics:
+        raise ValueError("data.set names several data sets; data.statistics=FOLDER says where theirs are to be written")
     written = {channel: _to_write(config, channel, found, tendency) for channel, found in results.items()}
     for channel, values in written.items():
-        write_mean_std(config.root, channel, *values)
+        write_mean_std(home(config), channel, *values)
+    if config.parts:
+        write_joined_about(config)
 
 
 class ToWrite(NamedTuple):
@@ -179,6 +229,8 @@ def _to_write(config: DataConfig, channel: str, found: ChannelMoments, tendency:
     if tendency:
         check_moments(f"{channel}, change over {hours} h", found.changes, dates)
     stated, state = state_of(config, channel, moments)
+    for part in config.part_configs().values():  # 合起来的 json 还没有，各自的说得出
+        state = "standard" if state_of(part, channel, moments)[1] == "standard" else state
     if config.standardize == "yes" or (config.standardize == "auto" and state != "standard"):
         change = Tendency(found.changes.std, hours) if tendency else None
         return ToWrite(moments.mean, moments.std, moments.low, moments.high, change)

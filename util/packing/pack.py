@@ -21,6 +21,7 @@ from util.calendar import year_start
 from util.config import DataConfig
 from util.data.dataset import open_data
 from util.data.index import sampled_hours, split_years
+from util.data.joined_origin import Joined
 from util.data.reader import FieldReader
 from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
 from util.data.tree_files import StaticField, Tendency, read_extremes, read_static, read_tendency, static_names
@@ -43,15 +44,33 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
     """
     refuse_other(store)
     lenient = {"source": "tree", "residency": "disk", "max_missing": 1.0}  # 容许缺多少，由读存档的那一份配置管
-    there = {"root": str(Path(config.root).absolute())}  # 别处的工人不在这个文件夹里
-    data = open_data(config.model_copy(update=lenient | there))
-    extremes = [read_extremes(config.root, channel) for channel in data.spec.channels]
-    tendencies = [read_tendency(config.root, channel) for channel in data.spec.channels]
+    data = open_data(anywhere(config).model_copy(update=lenient))
+    origin = data.windows.reader.origin
+    homes = origin.homes if isinstance(origin, Joined) else [config.root] * len(origin.channels)
+    extremes = [read_extremes(home, channel) for home, channel in zip(homes, origin.channels, strict=True)]
+    tendencies = [read_tendency(home, channel) for home, channel in zip(homes, origin.channels, strict=True)]
     plan = make_plan(config, data.spec, extremes, tendencies, dtype, command)
-    static = {
-        name: read_static(config.root, name, config.latitude, config.longitude) for name in static_names(config.root)
+    pack_from(data.windows.reader, plan, store, workers, scheduler, find_static(config))
+
+
+def anywhere(config: DataConfig) -> DataConfig:
+    """目录树写成绝对路径：别处的工人不在这个文件夹里。"""
+    parts = {
+        name: part.model_copy(update={"root": str(Path(part.root).absolute())}) for name, part in config.parts.items()
     }
-    pack_from(data.windows.reader, plan, store, workers, scheduler, static)
+    return config.model_copy(update={"parts": parts} if parts else {"root": str(Path(config.root).absolute())})
+
+
+def find_static(config: DataConfig) -> dict[str, StaticField]:
+    """各目录树里不随时间变的场；几棵树都有的须相同。"""
+    found: dict[str, StaticField] = {}
+    for root in config.roots:
+        for name in static_names(root):
+            field = read_static(root, name, config.latitude, config.longitude)
+            if name in found and not np.array_equal(field.values, found[name].values):
+                raise ValueError(f"{root}/static/{name}.npy differs from that of another data set; remove one of them")
+            found.setdefault(name, field)
+    return found
 
 
 def pack_from(
@@ -75,7 +94,7 @@ def pack_from(
             log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
             return
         check_space(store, len(todo) * plan.chunk_bytes)
-        paths = (job.store, Path(reader.origin.root))
+        paths = (job.store, *map(Path, reader.config.roots))
         with disk_full(store):
             with distribute(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
                 (store / MARK).unlink(missing_ok=True)

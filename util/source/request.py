@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from util.config import Day, Limits, parse_yaml, read_mapping
-from util.strict import Strict, nearest, validate
+from util.config import Day, Limits, read_mapping
+from util.strict import Strict, nearest, parse_yaml, validate
 
 Scalar = int | float | str
 MAPS = Path(__file__).resolve().parents[2] / "config" / "maps"

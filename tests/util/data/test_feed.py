@@ -16,7 +16,7 @@ from tests.trees import DAYS, config_of, damage, standardize_files
 from tests.util.packing.stores import assert_same, outcomes, pack_small, shuffled_windows, spoil
 from util.calendar import parse_time
 from util.config import DataConfig
-from util.data import page_cache as residency
+from util.data import resident as residency
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import open_data
 from util.data.feed import feed

@@ -20,7 +20,7 @@ from tests.engine.runs import write_run
 from tests.trees import DAYS, config_of, damage, standardize_files
 from tests.util.packing.stores import assert_same, compare, from_store, outcomes, pack_small, shuffled_windows, spoil
 from util.calendar import moment_of, parse_time
-from util.data import page_cache as residency
+from util.data import resident as residency
 from util.data.dataset import open_data
 from util.data.feed import make_loader
 from util.data.tree_files import field_path, read_mean_std
