@@ -341,7 +341,7 @@ class Model(nn.Module):
 
     def _draw_removed(self, draws: Draws) -> Tensor:
         """(B,) 各窗口拿掉哪一块。"""
-        last = torch.full((len(draws.windows),), self.groups - 1, device=draws.device)
+        last = torch.full((draws.count,), self.groups - 1, device=draws.device)
         if not (self.training and self.config.random_patchify):
             return last
         return torch.where(draws.uniform() < self.config.last_group_share, last, draws.integers(self.groups))

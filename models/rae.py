@@ -132,7 +132,7 @@ class Model(nn.Module):
         features = self._features(fields)
         if self.training and self.config.noise_tau:
             draws = Draws(batch)
-            images = len(features) // len(draws.windows)
+            images = len(features) // draws.count
             sigma = self.config.noise_tau * draws.uniform(images, 1, 1, 1).flatten(0, 1)  # (n, 1, 1, 1)
             features = features + sigma * draws.normal_like(features)
         mae, mse = field_errors(self._fields(features), fields, batch.valid.flatten(0, 1))
