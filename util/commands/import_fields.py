@@ -97,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
             _refuse_nothing(sources, request)
         if args.yaml and not request.variables:
             raise ValueError("--yaml is for the variables; --static alone writes no data-set YAML")
+        if args.levels and not request.variables:
+            raise ValueError("--levels is for the variables; a field of --static has no levels")
         static = read_static_fields(sources, request, cut, stack)
         if args.root:
             refuse_misplaced(args.root, static, args.overwrite)

@@ -58,22 +58,34 @@ def find_layers(held: Mapping[str, Sequence[Held]], request: Request) -> dict[st
 
 
 def choose_pressures(held: Mapping[str, Sequence[Held]], request: Request, layered: dict[str, bool]) -> list[float]:
-    """依次为 level_00、level_01……的气压：写明的，或文件里的全部（各变量须相同）；没有多层变量时为空。"""
+    """依次为 level_00、level_01……的气压：写明的，或文件里的全部（各变量、各文件须相同）；没有多层变量时为空。
+
+    Raises:
+        ValueError: 没有写明而各处的层不同；写明了，却没有一个变量有层。
+    """
     there = {}
     for name in (name for name in layered if layered[name]):
-        source, dataset = held[name][0]
-        with _naming(source):
-            there[name] = read_pressures(dataset, str(find_dims(dataset).level))[1]
+        for source, dataset in held[name]:
+            with _naming(source):
+                there[name, source.name] = read_pressures(dataset, str(find_dims(dataset).level))[1]
+    if not there and request.pressure_hpa:
+        raise ValueError(
+            f"--levels (pressure_hpa) {_hpa(request.pressure_hpa)}: none of {listed(layered)} has levels; leave it out"
+        )
     if request.pressure_hpa or not there:
-        return request.pressure_hpa if there else []
-    (one, pressures), *others = there.items()
-    for name, found in others:
+        return request.pressure_hpa
+    ((one, where), pressures), *others = there.items()
+    for (other, place), found in others:
         if found != pressures:
             raise ValueError(
-                f"{one} and {name} have different levels ({len(pressures)} and {len(found)}); "
-                "list those to import as pressure_hpa in a --map file"
+                f"the levels differ: {one} in {where} has {_hpa(pressures)}, {other} in {place} has {_hpa(found)}; "
+                "say with --levels (pressure_hpa in a --map file) which to import, or import them apart"
             )
     return pressures
+
+
+def _hpa(pressures: Sequence[float]) -> str:
+    return f"{listed(f'{p:g}' for p in pressures)} hPa"
 
 
 def view_files(

@@ -29,6 +29,7 @@ from util.strict import validate
 
 NEEDS_GRIB = pytest.mark.skipif(importlib.util.find_spec("cfgrib") is None, reason="cfgrib is not installed")
 TIMES = [int(t) for t in make_dataset().time.values.astype("datetime64[h]").astype(int)]
+FEW_AND_ALL = (("few", "500, 1000"), ("all", "500, 850, 1000"))
 
 
 def import_all(sources: list[Path], root: Path, *words: str, dates: list[str] = DATES) -> DataConfig:
@@ -191,6 +192,33 @@ def test_files_must_agree(tmp_path):
         second.to_netcdf(tmp_path / f"{name}.nc")
         with pytest.raises(ValueError, match=message):
             import_all([tmp_path / "first.nc", tmp_path / f"{name}.nc"], tmp_path / "tree", "--variable", "air=air")
+
+
+def test_levels_must_agree_unless_stated(tmp_path):
+    """哪个文件在前都一样：不悄悄地少一层；写明了就取那些。"""
+    dataset = make_dataset()[["wind"]].sortby("level")
+    dataset.isel(time=slice(0, 20), level=[0, 2]).to_netcdf(tmp_path / "few.nc")
+    dataset.isel(time=slice(20, None)).to_netcdf(tmp_path / "all.nc")
+    few, every = (rf"u in \S*{name}.nc has {levels} hPa" for name, levels in FEW_AND_ALL)
+    for first, second, message in (("few", "all", f"{few}, {every}"), ("all", "few", f"{every}, {few}")):
+        files = [tmp_path / f"{first}.nc", tmp_path / f"{second}.nc"]
+        with pytest.raises(ValueError, match=f"the levels differ: {message}; say with --levels"):
+            import_all(files, tmp_path / "tree", "--variable", "wind=u")
+    config = import_all(files, tmp_path / "tree", "--variable", "wind=u", "--levels", "1000", "500")
+    assert config.pressure_hpa == [1000, 500]
+    np.testing.assert_array_equal(
+        load(tmp_path / "tree", "u_level_00", TIMES[30]),
+        dataset.wind.isel(time=30, number=0).sel(level=1000).transpose("lat", "lon").values,
+    )
+
+
+def test_levels_of_variables_without_levels(tmp_path):
+    make_dataset().to_netcdf(tmp_path / "a.nc")
+    words = ("--levels", "500", "850")
+    with pytest.raises(ValueError, match=r"--levels .* 500, 850 hPa: none of air has levels; leave it out"):
+        import_all([tmp_path / "a.nc"], tmp_path / "tree", "--variable", "air=air", *words)
+    with pytest.raises(ValueError, match="--levels is for the variables"):
+        main(["--source", str(tmp_path / "a.nc"), "--root", str(tmp_path / "tree"), "--static", "mask=mask", *words])
 
 
 def test_grib_without_the_library(tmp_path, monkeypatch):
