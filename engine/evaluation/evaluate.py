@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
@@ -17,7 +18,7 @@ from engine.evaluation.baselines import fit_baselines
 from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.metrics_file import Provenance, Result
-from engine.evaluation.page import Facts, Page, add_scores, make_page
+from engine.evaluation.page import Facts, Page, Spectra, add_scores, make_page
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.saved_fields import open_zarr
 from engine.evaluation.scoring import score
@@ -37,6 +38,9 @@ from util.logger import optional, setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
 from util.report import write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("ar_pred")
 
@@ -122,28 +126,37 @@ def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[P
     pictures: list[Path] = []
     with optional("the report", log):
         page = add_scores(page, task, result, seen, out / "statistics.nc")
-        with optional("the figures of the scores", log):
-            pictures = draw_scores(result, page, out / "figures")
+        pictures = draw_scores(result, page, out / "figures")
         write_report(report, as_json(page))
         log.info("report: %s", report)
     return pictures
 
 
 def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
-    """RMSE 随时效、末一时效的谱与秩直方图。"""
+    """RMSE 随时效、末一时效的谱与秩直方图；一种画不成，别的照样存。"""
     assert page.models is not None and page.spectra is not None
+    spectra, ranks = page.spectra, result.rank_histogram
     baselines = {line.name for line in page.models if line.role == "baseline"}
     rmse = {m.name: {c: found["rmse"] for c, found in result.scores[m.name].items()} for m in page.models}
-    figures = {"rmse": scores_figure(result.lead_hours, result.units, rmse, baselines)}
-    spectra, last = page.spectra, -1
-    lead = spectra.lead_hours[last]
-    truth = {c: rows[last] for c, rows in spectra.truth.items()}
-    models = {n: {c: rows[last] for c, rows in one.items()} for n, one in spectra.models.items()}
-    figures["spectra"] = spectra_figure(spectra.wavenumber, spectra.label, truth, models, result.units, lead, baselines)
-    if result.rank_histogram is not None:
-        ranks = {c: rows[last] for c, rows in result.rank_histogram.items()}
-        figures["ranks"] = ranks_figure(ranks, lead)
-    return [path for name, drawn in figures.items() for path in save_figures(drawn, folder / name)]
+    figures: dict[str, Callable[[], list[Figure]]] = {
+        "rmse": lambda: scores_figure(result.lead_hours, result.units, rmse, baselines),
+        "spectra": lambda: draw_spectra(spectra, result.units, baselines),
+    }
+    if ranks is not None:
+        figures["ranks"] = lambda: ranks_figure({c: rows[-1] for c, rows in ranks.items()}, result.lead_hours[-1])
+    paths: list[Path] = []
+    for name, draw in figures.items():
+        with optional(f"the figure of the scores ({name})", log):
+            paths += save_figures(draw(), folder / name)
+    return paths
+
+
+def draw_spectra(spectra: Spectra, units: dict[str, str], baselines: set[str]) -> list[Figure]:
+    """页面里的那几个通道，末一时效。"""
+    truth = {c: rows[-1] for c, rows in spectra.truth.items()}
+    models = {name: {c: rows[-1] for c, rows in one.items()} for name, one in spectra.models.items()}
+    lead = spectra.lead_hours[-1]
+    return spectra_figure(spectra.wavenumber, spectra.label, truth, models, units, lead, baselines)
 
 
 def make_evaluation_fabric(config: RunConfig) -> Fabric:

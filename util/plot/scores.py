@@ -80,9 +80,9 @@ def spectra_figure(
     Args:
         wavenumber: (K,)，大于零。
         label: 横轴的名字，例如 zonal wavenumber。
-        truth: 通道 → (K,)，单位的平方。
+        truth: 通道 → (K,)，单位的平方；次序就是各格的次序，可以少于 units 的。
         models: 模型 → 通道 → (K,)；次序就是颜色的次序。
-        units: 通道 → 单位；次序就是各格的次序。
+        units: 通道 → 单位。
         lead_hours: 这些预报的时效，小时。
         baselines: models 里的哪些是基线。
     """
@@ -95,7 +95,7 @@ def spectra_figure(
             axes.loglog(wavenumber, np.where(power > 0, power, np.nan), label=name, **look)
         _log_ticks(axes)
 
-    return _pages({c: _squared(unit) for c, unit in units.items()}, f"Power spectra, +{lead_hours} h", label, draw)
+    return _pages({c: _squared(units[c]) for c in truth}, f"Power spectra, +{lead_hours} h", label, draw)
 
 
 def ranks_figure(ranks: Values, lead_hours: int) -> list[Figure]:

@@ -20,6 +20,7 @@ import xarray as xr
 
 import models
 from engine.commands import compare_command, evaluate_command, inference_command
+from engine.evaluation import evaluate as evaluation
 from engine.evaluation.baselines import BASELINES, NAMES
 from engine.evaluation.task import standardize_thresholds, threshold_tensor
 from tests.engine.runs import ROOT, train_here, write_run
@@ -388,6 +389,34 @@ def test_the_page_shows_the_saved_fields(trained, tmp_path):
         assert series["valid_times"][lead][0] == str(line.valid_time.values[0])[:16]
     assert content["curves"]["train"] and content["data"]["missing"] == []
     assert content["costs"][0]["parameters"] > 0 and "evaluate.py" in content["reproduce"][0]
+
+
+def test_figures_and_page_of_more_channels_than_the_page_draws(trained, tmp_path, monkeypatch, caplog):
+    """地图与谱只有几个通道：成绩的图、报告、比较一样不少；一种图画不成，别的照样在。"""
+    for module in ("evaluation.glimpse", "comparison.compare"):
+        monkeypatch.setattr(f"engine.{module}.MAP_CHANNELS", 2)
+    draw, drawn = evaluation.draw_scores, []
+    monkeypatch.setattr(evaluation, "draw_scores", lambda *given: drawn.append(given) or draw(*given))
+    run(trained, tmp_path / "a", "--members", "2", "--perturb", "0.1", "--save", "none", "--stride", "9")
+    assert {p.name for p in (tmp_path / "a/figures").glob("*.png")} == {"rmse.png", "spectra.png", "ranks.png"}
+    assert compare_command(["--runs", str(tmp_path / "a"), "--out", str(tmp_path / "c")]) == 0
+    assert (tmp_path / "c/figures/rmse.png").is_file()
+    for folder in ("a", "c"):
+        text = (tmp_path / folder / "report.html").read_text(encoding="utf-8")
+        found = re.search(r'(?s)<script[^>]*type="application/json"[^>]*>(.*?)</script>', text)
+        assert found is not None
+        content = json.loads(found[1])
+        assert [line["name"] for line in content["channels"]] == list(CHANNELS)
+        assert list(content["spectra"]["truth"]) == ["t2m", "z_level_00"]
+    assert not [r for r in caplog.records if r.levelname == "WARNING" and "failed" in r.getMessage()]
+
+    def broken(*_: object) -> None:
+        raise KeyError("u10")
+
+    monkeypatch.setattr(evaluation, "spectra_figure", broken)
+    result, page, _ = drawn[0]
+    assert draw(result, page, tmp_path / "b") == [tmp_path / "b/rmse.png", tmp_path / "b/ranks.png"]
+    assert "the figure of the scores (spectra) failed, the run goes on without it: KeyError: 'u10'" in caplog.text
 
 
 def test_a_baseline_is_a_model_file_and_a_name(trained, tmp_path, monkeypatch):

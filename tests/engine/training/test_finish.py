@@ -56,7 +56,7 @@ def test_what_is_optional_never_ends_a_training(
     assert warnings == [
         f"W&B {goes_on}: TypeError: not a number",
         f"the figure of the curves {goes_on}: RuntimeError: no font",
-        f"the figures of the scores {goes_on}: RuntimeError: no font",
+        *(f"the figure of the scores ({figure}) {goes_on}: RuntimeError: no font" for figure in ("rmse", "spectra")),
         f"the report {goes_on}: {name}: {error}",
         f"the figures of samples {goes_on}: RuntimeError: no font",
     ]

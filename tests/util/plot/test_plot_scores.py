@@ -114,6 +114,14 @@ def test_spectra():
     figure.draw_without_rendering()
 
 
+def test_spectra_of_some_channels():
+    """通道多时报告里只有几个的谱：画的就是那几个。"""
+    units = {f"q_level_{i:02d}": "kg kg-1" for i in range(30)}
+    power = {c: [4.0, 2.0, 1.0] for c in list(units)[::2]}
+    figures = spectra_figure([1, 2, 3], "zonal wavenumber", power, {"ar_pred": power}, units, 6)
+    assert [headings(axes)[0] for figure in figures for axes in figure.axes] == list(power)
+
+
 def test_rank_histograms():
     shares = {"t2m": [0.4, 0.1, 0.1, 0.4], "tp": [0.25] * 4, "u10": [None] * 4}
     (figure,) = ranks_figure(shares, 12)
