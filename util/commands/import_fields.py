@@ -44,12 +44,15 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help="any mix of NetCDF, GRIB and ZIP files, Zarr stores, folders of them, patterns such as 't2m_*.nc' "
-        "and addresses (https://, s3://, gs://); "
+        "and addresses of files and Zarr stores (https://, s3://, gs://; no folders, no patterns there); "
         "the files of a variable are joined in time, and not every file must hold every variable",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--root", help="the tree to write, e.g. data/my_set")
-    text = "the packed store to write, go on with or grow, without a tree in between; the source is read twice"
+    text = (
+        "the packed store to write, without a tree in between; the same again goes on with one that was interrupted, "
+    )
+    text += "and later sources beside the earlier ones, with the same --train, make it grow; the sources are read twice"
     where.add_argument("--store", type=Path, help=text)
     text = "with --store: how values are stored (%(default)s)"
     add("--dtype", choices=FILE_TYPES, default="float32", help=text)
@@ -130,7 +133,7 @@ def _import_variables(
         print(f"lacking   not in the source: {listed(lacking)}")
         request = request.model_copy(update={"variables": {name: request.variables[name] for name in held}})
     root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
-    plan = plan_import(held, root, request, splits, *cut)
+    plan = plan_import(held, root, request, splits, *cut, into_store=args.store is not None)
     refuse_other_grid(static, plan.config.latitude, plan.config.longitude)
     holes = _write(plan, args, argv, static)
     unused = [source for source in unused if source not in {place.source for place in static.values()}]

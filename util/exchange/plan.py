@@ -103,6 +103,7 @@ def plan_import(
     rows: str | None = None,
     cols: str | None = None,
     target: Target | None = None,
+    into_store: bool = False,
 ) -> ImportPlan:
     """查完坐标、变量、日期、裁剪，排出计划；不读场，不写文件。
 
@@ -110,6 +111,7 @@ def plan_import(
         held: 目录树里的名字 → 有它的各文件（source.open_wanted）；各文件的时刻接起来。
         splits: train、val、test 各为 [起, 止]，写法同 YAML。
         target: 裁剪之后换到的网格。
+        into_store: 写成存档：划分只能是各来源里的，树里已有的不算。
 
     Raises:
         ValueError: 任何一样不对，一行说清。
@@ -142,7 +144,7 @@ def plan_import(
         settle_absent(file.array, request.absent_chunks)
     config = validate(DataConfig, values | {"frames_in": 1}, "import", "data")  # frames_in 属于运行 YAML，这里只为检查
     channels = {name: [channel_name(name, level) for level in levels] if layered[name] else [name] for name in names}
-    _check_hours(hours, config, [channel for several in channels.values() for channel in several])
+    _check_hours(hours, config, [channel for several in channels.values() for channel in several], into_store)
     return ImportPlan(request, hours, region, files, channels, regrid, values, config)
 
 
@@ -240,7 +242,7 @@ def _slice(text: str | None, size: int, option: str) -> slice:
     return slice(start, stop)
 
 
-def _check_hours(hours: np.ndarray, config: DataConfig, channels: list[str]) -> None:
+def _check_hours(hours: np.ndarray, config: DataConfig, channels: list[str], into_store: bool) -> None:
     """时刻都落在读取时抽样的格点上（first_hour 起每 interval_hours）；连同树里已有的，划分经得起训练时的检查。"""
     step = config.interval_hours
     off = hours[hours % step != config.first_hour]
@@ -252,7 +254,10 @@ def _check_hours(hours: np.ndarray, config: DataConfig, channels: list[str]) -> 
     try:
         check_splits(config, planned_index(config, channels, hours))
     except ValueError as error:
+        others = " and what the tree holds already, or several years as one --source"
+        if into_store:
+            others = ", or its earlier sources too: a store grows from all years as --source, with the same --train"
         raise ValueError(
             f"{error}; the source holds {time_text(hours[0])} to {time_text(hours[-1])}: give --train, --val and "
-            "--test dates within it and what the tree holds already, or several years as one --source"
+            f"--test dates within it{others}"
         ) from None

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +56,9 @@ def truth_header(spec: DataSpec, attributes: Mapping[str, str]) -> xr.Dataset:
 
 @contextmanager
 def appending(path: Path, header: xr.Dataset, hours: np.ndarray, again: str | None = None) -> Iterator[None]:
-    """其间各进程可以写 hours 这些时刻；正常离开时读的一方才看得见。同一个文件夹同时只许一处写。
+    """其间各进程可以写 hours 这些时刻；正常离开时读的一方才看得见。
+
+    同时只许一处写：由命令占着 path 所在的文件夹（atomic.reserved）。
 
     Args:
         path: 没有就建；有就往后接。
@@ -65,32 +66,26 @@ def appending(path: Path, header: xr.Dataset, hours: np.ndarray, again: str | No
         again: 那里已有的时刻怎么办：None 为照写不误，否则是拒绝时说给用户的出路。
 
     Raises:
-        ValueError: 网格、时效、成员、变量、模型不同，指出哪里不同；时刻已有，或在那里最后的时刻之前；别的命令在写。
+        ValueError: 网格、时效、成员、变量、模型不同，指出哪里不同；时刻已有，或在那里最后的时刻之前。
     """
     import zarr
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path}: another command is writing there; wait for it, or give another --out") from None
-        if not path.exists():
-            _create(path, header)
-        held = _held_hours(path, header)
-        known = np.isin(hours, held)
-        if known.any() and again:
-            first = time_text(int(hours[known][0]))
-            raise ValueError(f"{path} holds {known.sum()} of these {len(hours)} times already, first {first}; {again}")
-        new = hours[~known]
-        if new.size and held.size and new[0] < held[-1]:
-            raise ValueError(
-                f"{path} ends at {time_text(int(held[-1]))}, {time_text(int(new[0]))} lies before that and is not in "
-                "it; times are only added at the end: give another --out"
-            )
-        _lengthen(path, header, held, new)
-        yield
-        zarr.consolidate_metadata(str(path))
+    if not path.exists():
+        _create(path, header)
+    held = _held_hours(path, header)
+    known = np.isin(hours, held)
+    if known.any() and again:
+        first = time_text(int(hours[known][0]))
+        raise ValueError(f"{path} holds {known.sum()} of these {len(hours)} times already, first {first}; {again}")
+    new = hours[~known]
+    if new.size and held.size and new[0] < held[-1]:
+        raise ValueError(
+            f"{path} ends at {time_text(int(held[-1]))}, {time_text(int(new[0]))} lies before that and is not in "
+            "it; times are only added at the end: give another --out"
+        )
+    _lengthen(path, header, held, new)
+    yield
+    zarr.consolidate_metadata(str(path))
 
 
 class ZarrFields:

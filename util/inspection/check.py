@@ -126,7 +126,8 @@ class StaticReport(NamedTuple):
         if self.about is None:
             return f"static {self.name}: {self.problem}"
         mean, std, low, high = (self.about[key][0] for key in ("mean", "std", "min", "max"))
-        return f"static {self.name}: {self.about['units']}, mean {mean:.4g}, std {std:.4g}, {low:.4g} to {high:.4g}"
+        units = self.about["units"] or "units unknown"
+        return f"static {self.name}: {units}, mean {mean:.4g}, std {std:.4g}, {low:.4g} to {high:.4g}"
 
 
 def check_static(config: DataConfig) -> list[StaticReport]:

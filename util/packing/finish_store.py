@@ -145,12 +145,13 @@ def rounding_errors(plan: StorePlan, parts: np.ndarray) -> dict[str, list[float]
 def report(plan: StorePlan, gaps: list[list[Any]], faults: list[list[Any]], errors: dict[str, list[float]]) -> None:
     """打完之后给人看的：各通道补了多少、坏了多少，舍入误差多大。"""
     for c, channel in enumerate(plan.channels):
-        bridged = sum(1 for g in gaps if g[0] == c and g[2])
+        bridged, repeated = (sum(1 for g in gaps if g[0] == c and len(g[2]) == sides) for sides in (2, 1))
         left, bad = sum(1 for g in gaps if g[0] == c and not g[2]), sum(1 for f in faults if f[0] == c)
-        if bridged or left or bad:
+        if bridged or repeated or left or bad:
             log.warning(
-                "%s: %d fields interpolated, %d left out (gaps above %d h), %d files unreadable",
-                channel, bridged, left, plan.max_gap_hours, bad,
+                "%s: %d fields interpolated, %d repeated beyond the ends, %d left out (gaps above %d h), "
+                "%d files unreadable",
+                channel, bridged, repeated, left, plan.max_gap_hours, bad,
             )  # fmt: skip
         if errors:
             largest, rms = errors["max"][c], errors["rms"][c]

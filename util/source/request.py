@@ -8,15 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from util.config import Day, Limits, read_mapping
 from util.strict import Strict, nearest, parse_yaml, validate
 
 Scalar = int | float | str
 MAPS = Path(__file__).resolve().parents[2] / "config" / "maps"
+
+
+def _in_order(days: list[str]) -> list[str]:
+    if days[0] > f"{days[1]}-12-31":  # 只写年份的 END 到那一年的末尾；写到日的，添上的不起作用
+        raise ValueError(f"the START {days[0]} is after the END {days[1]}")
+    return days
+
+
+Dates = Annotated[list[Day], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
 class Wanted(Strict):
@@ -63,7 +72,7 @@ class Request(Strict):
     select: dict[str, Scalar] = Field(default={})
     filter: dict[str, Scalar] = Field(default={})
     absent_chunks: Literal["data", "missing"] | None = None
-    dates: list[Day] | None = Field(default=None, min_length=2, max_length=2)
+    dates: Dates | None = None
     skip_lacking: bool = False
 
     @model_validator(mode="after")
@@ -82,6 +91,12 @@ class Request(Strict):
 
     def filters(self, name: str) -> dict[str, Scalar]:
         return {**self.filter, **self.variables[name].filter}
+
+
+class _GivenDates(Strict):
+    """命令行的 --dates：单独查，报错才说得出它的名字。"""
+
+    dates: Dates = Field(alias="--dates")
 
 
 def read_request(
@@ -116,6 +131,8 @@ def read_request(
     for key, option, texts in (("select", "--select", select), ("filter", "--filter", filters)):
         if texts and isinstance(values.setdefault(key, {}), dict):  # 不是映射的，留给 validate 说
             values[key] = values[key] | _scalars(option, texts)
+    if dates:
+        validate(_GivenDates, {"--dates": list(dates)}, "command line")
     given = {"absent_chunks": absent_chunks, "pressure_hpa": list(levels), "dates": list(dates)}
     values |= {key: value for key, value in given.items() if value}
     request: Request = validate(Request, values, path or "command line")

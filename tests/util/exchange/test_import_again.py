@@ -108,6 +108,26 @@ def test_statistics_are_of_all_the_training_dates(parts, tmp_path: Path, backwar
     assert read_mean_std(root, "t2m") == (moments.mean, moments.std)
 
 
+def test_a_further_year_into_a_store(parts, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """存档里有的不算：说要连同从前的来源；那样给、训练日期不变，就接着长，与一次导入的逐字节相同。"""
+    grown = {**EARLY, "test": ["1999-12-30", "2000-01-06"]}
+    files, store = [str(tmp_path / name) for name in ("1999.nc", "2000.nc")], str(tmp_path / "store")
+    early, both = (
+        ["--variable", "t2m=t2m", *(word for name, days in splits.items() for word in (f"--{name}", *days))]
+        for splits in (EARLY, grown)
+    )
+    main(["--source", files[0], *early, "--store", store])
+    assert "t2m: 0 fields interpolated, 4 repeated beyond the ends, 0 left out" in caplog.text  # 12-24 全天
+    said = "data.splits need 1999, .* within it, or its earlier sources too: a store grows from all years as --source"
+    with pytest.raises(ValueError, match=said) as refused:
+        main(["--source", files[1], *both, "--store", store])
+    assert "tree" not in str(refused.value)
+    for out in (store, str(tmp_path / "once")):
+        main(["--source", *files, *both, "--store", out])
+    found, once = ({p.name: p.read_bytes() for p in (Path(s) / "fields").iterdir()} for s in (store, tmp_path / "once"))
+    assert found == once
+
+
 def test_statistics_that_cannot_be_are_not_written(parts, tmp_path: Path) -> None:
     """旧的一年里有坏文件：说出来，不留下只有一半的统计量；另一种网格，一个文件也不写。"""
     root = tmp_path / "tree"

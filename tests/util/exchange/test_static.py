@@ -236,6 +236,9 @@ def test_check_names_what_is_wrong(how: str, source: Path, tmp_path: Path, make_
     assert check_static(config) == []
     run(source, tree.root, "--static", "slt=soil", "--static", "lsm=lsm")
     assert [(s.name, s.problem) for s in check_static(config)] == [("lsm", None), ("soil", None)]
+    about = json.loads((tree.root / "static/lsm.json").read_text()) | {"units": ""}
+    (tree.root / "static/lsm.json").write_text(json.dumps(about))
+    assert check_static(config)[0].line.startswith("static lsm: units unknown, mean ")
     BROKEN[how][0](tree.root)
     wrong, right = check_static(config)
     assert right.problem is None

@@ -172,14 +172,10 @@ def test_two_processes_write_their_own_times(tmp_path: Path) -> None:
     xr.testing.assert_identical(read(path), read(tmp_path / "one.zarr"))
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    path, header = tmp_path / "f.zarr", forecast_header(make_spec(), LEADS, 1, MODEL)
-    with (
-        appending(path, header, INIT[:2]),
-        pytest.raises(ValueError, match="another command is writing there"),
-        appending(path, header, INIT[2:]),
-    ):
-        pass
+def test_nothing_but_the_folder_is_left(tmp_path: Path) -> None:
+    """占着文件夹的是写它的命令，这里不另留下锁。"""
+    add(tmp_path / "f.zarr", INIT, fields_of(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["f.zarr"]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -152,5 +152,29 @@ def test_presets_are_maps():
         read_request(None, (), preset="weatherbench")
     with pytest.raises(ValueError, match="--map and --preset exclude each other"):
         read_request("a.yaml", (), preset="weatherbench2")
-    with pytest.raises(ValueError, match="dates"):
-        read_request(None, ["a=b"], dates=["2000-13-01", "2001"])
+
+
+@pytest.mark.parametrize(
+    ("days", "message"),
+    [
+        (["2000-13-01", "2001"], r"^command line: --dates\[0\] = '2000-13-01': not a date"),
+        (
+            ["2001-02-20", "2001-01-01"],
+            "^command line: --dates = .*: the START 2001-02-20 is after the END 2001-01-01$",
+        ),
+        (["2001", "2000"], "the START 2001 is after the END 2000$"),
+        (["2001-01-01", "2000"], "the START 2001-01-01 is after the END 2000$"),
+        (["2001", "2000-12-31"], "the START 2001 is after the END 2000-12-31$"),
+    ],
+)
+def test_wrong_dates(days, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_request(None, ["a=b"], dates=days)
+    (tmp_path / "map.yaml").write_text(f"variables: {{a: {{}}}}\ndates: {days}\n")
+    with pytest.raises(ValueError, match=r"map.yaml: dates(\[0\])? = "):
+        read_request(str(tmp_path / "map.yaml"), ())
+
+
+@pytest.mark.parametrize("days", [["2001", "2001"], ["2001-12-31", "2001"], ["2001", "2001-01-01"], ["2001-01-01"] * 2])
+def test_dates_both_included(days):
+    assert read_request(None, ["a=b"], dates=days).dates == days
