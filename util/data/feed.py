@@ -203,11 +203,12 @@ def _obituary(dead: BaseProcess) -> str:
 def _into_shared_memory(batch: Any) -> Any:
     """当场放进共享内存：放不下是这里的异常，主进程收得到；留给队列的线程放，它只印一段 traceback，主进程一直等。"""
     if get_worker_info() is not None:
+        tensors = [part for part in batch if isinstance(part, torch.Tensor)]  # 种子是引擎后来给的，这里没有
         try:
-            for part in batch:
+            for part in tensors:
                 part.share_memory_()
         except (OSError, RuntimeError) as error:
-            size = sum(part.nbytes for part in batch)
+            size = sum(part.nbytes for part in tensors)
             reason = str(error).splitlines()[0]
             raise DataError(
                 f"a batch of {size / 1e6:.1f} MB does not fit into shared memory ({reason}); "
