@@ -57,26 +57,37 @@ RANGES = {
     "msl": Range(80000, 115000, "Pa"),
     "tcwv": Range(-1, 200, "kg m-2"),
 }
-# WeatherBench2、WeatherBench-X 的写法；这里的 tp 不知累积几小时，所以不带 _6hr 这样的后缀
-WEATHERBENCH_NAMES = {
-    "t2m": "2m_temperature",
-    "d2m": "2m_dewpoint_temperature",
-    "skt": "skin_temperature",
-    "sst": "sea_surface_temperature",
-    "t": "temperature",
-    "tp": "total_precipitation",
-    "u10": "10m_u_component_of_wind",
-    "v10": "10m_v_component_of_wind",
-    "u": "u_component_of_wind",
-    "v": "v_component_of_wind",
-    "w": "vertical_velocity",
-    "r": "relative_humidity",
-    "q": "specific_humidity",
-    "z": "geopotential",
-    "sp": "surface_pressure",
-    "msl": "mean_sea_level_pressure",
-    "tcwv": "total_column_water_vapour",
+
+
+class Archived(NamedTuple):
+    """一个变量在存档里的名字与单位；scale: 这里的数除以它是存档里的数。"""
+
+    name: str
+    units: str
+    scale: float = 1.0
+
+
+# WeatherBench2 的写法，与 config/maps/weatherbench2.yaml 一致。没有 tp：那里各种累积各有名字，这里的累积几小时不知道
+WEATHERBENCH = {
+    "t2m": Archived("2m_temperature", "K"),
+    "d2m": Archived("2m_dewpoint_temperature", "K"),
+    "skt": Archived("skin_temperature", "K"),
+    "sst": Archived("sea_surface_temperature", "K"),
+    "t": Archived("temperature", "K"),
+    "u10": Archived("10m_u_component_of_wind", "m s-1"),
+    "v10": Archived("10m_v_component_of_wind", "m s-1"),
+    "u": Archived("u_component_of_wind", "m s-1"),
+    "v": Archived("v_component_of_wind", "m s-1"),
+    "w": Archived("vertical_velocity", "Pa s-1"),
+    "r": Archived("relative_humidity", "1"),
+    "q": Archived("specific_humidity", "kg kg-1"),
+    "z": Archived("geopotential", "m2 s-2"),
+    "sp": Archived("surface_pressure", "Pa"),
+    "msl": Archived("mean_sea_level_pressure", "Pa"),
+    "tcwv": Archived("total_column_water_vapour", "kg m-2"),
+    "tcc": Archived("total_cloud_cover", "1"),
 }
+SCALES = {("%", "1"): 100.0, ("(0 - 1)", "1"): 1.0}  # （这里的单位，存档的单位）→ scale
 SINGLE_LEVEL = ("t2m", "tp", "u10", "v10")
 PRESSURE_LEVEL = ("r", "t", "u", "v", "z")
 
@@ -102,6 +113,16 @@ def variable_info(channel: str) -> Variable:
     """通道的说明；表外变量只有名字。"""
     variable, _ = split_channel(channel)
     return VARIABLES.get(variable, Variable(variable, "", "", "other"))
+
+
+def archived(variable: str, units: str) -> Archived:
+    """在 WeatherBench2 里怎样写；单位换不过去的、那里没有的，用自己的名字与单位，不冒充存档里的。"""
+    found = WEATHERBENCH.get(variable)
+    if found and found.units == units:
+        return found
+    if found and (units, found.units) in SCALES:
+        return found._replace(scale=SCALES[units, found.units])
+    return Archived(variable, units)
 
 
 def plausible_range(

@@ -1,4 +1,4 @@
-"""预报与真值写成 Zarr（第 2 版）：一个时刻一块，往后接着写；维与变量照 WeatherBench-X 的名字，它与 xarray 直接打开。
+"""预报与真值写成 Zarr（第 2 版）：一个时刻一块，往后接着写；维照 WeatherBench-X，变量照 WeatherBench2 的名字与单位。
 
 写的次序：appending 先把各数组接长，各进程再各写各的块，都写完了才合并元数据。读的一方（xr.open_zarr）按合并的元数据看，
 所以没写完的时刻看不见；中断了再来，从合并的元数据所说的长度接着。
@@ -27,7 +27,7 @@ from util.files.field_layout import (
     variables_of,
 )
 from util.grid import output_grid
-from util.variables import WEATHERBENCH_NAMES
+from util.variables import Archived, archived
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -97,7 +97,8 @@ class ZarrFields:
         self.spec, self.grid, self.levels = spec, output_grid(spec), levels_of(spec)
         self.hours: np.ndarray = np.asarray(zarr.open_array(str(path / "time"), mode="r")[:])
         self.arrays = {
-            name: zarr.open_array(str(path / _zarr_name(name)), mode="r+") for name in variables_of(spec)
+            name: zarr.open_array(str(path / _archived(spec, name, channels).name), mode="r+")
+            for name, channels in variables_of(spec).items()
         }  # 逐个打开：从组里打开，看到的是合并的元数据里的旧长度
 
     def rows(self, hours: np.ndarray) -> list[int]:
@@ -123,11 +124,12 @@ class ZarrFields:
 
     def _stacked(self, fields: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         for name, channels in variables_of(self.spec).items():
-            yield name, stack(self.spec, fields, channels, self.levels, self.grid)
+            scale = np.float32(_archived(self.spec, name, channels).scale)
+            yield name, stack(self.spec, fields, channels, self.levels, self.grid) / scale
 
 
-def _zarr_name(name: str) -> str:
-    return WEATHERBENCH_NAMES.get(name, name)
+def _archived(spec: DataSpec, name: str, channels: Sequence[int]) -> Archived:
+    return archived(name, spec.units[channels[0]])
 
 
 def _header(spec: DataSpec, coordinates: Coordinates, attributes: Mapping[str, str]) -> xr.Dataset:
@@ -140,7 +142,8 @@ def _header(spec: DataSpec, coordinates: Coordinates, attributes: Mapping[str, s
         vertical = ["level"] if spec.pressures[channels[0]] is not None else []
         dims = (*leading, *vertical, "latitude", "longitude")
         empty = np.zeros([header.sizes[dim] for dim in dims], np.float32)
-        header[_zarr_name(name)] = (dims, empty, attributes_of(spec, name, channels))
+        there = _archived(spec, name, channels)
+        header[there.name] = (dims, empty, attributes_of(spec, name, channels) | {"units": there.units})
     return header
 
 

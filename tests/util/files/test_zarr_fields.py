@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from tests.util.files.test_netcdf import CHANNELS, make_spec, opened
 from util.batch import DataSpec
 from util.files.netcdf import ForecastFile, TruthFile
 from util.files.zarr_fields import ZarrFields, appending, forecast_header, truth_header
-from util.variables import RANGES, VARIABLES, WEATHERBENCH_NAMES
+from util.source.request import read_request
+from util.variables import RANGES, VARIABLES, WEATHERBENCH, Archived, archived
 
 INIT = 397920 + 6 * np.arange(6)  # 2015-05-25 00 UTC 起
 LEADS = [6, 12]
 MODEL = {"title": "test", "run": "small", "step": "300"}
-# WeatherBench2 的数据说明与 WeatherBench-X 的读法里的名字
-NAMES = {"t2m": "2m_temperature", "z": "geopotential", "t": "temperature", "sst": "sea_surface_temperature"}
+# WeatherBench2 的数据说明与 WeatherBench-X 的读法里的名字；那里的 sst 是 K，这里的 degC 不用它的名字
+NAMES = {"t2m": "2m_temperature", "z": "geopotential", "t": "temperature"}
 OUT = "another --out"
 PER_CHANNEL = ("channels", "units", "pressures", "mean", "std")
 
@@ -60,9 +62,57 @@ def test_equals_the_netcdf_file(tmp_path: Path, members: int) -> None:
 
 
 def test_every_known_variable_has_a_name() -> None:
-    assert set(WEATHERBENCH_NAMES) >= {*VARIABLES, *RANGES}
-    assert len(set(WEATHERBENCH_NAMES.values())) == len(WEATHERBENCH_NAMES)
-    assert {name: WEATHERBENCH_NAMES[name] for name in NAMES} == NAMES
+    assert set(WEATHERBENCH) >= {*VARIABLES, *RANGES} - {"tp"}
+    assert len({there.name for there in WEATHERBENCH.values()}) == len(WEATHERBENCH)
+    assert {name: WEATHERBENCH[name].name for name in NAMES} == NAMES
+
+
+def test_names_and_units_are_those_of_the_preset() -> None:
+    """按 preset 导入、再写出来，就是存档里的名字与数；preset 里有、这里没有的只有 tp。"""
+    request = read_request(None, (), preset="weatherbench2")
+    assert set(request.variables) - set(WEATHERBENCH) == {"tp"}
+    for name in set(request.variables) & set(WEATHERBENCH):
+        wanted = request.variables[name]
+        there = archived(name, wanted.units or "")
+        assert (there.name, there.scale, 0.0) == (wanted.source, wanted.scale, wanted.offset), name
+        assert there.units == ("1" if name in ("r", "tcc") else wanted.units)
+    assert archived("sst", "degC") == Archived("sst", "degC")  # 换不过去的用自己的名字
+    assert archived("tp", "m") == Archived("tp", "m")
+    assert archived("tcc", "(0 - 1)") == archived("tcc", "1")
+
+
+def test_what_bears_the_name_of_the_archive_has_its_units(tmp_path: Path) -> None:
+    """相对湿度写成比值，补写时也是；降水、摄氏度的海温不用存档的名字；从前写成 % 的不接。"""
+    channels, units = ("r_level_00", "r_level_01", "tcc", "tp", "sst"), ("%", "%", "%", "m", "degC")
+    pressures = (850.0, 500.0, None, None, None)
+    spec = replace(
+        make_spec(), channels=channels, units=units, pressures=pressures, mean=(0.0,) * 5, std=(1.0,) * 5
+    )  # fmt: skip
+    fields = (100 * np.random.default_rng(0).random((2, 5, 4, 4))).astype(np.float32)
+    path, hours, valid = tmp_path / "t.zarr", INIT[:2], np.ones((2, 5), bool)
+    valid[0, 0] = False
+    for good in (valid, ~valid):
+        with appending(path, truth_header(spec, {}), hours):
+            ZarrFields(path, spec).write_truth(hours, fields, good)
+    found = read(path)
+    about = {"relative_humidity": "1", "total_cloud_cover": "1", "tp": "m", "sst": "degC"}
+    assert {str(name): array.attrs["units"] for name, array in found.items()} == about
+    found = found.sel(latitude=np.array(spec.latitudes), longitude=np.array(spec.longitudes) % 360)
+    for c, pressure in enumerate((850, 500)):
+        ratio = found["relative_humidity"].sel(level=pressure).values
+        np.testing.assert_allclose(ratio, fields[:, c].astype(float) / 100, rtol=1e-6)
+    np.testing.assert_allclose(found["total_cloud_cover"], fields[:, 2].astype(float) / 100, rtol=1e-6)
+    for c, name in ((3, "tp"), (4, "sst")):
+        np.testing.assert_array_equal(found[name], fields[:, c])
+    old = truth_header(spec, {})
+    old["relative_humidity"].attrs["units"] = "%"
+    with appending(tmp_path / "old.zarr", old, hours):
+        pass
+    with (
+        pytest.raises(ValueError, match="its relative_humidity has .* units %, here .* units 1; give another --out"),
+        appending(tmp_path / "old.zarr", truth_header(spec, {}), hours),
+    ):
+        pass
 
 
 def test_truth_equals_the_netcdf_file(tmp_path: Path) -> None:
@@ -121,7 +171,7 @@ def test_another_grid_or_set_of_channels_is_refused(tmp_path: Path) -> None:
     for spec, message in (
         (region, "its latitude has 4 values from 45 to -45, here 3 values from 14 to 10"),
         (few, "its level has 3 values from 250 to 850, here 2 values from 500 to 850"),
-        (celsius, "its 2m_temperature has dimensions .* and units K, here .* and units degC"),
+        (celsius, "it has no t2m, unlike this forecast"),
     ):
         with (
             pytest.raises(ValueError, match=message),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import xarray as xr
 
 from tests.util.exchange.test_import_fields import make_dataset
 from tests.util.exchange.test_import_layouts import TIMES, dates_of, import_all, load
+from tests.util.files.test_netcdf import make_spec
 from util.commands.import_fields import main
 from util.data.tree_files import field_path
+from util.files.zarr_fields import ZarrFields, appending, truth_header
 from util.source.request import MAPS, Wanted, read_request
 from util.variables import RANGES, VARIABLES
 
@@ -70,6 +73,38 @@ def test_preset(tmp_path, capsys):
         )
         humidity = (100 * row(dataset, "relative_humidity", i, level=850).astype(np.float64)).astype(np.float32)
         np.testing.assert_array_equal(load(tmp_path / "tree", "r_level_02", TIMES[i]), humidity)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part:UserWarning")
+def test_there_and_back(tmp_path):
+    """按 preset 导入、写成 truth.zarr：名字、单位、数就是存档里的；再按 preset 导入又是这里的。"""
+    dataset = archive(tmp_path / "a.zarr")
+    words = (*PRESET, "--variable", "r", "--variable", "t2m")
+    config = import_all([tmp_path / "a.zarr"], tmp_path / "tree", *words, "--levels", "850")
+    channels = ("r_level_00", "t2m")
+    spec = replace(
+        make_spec(config.latitude.values(), config.longitude.values()),
+        channels=channels, units=tuple(config.units[c.split("_")[0]] for c in channels),
+        pressures=(850.0, None), mean=(0.0,) * 2, std=(1.0,) * 2,
+    )  # fmt: skip
+    fields = np.stack([[load(tmp_path / "tree", c, t) for c in channels] for t in TIMES])  # (T, C, H, W)
+    hours = np.array([int(t) for t in dataset.time.values.astype("datetime64[h]").astype(int)])
+    with appending(tmp_path / "truth.zarr", truth_header(spec, {}), hours):
+        ZarrFields(tmp_path / "truth.zarr", spec).write_truth(hours, fields, np.ones(fields.shape[:2], bool))
+    with xr.open_zarr(tmp_path / "truth.zarr", chunks=None) as written:
+        humidity, warmth = written["relative_humidity"], written["2m_temperature"]
+        assert humidity.attrs["units"] == "1"
+        for found, name in ((humidity, "relative_humidity"), (warmth, "2m_temperature")):
+            pair = xr.align(found, dataset[name], join="inner")
+            assert pair[0].size == found.size
+            np.testing.assert_allclose(*(p.transpose(*found.dims).values for p in pair), rtol=1e-6)
+    again = import_all([tmp_path / "truth.zarr"], tmp_path / "again", *words)
+    assert again.units == {"r": "%", "t2m": "K"}
+    for c, channel in enumerate(channels):
+        there = load(tmp_path / "again", channel, TIMES[3])
+        np.testing.assert_allclose(
+            there, fields[3, c] if config.latitude == again.latitude else fields[3, c, ::-1], rtol=1e-6
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part:UserWarning")
