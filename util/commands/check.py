@@ -56,5 +56,9 @@ def main(argv: Sequence[str]) -> int:
         content = report_json(arguments.config, config, reports, bad, static)
         arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     total = sum(r.expected for r in reports)
-    print(f"{total} files of {len(reports)} channels checked: {len(bad)} bad, {len(wrong)} channels with problems")
+    outside = sum(r.outside for r in reports)
+    print(
+        f"{total} files of {len(reports)} channels checked: {len(bad)} bad, {len(wrong)} channels with problems"
+        + (f", {outside} files with points outside the plausible range (kept as data)" if outside else "")
+    )
     return 1 if wrong or any(found.problem for found in static) else 0

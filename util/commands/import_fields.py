@@ -23,6 +23,7 @@ from util.exchange.static import (
     write_static_fields,
 )
 from util.exchange.summary import data_yaml, summarize
+from util.exchange.survey import Survey, refuse_other_units
 from util.files.zarr_metadata import FILE_TYPES
 from util.source.axes import listed
 from util.source.collection import Source, find_sources
@@ -135,10 +136,11 @@ def _import_variables(
     root = args.root or args.source[0]  # 存档里没有树，记着导自哪里
     plan = plan_import(held, root, request, splits, *cut, into_store=args.store is not None)
     refuse_other_grid(static, plan.config.latitude, plan.config.longitude)
-    holes = _write(plan, args, argv, static)
+    refuse_other_units(plan)
+    found = _write(plan, args, argv, static)
     unused = [source for source in unused if source not in {place.source for place in static.values()}]
     text = data_yaml(plan, args.regrid, args.store)
-    print("\n".join(summarize(plan, holes, [source.name for source in unused])))
+    print("\n".join(summarize(plan, found, [source.name for source in unused])))
     if args.yaml:
         Path(args.yaml).parent.mkdir(parents=True, exist_ok=True)
         Path(args.yaml).write_text(text, encoding="utf-8")
@@ -147,16 +149,14 @@ def _import_variables(
         print(f"data set  put this into a file such as config/data/NAME.yaml\n{text}", end="")
 
 
-def _write(
-    plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str], static: Mapping[str, Placed]
-) -> list[tuple[str, int]]:
-    """写目录树或存档；返回略去的 (通道, 小时)。"""
+def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str], static: Mapping[str, Placed]) -> Survey:
+    """写目录树或存档；返回过一遍所得。"""
     if args.store is None:
         if args.dtype != "float32":
             raise ValueError(f"--dtype {args.dtype} is for --store; the files of a tree are float32")
-        holes = write_fields(plan, args.overwrite)
+        found = write_fields(plan, args.overwrite)
         write_static_fields(args.root, static)
-        return holes
+        return found
     from util.exchange.into_store import import_to_store  # torch：写目录树用不到
     from util.logger import setup_logging
 

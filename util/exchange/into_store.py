@@ -11,7 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from util.data.index import Index, split_years
 from util.data.reader import FieldReader
 from util.data.store_files import json_digest
 from util.data.tree_files import FieldError, StaticField, field_path
-from util.exchange.plan import ImportPlan, block_parts, read_block, survey
+from util.exchange.plan import ImportPlan, block_parts, read_block
+from util.exchange.survey import Outside, Survey, survey
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
 from util.packing.pack import locked, make_plan, pack_from, refuse_other
@@ -33,17 +33,10 @@ BLOCKS_KEPT = 2  # 每个变量留住的块：眼下的，和空缺另一侧的
 log = logging.getLogger("ar_pred")
 
 
-class Survey(NamedTuple):
-    """过一遍所得：各通道训练日期内的统计量，含非有限值的 (通道, 小时)。"""
-
-    moments: dict[str, Moments]
-    holes: list[tuple[str, int]]
-
-
 def import_to_store(
     plan: ImportPlan, store: Path, dtype: str, command: str, static: Mapping[str, StaticField]
-) -> list[tuple[str, int]]:
-    """按 plan 写成存档，或接着写，连同不随时间变的场；返回略去的 (通道, 小时)，在存档里同目录树里缺的文件。
+) -> Survey:
+    """按 plan 写成存档，或接着写，连同不随时间变的场；返回过一遍所得，其中 holes 在存档里同目录树里缺的文件。
 
     Raises:
         ValueError: 见 packing/pack.pack_from；读不出；某通道在训练日期内没有场，或全是同一个数。
@@ -61,7 +54,7 @@ def import_to_store(
     index = origin.index(split_years(config))
     reader = FieldReader(origin, spec, index, np.zeros(0, dtype=np.int64), None, announce=False)
     pack_from(reader, make_plan(config, spec, extremes, [], dtype, command), store, static=static)
-    return found.holes
+    return found
 
 
 def _survey(plan: ImportPlan, store: Path) -> Survey:
@@ -69,14 +62,15 @@ def _survey(plan: ImportPlan, store: Path) -> Survey:
     path = store / "pack" / "survey.json"
     stamps = _stamps(plan)
     used = {name: [stamps[held.source] for held in files] for name, files in plan.files.items()}
-    key = json_digest([used, plan.values, plan.request.dates])
+    key = json_digest([Survey._fields, used, plan.values, plan.request.dates])
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["key"] == key:
             log.info("statistics and missing fields are known already")
             moments = {name: Moments(*values) for name, values in held["moments"].items()}
-            return Survey(moments, [(name, hour) for name, hour in held["holes"]])
-    found = Survey(*survey(plan, lambda _name, _hour, field: bool(np.isfinite(field).all())))
+            outside = {name: Outside(*values) for name, values in held["outside"].items()}
+            return Survey(moments, [(name, hour) for name, hour in held["holes"]], outside)
+    found = survey(plan, lambda _name, _hour, field: bool(np.isfinite(field).all()))
     write_json(path, {"key": key, **found._asdict()})
     return found
 

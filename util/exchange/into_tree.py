@@ -23,7 +23,8 @@ from util.data.tree_files import (
     write_field,
     write_moments,
 )
-from util.exchange.plan import ImportPlan, survey
+from util.exchange.plan import ImportPlan
+from util.exchange.survey import Survey, survey
 from util.inspection.statistics import channel_statistics
 from util.moments import Moments
 from util.source.axes import listed
@@ -32,8 +33,8 @@ from util.variables import channel_folder
 log = logging.getLogger("ar_pred")
 
 
-def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, int]]:
-    """写出目录树：全部场和统计量（训练日期内树里全部的场，不只这一次写的）；返回因含非有限值而没有写的 (通道, 小时)。
+def write_fields(plan: ImportPlan, overwrite: bool = False) -> Survey:
+    """写出目录树：全部场和统计量（训练日期内树里全部的场，不只这一次写的）；返回过一遍所得，其中 holes 没有写。
 
     Raises:
         ValueError: 要写的文件已在而没有 overwrite；旧树有这次不写的层、另一种网格，或已标准化；读不出；
@@ -45,7 +46,7 @@ def write_fields(plan: ImportPlan, overwrite: bool = False) -> list[tuple[str, i
         return _write_reserved(plan, overwrite)
 
 
-def _write_reserved(plan: ImportPlan, overwrite: bool) -> list[tuple[str, int]]:
+def _write_reserved(plan: ImportPlan, overwrite: bool) -> Survey:
     """write_fields 占下各变量的文件夹之后的事。"""
     _refuse_other_levels(plan)
     held = {name: tree_hours(plan.config.root, name) for name in plan.names}
@@ -60,11 +61,11 @@ def _write_reserved(plan: ImportPlan, overwrite: bool) -> list[tuple[str, int]]:
     for name in plan.names:  # 中断了不留下与场不符的
         for file in STATISTICS:
             (Path(plan.config.root) / channel_folder(name) / file).unlink(missing_ok=True)
-    moments, holes = survey(plan, lambda name, hour, field: _write_or_remove(plan, name, hour, field))
-    moments = _measure_tree(plan) if others else moments
+    found = survey(plan, lambda name, hour, field: _write_or_remove(plan, name, hour, field))
+    moments = _measure_tree(plan) if others else found.moments
     for name, result in moments.items():
         write_moments(plan.config.root, name, result, " to ".join(plan.config.splits.train))
-    return holes
+    return found
 
 
 def _measure_tree(plan: ImportPlan) -> dict[str, Moments]:

@@ -1,4 +1,4 @@
-"""导入：排计划（plan_import），按计划读（survey）；写在 into_tree、into_store。
+"""导入：排计划（plan_import），按计划读一块（read_block）；过一遍在 survey，写在 into_tree、into_store。
 
 先只读坐标，把能查的都查完；再按时间分块读场、换单位、换网格，占用的内存只与一块有关，与时间长短无关。
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,10 @@ import numpy as np
 
 from util.calendar import time_text
 from util.config import Axis, DataConfig
-from util.data.index import check_splits, planned_index, split_hours
+from util.data.index import check_splits, planned_index
 from util.exchange.joining import FileVariable, choose_pressures, common_hours, find_layers, find_units, view_files
 from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
-from util.moments import Moments, measure
 from util.source.axes import Dims, find_dims, read_axis, read_coordinates
 from util.source.grib import decoding_errors
 from util.source.request import Request
@@ -146,34 +145,6 @@ def plan_import(
     channels = {name: [channel_name(name, level) for level in levels] if layered[name] else [name] for name in names}
     _check_hours(hours, config, [channel for several in channels.values() for channel in several], into_store)
     return ImportPlan(request, hours, region, files, channels, regrid, values, config)
-
-
-def survey(
-    plan: ImportPlan, take: Callable[[str, int, np.ndarray], bool]
-) -> tuple[dict[str, Moments], list[tuple[str, int]]]:
-    """全部场逐块过一遍：take(通道, 小时, 场) 说它用不用得了；返回各通道训练日期内的统计量，用不了的 (通道, 小时)。"""
-    from tqdm import tqdm
-
-    moments = {name: Moments() for name in plan.names}
-    holes: list[tuple[str, int]] = []
-    train = split_hours(plan.config)["train"]
-    with tqdm(total=plan.hours.size * len(plan.names), unit="field", desc="import", disable=None) as bar:
-        for variable, channels in plan.channels.items():
-            for hours, block in read_blocks(plan, variable):
-                inside = (hours >= train.start) & (hours < train.stop)
-                for name, fields in zip(channels, block.swapaxes(0, 1), strict=True):  # (n, H, W)
-                    good = np.array([take(name, int(h), field) for h, field in zip(hours, fields, strict=True)])
-                    holes += [(name, hour) for hour in hours[~good].tolist()]
-                    moments[name] = moments[name].merge(measure(fields[good & inside]))
-                    bar.update(hours.size)
-    return moments, holes
-
-
-def read_blocks(plan: ImportPlan, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """逐块给出 (n,) 小时和 (n, 通道, H, W) 的 float32，同 read_block；含缺测的场照样交出去。"""
-    for held in plan.files[name]:
-        for part in block_parts(held):
-            yield held.hours[part], read_block(plan, name, held, part)
 
 
 def block_parts(held: FileVariable) -> list[slice]:

@@ -10,6 +10,7 @@ import numpy as np
 from util.calendar import time_text
 from util.data.index import check_splits, check_windows, planned_index, too_many_missing
 from util.exchange.plan import ImportPlan
+from util.exchange.survey import Survey, undeclared
 from util.source.axes import SHOWN, listed
 from util.source.lead_time import added_lead, time_name
 
@@ -48,7 +49,7 @@ def data_yaml(plan: ImportPlan, method: str | None = None, store: Path | None = 
     return "\n".join(lines) + "\n"
 
 
-def summarize(plan: ImportPlan, holes: list[tuple[str, int]], unused: Sequence[str] = ()) -> list[str]:
+def summarize(plan: ImportPlan, found: Survey, unused: Sequence[str] = ()) -> list[str]:
     """导入之后给人看的几行；unused 是所要的变量一个也没有的来源。"""
     hours, config, step = plan.hours, plan.config, plan.config.interval_hours
     latitude, longitude = (f"{axis.first:g} to {axis.values()[-1]:g}" for axis in (config.latitude, config.longitude))
@@ -74,12 +75,12 @@ def summarize(plan: ImportPlan, holes: list[tuple[str, int]], unused: Sequence[s
         lines.append(f"levels    {listed(pairs)}")
     lines.append(f"gaps      {len(plan.gaps)} longer than {step} h (data.max_gap_hours says which are bridged)")
     lines += _shown([f"          {time_text(a)} to {time_text(b)}, {b - a} h" for a, b in plan.gaps])
-    lines.append(f"left out  {len(holes)} fields with non-finite values")
-    lines += _shown([f"          {name} {time_text(hour)}" for name, hour in holes])
-    lines += _fills(plan)
+    lines.append(f"left out  {len(found.holes)} fields with missing values (not finite, or a fill value)")
+    lines += _shown([f"          {name} {time_text(hour)}" for name, hour in found.holes])
+    lines += _fills(plan) + _outside(plan, found)
     missing = [name for name in config.variables if name not in config.units]
     lines += [f"units     none for {listed(missing)} in the file; add them to units"] if missing else []
-    lines += [f"training  would refuse this: {text}" for text in objections(plan, holes)]
+    lines += [f"training  would refuse this: {text}" for text in objections(plan, found.holes)]
     return lines + [f"assumed   {text}" for text in assumptions(plan)]
 
 
@@ -118,14 +119,8 @@ def assumptions(plan: ImportPlan) -> list[str]:
 
 
 def assumed_units(plan: ImportPlan) -> list[str]:
-    """单位取自变量表的变量：文件里没有，导入时也没有写明。"""
-    return [
-        name
-        for name, files in plan.files.items()
-        if name in plan.config.units
-        and not plan.request.variables[name].units
-        and not any(held.array.attrs.get("units") for held in files)
-    ]
+    """单位取自变量表的变量：没有人写过。"""
+    return [name for name in undeclared(plan) if name in plan.config.units]
 
 
 def _fills(plan: ImportPlan) -> list[str]:
@@ -138,6 +133,19 @@ def _fills(plan: ImportPlan) -> list[str]:
         f"({listed(map(time_text, hours[:SHOWN]))}{', ...' if len(hours) > SHOWN else ''})"
         for (name, value), hours in groups.items()
     ]
+
+
+def _outside(plan: ImportPlan, found: Survey) -> list[str]:
+    """在合理范围之外、照样写了的点：每个通道一行。"""
+    lines = []
+    for name, far in found.outside.items():
+        low, high = plan.config.limits(name) or (-np.inf, np.inf)
+        lines.append(
+            f"outside   {name}: {far.points} points in {far.fields} fields are outside {low:g} to {high:g} "
+            f"(lowest {far.low:.6g}, highest {far.high:.6g}, first {time_text(far.first)}); kept as data: correct the "
+            "source, or its units, or state valid_range in a --map file"
+        )
+    return lines
 
 
 def _lead(plan: ImportPlan) -> list[str]:

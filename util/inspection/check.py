@@ -82,7 +82,7 @@ class Part(NamedTuple):
 
 @dataclass
 class ChannelReport:
-    """一个通道的检查结果；measured 与 stated 是 (均值, 标准差)，没有就是 None。"""
+    """一个通道的检查结果；measured 与 stated 是 (均值, 标准差)，没有就是 None；outside 是有点超出合理范围的文件数。"""
 
     channel: str
     expected: int
@@ -90,6 +90,7 @@ class ChannelReport:
     measured: tuple[float, float] | None
     stated: tuple[float, float] | None
     state: Verdict | None
+    outside: int
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -212,8 +213,10 @@ def summarize(config: DataConfig, channel: str, parts: list[Part]) -> ChannelRep
     state = judge(*measured, *stated) if measured and stated else None
     files = sum(p.files for p in parts)
     spans = np.concatenate([part.spans for part in parts])  # (m, 3 + R)
-    said = remarks(file_limits(config, channel), spans, state == "standard")
-    return ChannelReport(channel, files, faults, measured, stated, state, problems, said)
+    limits, standard = file_limits(config, channel), state == "standard"
+    outside = int(np.count_nonzero(spans[:, 3 + standard])) if limits else 0
+    said = remarks(limits, spans, standard)
+    return ChannelReport(channel, files, faults, measured, stated, state, outside, problems, said)
 
 
 def file_limits(config: DataConfig, channel: str) -> list[tuple[float, float]]:
@@ -296,7 +299,8 @@ def table(reports: Sequence[ChannelReport]) -> str:
         pairs = zip(r.measured or (None, None), r.stated or (None, None), strict=True)
         numbers = ["-" if value is None else f"{value:.4g}" for pair in pairs for value in pair]
         counts = [r.expected, r.expected - r.faults["missing"], *(r.faults[fault] for fault in FAULTS)]
-        rows.append([r.channel, *map(str, counts), *numbers, r.state or "-", "WRONG" if r.problems else "ok"])
+        verdict = "WRONG" if r.problems else f"ok, {r.outside} outside" if r.outside else "ok"
+        rows.append([r.channel, *map(str, counts), *numbers, r.state or "-", verdict])
     first, *lines = aligned(rows)
     return "\n".join([first, "-" * len(first), *lines])
 
@@ -337,6 +341,7 @@ def report_json(
                 "measured": None if r.measured is None else dict(zip(("mean", "std"), r.measured, strict=True)),
                 "mean_std_json": None if r.stated is None else dict(zip(("mean", "std"), r.stated, strict=True)),
                 "files_are": r.state,
+                "files_outside": r.outside,
                 "problems": r.problems,
                 "remarks": r.remarks,
             }

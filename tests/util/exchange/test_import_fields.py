@@ -19,8 +19,9 @@ from util.data.index import find_segments, scan, split_years
 from util.data.tree_files import field_path, read_field, read_mean_std
 from util.exchange import plan as importing
 from util.exchange.into_tree import write_fields
-from util.exchange.plan import ImportPlan, plan_import, read_blocks
+from util.exchange.plan import ImportPlan, plan_import
 from util.exchange.summary import summarize
+from util.exchange.survey import read_blocks
 from util.moments import Moments, measure
 from util.source.axes import read_axis
 from util.source.collection import Source
@@ -155,14 +156,15 @@ def test_non_finite_fields_are_left_out(tmp_path):
     write_fields(plan_of(dataset, tmp_path, {"air": "air"}, SPLITS))
     dataset.air[3, 1, 1], dataset.air[30, 0, 0] = np.nan, np.inf
     plan = plan_of(dataset, tmp_path, {"air": "air"}, SPLITS)
-    holes = write_fields(plan, overwrite=True)
+    found = write_fields(plan, overwrite=True)
+    holes = found.holes
     hours = hours_of(dataset)
     assert holes == [("air", hours[3]), ("air", hours[30])]
     assert not any(field_path(tmp_path, "air", hour).exists() for _, hour in holes)
     assert len(list(tmp_path.rglob("*.npy"))) == len(hours) - 2
     kept = np.delete(dataset.air.values[:20], 3, axis=0).astype(np.float32).astype(np.float64)
     np.testing.assert_allclose(read_mean_std(tmp_path, "air"), (kept.mean(), kept.std()), rtol=1e-12)
-    assert any("air 2000-01-01T18" in line for line in summarize(plan, holes))
+    assert any("air 2000-01-01T18" in line for line in summarize(plan, found))
 
 
 def test_moments_keep_precision():
@@ -179,12 +181,12 @@ def test_unsorted_times_and_gaps(tmp_path):
     hours = np.r_[np.arange(108, 216, 6), np.arange(0, 96, 6)]  # 后半在前，中间空 18 小时
     dataset = make_dataset(hours)
     plan = plan_of(dataset, tmp_path, {"air": "air"}, SPLITS)
-    holes = write_fields(plan)
+    found = write_fields(plan)
     for hour in (hours_of(dataset)[0], hours_of(dataset)[-1]):
         np.testing.assert_array_equal(np.load(field_path(tmp_path, "air", hour)), expected(dataset, "air", hour))
     start = min(hours_of(dataset))
     assert plan.gaps == [(start + 90, start + 108)]
-    summary = "\n".join(summarize(plan, holes))
+    summary = "\n".join(summarize(plan, found))
     assert "gaps      1 longer than 6 h" in summary
     assert "2000-01-04T18 to 2000-01-05T12, 18 h" in summary
     assert "not sorted" in summary

@@ -1,4 +1,7 @@
-"""导入：填充值有限，却是缺测；干的降水整场是 0，却是数据。"""
+"""导入：填充值有限，却是缺测；干的降水整场是 0，却是数据。合理范围之外的点照样写，摘要里说；
+
+没有人写过单位、多半的点在之外的，不导入。
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from tests.util.exchange.test_import_fields import DATES, make_dataset
-from tests.util.exchange.test_import_layouts import TIMES, import_all
+from tests.util.exchange.test_import_layouts import TIMES, import_all, load
 from util.commands.import_fields import main
 from util.data.store_files import StorePlan, read_mark
 from util.data.tree_files import field_path, read_extremes, read_mean_std
 from util.data.tree_origin import Tree
+
+T2M = ("--variable", "air=t2m")
 
 
 def written(root: Path, channel: str) -> set[int]:
@@ -91,3 +97,60 @@ def test_files_that_were_imported_as_data(tmp_path):
     with pytest.raises(ValueError, match=r"mean_std.json: std 2.2e\+36, so fill values.*dataset.py statistics"):
         Tree(config).mean_std()
     assert read_extremes(tmp_path / "tree", "t2m")
+
+
+def save(folder: Path, air: np.ndarray, units: str | None = "K") -> Path:
+    dataset = make_dataset()[["air"]]
+    attrs = {"units": units} if units else {}
+    xr.Dataset({"air": (dataset.air.dims, air, attrs)}, dataset.coords).to_netcdf(folder / "a.nc")
+    return folder / "a.nc"
+
+
+def outside(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("outside")]
+
+
+@pytest.mark.parametrize("block_bytes", [2**26, 4 * 5 * 8 * 8])
+def test_points_outside_the_range_are_told_and_kept(block_bytes, tmp_path, capsys, monkeypatch):
+    """几块合起来数；缺测的场没有写，不算。"""
+    monkeypatch.setattr("util.exchange.plan.BLOCK_BYTES", block_bytes)
+    air = make_dataset().air.values
+    air[[30, 4], 1, 2], air[4, 3, 3], air[9, 0, 0], air[9, 1, 1] = -9999, 400, -9999, np.nan
+    source = save(tmp_path, air)
+    import_all([source], tmp_path / "tree", *T2M)
+    (line,) = outside(capsys.readouterr().out)
+    far = "t2m: 3 points in 2 fields are outside 150 to 350 (lowest -9999, highest 400, first 2000-01-02T00); kept"
+    assert line.startswith(f"outside   {far}")
+    np.testing.assert_array_equal(load(tmp_path / "tree", "t2m", TIMES[4]), air[4].astype(np.float32))
+    for _ in range(2):  # 第二次时这些是上一次记下的
+        main(["--source", str(source), "--store", str(tmp_path / "store"), *T2M, *DATES])
+        assert outside(capsys.readouterr().out) == [line]
+
+
+def test_nothing_to_tell(tmp_path, capsys):
+    """都在之内；或范围不知道（名字、单位不在表里）。"""
+    import_all([save(tmp_path, make_dataset().air.values)], tmp_path / "a", *T2M)
+    import_all([save(tmp_path, make_dataset().air.values - 273.15, "degC")], tmp_path / "b", *T2M)
+    import_all([save(tmp_path, make_dataset().air.values * 1e4, None)], tmp_path / "c", "--variable", "air=air")
+    assert not outside(capsys.readouterr().out)
+
+
+def test_units_that_nobody_stated(tmp_path, capsys):
+    """摄氏度当作 K：写之前就停，什么也不写；写明了单位的照样导入，只是说一声。"""
+    celsius = make_dataset().air.values - 273.15
+    source = save(tmp_path, celsius, None)
+    with pytest.raises(ValueError, match=r"t2m: 100% of .* outside 150 to 350, .* no units \(K assumed\); .*--map"):
+        import_all([source], tmp_path / "tree", *T2M)
+    assert not (tmp_path / "tree").exists()
+    with pytest.raises(ValueError, match="t2m: 100% of the points"):
+        main(["--source", str(source), "--store", str(tmp_path / "store"), *T2M, *DATES])
+    with pytest.raises(ValueError, match=r"msl: 100% of .* outside 80000 to 115000, and the file has no units; "):
+        import_all([source], tmp_path / "tree", "--variable", "air=msl")
+    for number, (words, told) in enumerate([("units: K, offset: 273.15", 0), ("units: degC", 0), ("units: K", 1)]):
+        (tmp_path / "map.yaml").write_text(f"variables: {{t2m: {{source: air, {words}}}}}\n")
+        capsys.readouterr()
+        import_all([source], tmp_path / f"tree{number}", "--map", str(tmp_path / "map.yaml"))
+        assert len(outside(capsys.readouterr().out)) == told
+    half = np.where(np.arange(36)[:, None, None] % 2, celsius, celsius + 273.15)
+    import_all([save(tmp_path, half, None)], tmp_path / "half", *T2M)  # 一半，没有过半
+    assert outside(capsys.readouterr().out)

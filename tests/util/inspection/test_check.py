@@ -228,7 +228,11 @@ def test_one_value_and_the_implausible_are_told_but_kept(tree, tmp_path: Path, c
     (far,) = channel_of(report, "t2m")["remarks"]
     assert far.startswith("1 files with 3 points outside 150 to 350 (lowest -9999, highest ")
     assert "first 2000-01-08T00" in far
-    assert f"t2m: {far}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"t2m: {far}" in printed
+    assert re.search(r"^ +t2m .* raw +ok, 1 outside$", printed, re.M)
+    assert "0 bad, 0 channels with problems, 1 files with points outside the plausible range" in printed
+    assert channel_of(report, "t2m")["files_outside"] == 1
     assert not channel_of(check(tree, tmp_path, "data.valid_range.t2m=[-1e5, 1e5]")[1], "t2m")["remarks"]
 
 
