@@ -12,8 +12,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 MAGIC = b"PK"
 
 
-def extract(archive: Path, folder: Path, name: str) -> None:
-    """把 archive 里的文件取到 folder 里，逐个流过，内存里只有一小段；修改时间是 archive 的。name 写在报错里。
+def extract(archive: Path, folder: Path, name: str) -> list[str]:
+    """把 archive 里的文件取到 folder 里，逐个流过，内存里只有一小段；修改时间是 archive 的；返回各文件的名字。
+
+    name 写在报错里。
 
     Raises:
         ValueError: 不是 ZIP、损坏、加了密、有会写到 folder 之外的路径，或盘上放不下。
@@ -29,6 +31,7 @@ def extract(archive: Path, folder: Path, name: str) -> None:
                 os.utime(opened.extract(member, folder), ns=(stamp, stamp))
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # 加了密的是末一种
         raise ValueError(f"{name}: a ZIP that cannot be read ({error})") from None
+    return [member.filename for member in members]
 
 
 def _refuse_unsafe(name: str, member: zipfile.ZipInfo) -> None:

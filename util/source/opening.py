@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from util.source.axes import listed
 from util.source.grib import MAGIC, open_grib
-from util.source.remote import connect, download, is_address
+from util.source.remote import connect, is_address
 from util.source.remote_zarr import find_zarr
 from util.source.request import Scalar
 from util.source.zarr_chunks import decode_zarr
@@ -39,13 +37,17 @@ def start_of(path: Path) -> bytes:
 
 
 def open_source(path: str | Path, filters: Mapping[str, Scalar] | None = None) -> xr.Dataset:
-    """打开 NetCDF 文件、Zarr 文件夹（第 2 版不论是否合并过元数据），或 GRIB 文件里 filters 所选的消息；也可以是地址。
+    """打开 NetCDF 文件、Zarr 文件夹（第 2 版不论是否合并过元数据），或 GRIB 文件里 filters 所选的消息。
+
+    地址只能是 Zarr 的：别的文件由 find_sources 先下载。
 
     Raises:
         ValueError: 不在、不是这几种格式、损坏，或时间单位解不开；地址读不到。
     """
     if is_address(path):
-        return _open_address(str(path), filters)
+        if not (folder := find_zarr(connect(str(path)))):
+            raise ValueError(f"{path}: not found, no Zarr store is there")
+        return _open(path, folder.store(), filters, folder, True)
     path = Path(path)
     if path.is_dir():
         if not is_store(path):
@@ -58,23 +60,6 @@ def open_source(path: str | Path, filters: Mapping[str, Scalar] | None = None) -
     if not start.startswith(KINDS):
         raise ValueError(f"{path}: not a NetCDF file; NetCDF and GRIB files and Zarr folders can be imported")
     return _open(path, path, filters)
-
-
-def _open_address(address: str, filters: Mapping[str, Scalar] | None) -> xr.Dataset:
-    """Zarr 逐块惰性地读；别的文件下到临时文件夹，用完了删去。"""
-    remote = connect(address)
-    if folder := find_zarr(remote):
-        return _open(address, folder.store(), filters, folder, True)
-    with ExitStack() as stack:
-        place = Path(stack.enter_context(TemporaryDirectory(prefix="ar_pred_")))
-        path = download(remote, place)
-        try:
-            opened = stack.enter_context(open_source(path, filters))
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), address)) from None
-        dataset = opened.copy()  # opened 由 stack 关
-        dataset.set_close(stack.pop_all().close)
-    return dataset
 
 
 def _open(

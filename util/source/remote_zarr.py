@@ -14,7 +14,7 @@ from fsspec.asyn import AsyncFileSystem
 from util.source.remote import Forbidden, Remote, connect, patiently
 
 AT_ONCE = 16  # 同时问几块
-FILES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2")  # 这样结尾的不会是 Zarr
+FILES = (".zip", ".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2")  # 这样结尾的不会是 Zarr
 Result = TypeVar("Result")
 
 

@@ -61,7 +61,7 @@ def _open_each(source: Source, request: Request, stack: ExitStack) -> dict[str, 
     """目录树里的名字 → 可能有它的数据集；只有 GRIB 才因 filter 不同而开多个。"""
     opened: dict[str, xr.Dataset] = {}
     result = {}
-    grib = not isinstance(source.path, Path) or start_of(source.path) == MAGIC
+    grib = _is_grib(source)
     for name in request.variables:
         filters = request.filters(name)
         if filters and not grib:  # 几种格式混着给时，有 filter 的只在 GRIB 里找
@@ -71,6 +71,10 @@ def _open_each(source: Source, request: Request, stack: ExitStack) -> dict[str, 
             opened[key] = stack.enter_context(open_named(source, filters))
         result[name] = opened[key]
     return result
+
+
+def _is_grib(source: Source) -> bool:
+    return isinstance(source.path, Path) and start_of(source.path) == MAGIC
 
 
 def open_named(source: Source, filters: Mapping[str, Scalar]) -> xr.Dataset:
@@ -87,7 +91,7 @@ def _nowhere(request: Request, name: str, sources: Sequence[Source], there: list
     where = f"{sources[0].name}: no variable {source!r} in the file"
     if len(sources) > 1:
         where = f"no variable {source!r} in any of the {len(sources)} files"
-    if filters and not any(isinstance(s.path, str) or start_of(s.path) == MAGIC for s in sources):
+    if filters and not any(map(_is_grib, sources)):
         return f"{where}: filter {listed(filters)} is for GRIB messages, and there is no GRIB file"
     if filters and not there:
         return f"{where}: no message with {described(filters)}"

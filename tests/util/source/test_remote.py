@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tests.util.source.loopback import Loopback
 from util.cli import run_command
 from util.commands.import_fields import main
 from util.source import remote
-from util.source.collection import Source, file_stamps
+from util.source.collection import Source, file_stamps, find_sources
 from util.source.opening import open_source
 from util.source.zarr_chunks import settle_absent
 
@@ -95,6 +97,33 @@ def test_a_file_is_downloaded(kind, tmp_path, monkeypatch):
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_zip_is_unpacked(tmp_path, monkeypatch, capfd):
+    """ZIP（名字是 .nc）里一个变量一个文件：与从本机导入逐位相同，只下载一次；写存档时再来一次也认得。"""
+    with zipfile.ZipFile(tmp_path / "cds.nc", "w") as file:
+        for name in ("air", "wind"):
+            make_dataset()[[name]].to_netcdf(tmp_path / f"{name}.nc")
+            file.write(tmp_path / f"{name}.nc", f"{name}.nc")
+    here = run(tmp_path / "cds.nc", tmp_path / "here", *WORDS)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with Loopback(tmp_path) as server:
+        assert run(f"{server.address}/cds.nc", tmp_path / "there", *WORDS) == here
+        assert server.paths == ["cds.nc"]
+        for _ in range(2):
+            main(["--source", f"{server.address}/cds.nc", "--store", str(tmp_path / "store"), *WORDS, *DATES])
+    assert "statistics and missing fields are known already" in capfd.readouterr().err
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_folders_and_patterns(tmp_path):
+    (tmp_path / "multi").mkdir()
+    said = "folders and patterns are not expanded at addresses; list the files$"
+    with Loopback(tmp_path) as server, ExitStack() as stack:
+        for name in ("multi/", "multi", "t2m_*.nc"):
+            with pytest.raises(ValueError, match=said):
+                find_sources([f"{server.address}/{name}"], stack)
+
+
 @pytest.mark.parametrize("name", ["a.zarr", "a.nc"])
 def test_into_a_store(name, tmp_path, capfd):
     """再跑一次接着做：第一遍的结果不重来。"""
@@ -164,10 +193,10 @@ def test_a_server_that_dies_half_way(out, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["none.zarr", "none.nc"])
 def test_not_found(name, tmp_path):
-    said = f"/{name}: not found, neither a file nor a Zarr store"
+    said = f"/{name}: not found, "
     with Loopback(tmp_path) as server, pytest.raises(ValueError, match=said):
-        open_source(f"{server.address}/{name}")
-    assert len(server.paths) == (1 if name.endswith("nc") else 4)
+        run(f"{server.address}/{name}", tmp_path / "tree", *WORDS)
+    assert len(server.paths) == (1 if name.endswith("nc") else 3)
 
 
 def test_forbidden(tmp_path):
