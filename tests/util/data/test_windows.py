@@ -304,7 +304,7 @@ def test_workers_do_not_change_a_bit(make_tree, tmp_path: Path):
     assert not all(batch.valid.all() for batch in runs[0])
     for first, *others in zip(*runs, strict=True):
         for other in others:
-            for a, b in zip(first, other, strict=True):
+            for a, b in zip(first.tensors, other.tensors, strict=True):
                 assert torch.equal(a, b)
 
 
