@@ -183,8 +183,7 @@ def folders(house: House) -> list[str]:
     """从根目录（测试从 tests/）数起至多两层；并排的文件至多 14 个，不论哪一种，LISTS 与它们的测试除外。"""
     beside: dict[str, int] = {}
     for path in {*house, *tracked(ROOT)}:
-        if not path.endswith("/__init__.py"):
-            beside[wing_of(path)] = beside.get(wing_of(path), 0) + 1
+        beside[wing_of(path)] = beside.get(wing_of(path), 0) + 1
     found = []
     for folder, count in beside.items():
         mirrored = folder.removeprefix("tests").removeprefix("/")

@@ -112,7 +112,7 @@ def compare_codecs(
     """
     import torch
 
-    from engine.codecs.results import write_reconstruction
+    from engine.codecs.results import draw_reconstruction, write_reconstruction
     from engine.codecs.scores import score_codecs
     from engine.codecs.table import reconstruction_text
     from engine.loading import check_same_data, says_where
@@ -137,8 +137,9 @@ def compare_codecs(
     models = {name: codec.model for name, codec in codecs.items()}
     sources = {name: codec.source for name, codec in codecs.items()}
     table = score_codecs(models, sources, data, split, stride, eval_batch_size(config), device)
-    pictures = write_reconstruction(out, table, models, data, device)
+    write_reconstruction(out, table)
     log.info("%s", reconstruction_text(table))
+    pictures = draw_reconstruction(table, models, data, device, out / "figures")
     log.info("scores: %s; pictures: %s", out / "metrics.json", ", ".join(map(str, pictures)))
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +21,13 @@ from util.calendar import time_text
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
 from util.files.records import as_json
-from util.logger import optional
 from util.plot.maps import forecast_figure
 from util.plot.side_by_side import side_by_side_figures
 from util.plot.style import save_figures
 
-log = logging.getLogger("ar_pred")
 
-
-def write_reconstruction(
-    out: Path, table: Reconstruction, codecs: Mapping[str, Autoencoder], data: WeatherData, device: torch.device
-) -> list[Path]:
-    """metrics.json、metrics.csv 与每个自编码器一张图（离散的另有一张逐尺度的）；返回 PNG 的路径。"""
+def write_reconstruction(out: Path, table: Reconstruction) -> None:
+    """metrics.json 与 metrics.csv。"""
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(as_json(table), indent=1, allow_nan=False), encoding="utf-8")
@@ -41,16 +35,12 @@ def write_reconstruction(
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table_rows(table))
-    pictures: list[Path] = []
-    with optional("the figures of the reconstruction", log):
-        pictures = draw(table, codecs, data, device, out / "figures")
-    return pictures
 
 
-def draw(
+def draw_reconstruction(
     table: Reconstruction, codecs: Mapping[str, Autoencoder], data: WeatherData, device: torch.device, folder: Path
 ) -> list[Path]:
-    """划分正中的一帧（或一个差）：真值、重建、两者之差。"""
+    """划分正中的一帧（或一个差）：真值、重建、两者之差，离散的另有一张逐尺度的；返回 PNG 的路径。"""
     spec = data.spec
     starts = all_starts(data.segments[table.split], spec.window)
     batch = data.windows[int(starts[len(starts) // 2])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,7 +33,7 @@ from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json
-from util.logger import optional, setup_logging
+from util.logger import setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
 from util.report import write_report
@@ -121,33 +120,24 @@ def provenance_of(task: Task, trained: Trained) -> Provenance:
 
 
 def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[Path]:
-    """成绩的图和报告；page 里是与成绩无关的各节（来历、数据、曲线）。返回 PNG 的路径。"""
+    """成绩的报告和图；page 里是与成绩无关的各节（来历、数据、曲线）。返回 PNG 的路径。"""
     task, result, seen = evaluated
-    pictures: list[Path] = []
-    with optional("the report", log):
-        page = add_scores(page, task, result, seen, out / "statistics.nc")
-        pictures = draw_scores(result, page, out / "figures")
-        write_report(report, as_json(page))
-        log.info("report: %s", report)
-    return pictures
+    page = add_scores(page, task, result, seen, out / "statistics.nc")
+    write_report(report, as_json(page))
+    log.info("report: %s", report)
+    return draw_scores(result, page, out / "figures")
 
 
 def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
-    """RMSE 随时效、末一时效的谱与秩直方图；一种画不成，别的照样存。"""
+    """RMSE 随时效、末一时效的谱与秩直方图；画一种存一种。"""
     assert page.models is not None and page.spectra is not None
-    spectra, ranks = page.spectra, result.rank_histogram
     baselines = {line.name for line in page.models if line.role == "baseline"}
     rmse = {m.name: {c: found["rmse"] for c, found in result.scores[m.name].items()} for m in page.models}
-    figures: dict[str, Callable[[], list[Figure]]] = {
-        "rmse": lambda: scores_figure(result.lead_hours, result.units, rmse, baselines),
-        "spectra": lambda: draw_spectra(spectra, result.units, baselines),
-    }
-    if ranks is not None:
-        figures["ranks"] = lambda: ranks_figure({c: rows[-1] for c, rows in ranks.items()}, result.lead_hours[-1])
-    paths: list[Path] = []
-    for name, draw in figures.items():
-        with optional(f"the figure of the scores ({name})", log):
-            paths += save_figures(draw(), folder / name)
+    paths = save_figures(scores_figure(result.lead_hours, result.units, rmse, baselines), folder / "rmse")
+    paths += save_figures(draw_spectra(page.spectra, result.units, baselines), folder / "spectra")
+    if result.rank_histogram is not None:
+        ranks = {c: rows[-1] for c, rows in result.rank_histogram.items()}
+        paths += save_figures(ranks_figure(ranks, result.lead_hours[-1]), folder / "ranks")
     return paths
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from engine.codecs.results import write_reconstruction
+from engine.codecs.results import draw_reconstruction, write_reconstruction
 from engine.codecs.scores import score_codecs
 from engine.codecs.table import CodecScores, Reconstruction, reconstruction_text
 from engine.evaluation.evaluate import Evaluated, Trained, evaluate, publish
@@ -98,7 +98,10 @@ def finish(run: Run) -> None:
         log.info("test split, best checkpoint\n%s", scores_text(result))
         log.info("scores: %s", write_result(run.log_dir / "test", result))
         summary = replace(summary, cost=result.cost, mean_rmse_ratio=result.mean_rmse_ratio)
-    with optional("the report", log):
+    assert run.metrics is not None
+    with optional("the figure of the curves", log):
+        pictures += save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
+    with optional("the report with the figures of the scores", log):
         pictures += show(run, test_loss, evaluated, table)
     if can_forecast(model):
         with optional("the figures of samples", log):
@@ -111,11 +114,7 @@ def finish(run: Run) -> None:
 
 
 def show(run: Run, test_loss: float, evaluated: Evaluated | None, table: Reconstruction | None) -> list[Path]:
-    """曲线与成绩的图、整个运行的报告；返回 PNG 的路径。"""
-    assert run.metrics is not None
-    pictures: list[Path] = []
-    with optional("the figure of the curves", log):
-        pictures = save_figures([curves_figure(run.metrics.rows())], run.log_dir / "figures" / "curves")
+    """整个运行的报告，成绩的图；返回 PNG 的路径。"""
     page = make_page(
         "run",
         run.name,
@@ -128,18 +127,21 @@ def show(run: Run, test_loss: float, evaluated: Evaluated | None, table: Reconst
     )
     report = run.log_dir / "report.html"
     if evaluated is not None:
-        return pictures + publish(evaluated, run.log_dir / "test", report, page)
+        return publish(evaluated, run.log_dir / "test", report, page)
     write_report(report, as_json(page))
     log.info("report: %s", report)
-    return pictures
+    return []
 
 
 def reconstruct(run: Run, model: Autoencoder, check: Check) -> tuple[Reconstruction, list[Path]]:
     """阶段一的成绩：测试集的每一帧编码再解码；写进 reconstruction/，与 python -m engine.codecs.reconstruct 相同。"""
     codecs, sources, device = {run.name: model}, {run.name: str(run.best)}, run.fabric.device
     table = score_codecs(codecs, sources, run.data, "test", 1, eval_batch_size(run.config), device, check)
-    pictures = write_reconstruction(run.log_dir / "reconstruction", table, codecs, run.data, device)
+    folder, pictures = run.log_dir / "reconstruction", list[Path]()
+    write_reconstruction(folder, table)
     log.info("%s", reconstruction_text(table))
+    with optional("the figures of the reconstruction", log):
+        pictures = draw_reconstruction(table, codecs, run.data, device, folder / "figures")
     return table, pictures
 
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from util.batch import DataSpec
-from util.buffers import as_array, as_tensor, empty_fields
+from util.batch import DataSpec, as_array, as_tensor, empty_fields
 from util.calendar import time_text
 from util.data.index import Index, neighbours, too_many_missing
 from util.data.origin import DataError, Origin

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from util.batch import Batch, DataSpec, Wire
-from util.buffers import as_array, empty_fields
+from util.batch import Batch, DataSpec, Wire, as_array, empty_fields
 from util.data.reader import FieldReader
 from util.data.store_origin import Store
 from util.data.windows import WindowDataset

@@ -22,12 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util.buffers import as_tensor
+from util.batch import as_tensor
 from util.calendar import hours_in_year, time_text, year_start
 from util.config import DataConfig
 from util.data.index import Index
 from util.data.origin import DataError
-from util.data.store_files import (
+from util.data.tree_files import FieldError, choose_channels, field_path
+from util.files.fills import LEAST_FAR, RTOL, fills_of, find_fill, refuse_filled
+from util.files.store_files import (
     FILLS_KNOWN,
     PRESENT,
     StorePlan,
@@ -37,8 +39,6 @@ from util.data.store_files import (
     read_mark,
     torch_type,
 )
-from util.data.tree_files import FieldError, choose_channels, field_path
-from util.files.fills import LEAST_FAR, RTOL, fills_of, find_fill, refuse_filled
 from util.files.zarr_metadata import chunk_name
 
 MAX_MAPS = 16384  # 同时映射的块；Linux 默认每个进程至多 65530 个映射

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from util.batch import Batch, Wire
-from util.buffers import as_array
+from util.batch import Batch, Wire, as_array
 from util.data.reader import FieldReader, Frame
 
 

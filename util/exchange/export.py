@@ -21,8 +21,8 @@ from util.variables import channel_folder
 
 if TYPE_CHECKING:
     from util.batch import DataSpec
-    from util.data.store_files import StorePlan
     from util.data.tree_files import StaticField
+    from util.files.store_files import StorePlan
 
 
 def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool = False) -> int:
@@ -33,10 +33,10 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     """
     from tqdm import tqdm
 
-    from util.data.store_files import StorePlan, check_sizes, read_hours, read_mark
     from util.data.tree_files import write_static
     from util.exchange.into_tree import refuse_static
     from util.files.netcdf import TruthFile
+    from util.files.store_files import StorePlan, check_sizes, read_hours, read_mark
     from util.files.zarr_metadata import chunk_name
 
     plan = StorePlan(**read_mark(store)["plan"])
@@ -78,7 +78,7 @@ def read_chunks(store: Path, plan: StorePlan, rows: int) -> Iterator[tuple[int, 
     """逐块给出 (第一行的行号, (n, C, H, W) float32 存着的数)；末一块只到第 rows 行。"""
     import torch
 
-    from util.data.store_files import torch_type
+    from util.files.store_files import torch_type
     from util.files.zarr_metadata import chunk_name
 
     for number, start in enumerate(range(0, rows, plan.chunk_rows)):
@@ -89,8 +89,8 @@ def read_chunks(store: Path, plan: StorePlan, rows: int) -> Iterator[tuple[int, 
 
 def read_stored_static(store: Path, plan: StorePlan, name: str) -> StaticField:
     """存档里的一个不随时间变的场。"""
-    from util.data.store_files import static_array
     from util.data.tree_files import StaticField
+    from util.files.store_files import static_array
 
     path = store / static_array(name) / "0.0"
     values = np.fromfile(path, "<f4") if path.is_file() else np.empty(0)

@@ -20,10 +20,10 @@ from util.config import DataConfig
 from util.data.dataset import make_spec
 from util.data.index import Index, split_years
 from util.data.reader import FieldReader
-from util.data.store_files import json_digest
 from util.data.tree_files import FieldError, StaticField, field_path
 from util.exchange.plan import ImportPlan, block_parts, read_block
 from util.exchange.survey import Outside, Survey, survey
+from util.files.store_files import json_digest
 from util.files.zarr_metadata import write_json
 from util.moments import Moments, check_moments
 from util.packing.pack import locked, make_plan, pack_from, refuse_other

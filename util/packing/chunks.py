@@ -16,7 +16,7 @@ import torch
 from util.atomic import replacing
 from util.data.origin import DataError
 from util.data.reader import FieldReader
-from util.data.store_files import FILLS_KNOWN, StorePlan, torch_type
+from util.files.store_files import FILLS_KNOWN, StorePlan, torch_type
 from util.files.zarr_metadata import chunk_name, write_json
 
 

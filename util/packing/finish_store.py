@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from util.data.store_files import FILLS_KNOWN, PRESENT, StorePlan, file_digest, static_array, write_mark
 from util.data.tree_files import StaticField
+from util.files.store_files import FILLS_KNOWN, PRESENT, StorePlan, file_digest, static_array, write_mark
 from util.files.zarr_metadata import FILE_TYPES, Array, chunk_name, small_array, write_metadata
 from util.packing.chunks import PackJob, chunk_path, raw_path, read_chunk_record, write_bytes
 from util.variables import variable_info

@@ -23,8 +23,8 @@ from util.data.dataset import open_data
 from util.data.index import sampled_hours, split_years
 from util.data.joined_origin import Joined
 from util.data.reader import FieldReader
-from util.data.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
 from util.data.tree_files import StaticField, Tendency, read_extremes, read_static, read_tendency, static_names
+from util.files.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
 from util.files.zarr_metadata import FILE_TYPES
 from util.packing.chunks import PackJob, make_job, pack_chunk, read_chunk_record
 from util.packing.finish_store import finish_store

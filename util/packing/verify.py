@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from util.calendar import time_text
-from util.data.store_files import TIMES, StorePlan, file_digest, read_hours, read_mark
+from util.files.store_files import TIMES, StorePlan, file_digest, read_hours, read_mark
 
 
 def verify(store: Path, workers: int) -> list[str]:

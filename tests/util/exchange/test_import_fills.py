@@ -14,9 +14,9 @@ import xarray as xr
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.exchange.test_import_layouts import TIMES, import_all, load
 from util.commands.import_fields import main
-from util.data.store_files import StorePlan, read_mark
 from util.data.tree_files import field_path, read_extremes, read_mean_std
 from util.data.tree_origin import Tree
+from util.files.store_files import StorePlan, read_mark
 
 T2M = ("--variable", "air=t2m")
 

@@ -32,9 +32,9 @@ from util.config import DataConfig, load_config
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import open_data
 from util.data.index import SPLITS as NAMES
-from util.data.store_files import FILLS_KNOWN, read_mark, write_mark
 from util.data.store_origin import Store
 from util.data.tree_files import field_path
+from util.files.store_files import FILLS_KNOWN, read_mark, write_mark
 from util.packing import chunks as chunks_module
 from util.packing import pack as pack_module
 from util.packing.pack import chunk_rows
