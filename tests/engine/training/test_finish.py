@@ -71,6 +71,7 @@ def test_a_page_that_cannot_be_made_is_a_warning(
 ) -> None:
     monkeypatch.setattr(finishing, "make_page", broken(KeyError("facts")))
     assert train_here(config, "run.name=no-page") == 0
-    assert "the report with the figures of the scores failed, the run goes on without it: KeyError: 'facts'" in caplog.text
+    warning = "the report with the figures of the scores failed, the run goes on without it: KeyError: 'facts'"
+    assert warning in caplog.text
     assert (config.parent / "log/no-page/metrics.json").is_file()
     assert (config.parent / "log/no-page/figures/curves.png").is_file()
