@@ -294,6 +294,11 @@ class Model(nn.Module):
                 elif isinstance(module, CrossAttention):
                     module.kv.weight[: len(module.q.weight)] = module.q.weight
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """编码器、解码器的各块。"""
+        return [*self.encoder, *self.decoder.blocks]
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计。"""
         fields = rearrange(torch.cat([batch.history, batch.future], 1), "b t k h w -> b h w (t k)")  # (B, H, W, k·t)
@@ -315,11 +320,7 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, t-1, k, H, W) → (B, 1, 1, k, H, W)，标准化空间。
-
-        Raises:
-            ValueError: num_members > 1；区块不是一帧。
-        """
+        """(B, t-1, k, H, W) → (B, 1, 1, k, H, W)，标准化空间；num_members > 1、区块不是一帧是 ValueError。"""
         refuse_members("ar_pred_video_vanilla", num_members)
         if not self.can_forecast:
             raise ValueError(
@@ -375,17 +376,15 @@ class Model(nn.Module):
 def _token_grid(config: Config, spec: DataSpec) -> tuple[int, int]:
     if spec.frames_out != 1:
         raise ValueError(f"ar_pred_video_vanilla predicts one frame: data.frames_out = {spec.frames_out}, must be 1")
-    for length, side, name in (
-        (spec.height, config.token_size[0], "latitude"),
-        (spec.width, config.token_size[1], "longitude"),
-    ):
+    p, q = config.token_size
+    for length, side, name in ((spec.height, p, "latitude"), (spec.width, q, "longitude")):
         if length % side:
             works = [n for n in range(1, length + 1) if length % n == 0]
             raise ValueError(
                 f"model.token_size = {config.token_size} does not divide the grid {spec.height} x {spec.width} "
                 f"in {name}: {length} / {side}; sizes that work there: {works}"
             )
-    return spec.height // config.token_size[0], spec.width // config.token_size[1]
+    return spec.height // p, spec.width // q
 
 
 def _num_groups(config: Config, spec: DataSpec, per_frame: int, size: int) -> int:

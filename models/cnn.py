@@ -116,6 +116,11 @@ class Model(nn.Module):
             )
         self.network = encoder_decoder(*sizes, config.padding)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """最外的各块。"""
+        return [module for module in self.network if isinstance(module, ConvBlock | ResidualBlock)]
+
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
         made = self.network(history.flatten(1, 2)).unflatten(1, (self.spec.frames_out, -1))

@@ -222,6 +222,11 @@ class Model(nn.Module):
         made = self.net(torch.cat([noisy, past.flatten(1, 2)], 1), t)  # (B, N, T_out·c·p·q)
         return rearrange(made, "b (h w) (c p q) -> b c (h p) (w q)", **self.unpatch).to(noisy.dtype)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """两支的各块。"""
+        return [module for module in self.net.modules() if isinstance(module, Block)]
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """速度的均方误差，只算有效的目标；无效的目标换成零，加了噪声的输入里也没有它。"""
         past, valid = (

@@ -204,6 +204,16 @@ class Scheduled(Protocol):
 
 
 @runtime_checkable
+class Stacked(Protocol):
+    """由同样的块叠成的模型：分片、编译、丢弃激活以一块为单位。没有的，整个模型是一块。"""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """各块，互不包含；每一块都是经它的 __call__ 走的，参数只在那里面用到。"""
+        ...
+
+
+@runtime_checkable
 class Undecayed(Protocol):
     """有的参数是二维的却不是矩阵（位置、尺度的表，码本），权重不该衰减。"""
 

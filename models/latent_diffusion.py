@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.interface import Autoencoder
 from models.layers.attention import check_heads
 from models.layers.diffusion_schedule import NoiseSchedule, Prediction, Sampler, last_signal, make_scheduler, sample
-from models.layers.diffusion_unet import TimeUNet
+from models.layers.diffusion_unet import ResBlock, TimeUNet
 from models.layers.draws import Draws
 from models.layers.latents import (
     LatentScaling,
@@ -169,6 +169,11 @@ class Model(nn.Module):
             ValueError: 没有一个窗口的目标全部有效；某个通道从不变化。
         """
         solve_tendency(self.targets)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """U-Net 的各块。"""
+        return [module for module in self.net.modules() if isinstance(module, ResBlock)]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标上预测的均方误差：加的噪声（或 x0、v），标准化的尺度。"""

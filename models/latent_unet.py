@@ -89,6 +89,11 @@ class Model(nn.Module):
         """阶段一的检查点换成它自己的选项。"""
         return {"name": "latent_unet", **self.config.model_dump(), "first_stage": self.first_stage.portable_options()}
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """U-Net 的各块。"""
+        return self.net.blocks
+
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → 未来各帧的潜变量 (B, T_out, c, h, w)。"""
         latents = self.encode(history)

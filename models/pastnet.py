@@ -26,7 +26,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from models.layers.frames import partner_frames, to_state
-from models.layers.inception import GROUPS, KERNELS, InceptionTranslator
+from models.layers.inception import GROUPS, KERNELS, Inception, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
 from models.layers.members import Generators
 from models.layers.memory_bank import MemoryBank
@@ -240,6 +240,11 @@ class Model(nn.Module):
             self.encoder.eval()
             self.memory.eval()
         return self
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """离散支路的各块。"""
+        return [module for module in self.modules() if isinstance(module, Residual | Inception)]
 
     def forward(self, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T_in, C, H, W) → 预报 (B, T_out, C, H, W)、commitment、困惑度。"""

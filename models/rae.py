@@ -77,6 +77,11 @@ class Model(nn.Module):
         self.frozen_are_trained = pretrained and not config.freeze_decoder
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """解码器的各层。"""
+        return list(self.rae.decoder.blocks)
+
+    @property
     def latents_known(self) -> bool:
         """潜变量的统计量求出来没有。"""
         return bool(self.latents.known)

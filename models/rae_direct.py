@@ -79,6 +79,11 @@ class Model(nn.Module):
         """极值边看边记，这里只查它们分得开：见 ChannelScaling.check。"""
         self.scaling.check(self.channels)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """解码器的各层。"""
+        return list(self.decoder.blocks)
+
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)，标准化空间。"""
         scaled = self.scaling(history)

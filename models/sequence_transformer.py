@@ -183,6 +183,11 @@ class Model(nn.Module):
         self.network = network(config, spec)
         self.predict: Predict = config.predict
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """编码器、解码器的各层。"""
+        return [module for module in self.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
+
     def forward(self, history: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, τ, C, H, W)。"""
         return to_state(self.network(history), history, self.predict)

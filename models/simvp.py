@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
-from models.layers.inception import GROUPS, KERNELS, SLOPE, InceptionTranslator
+from models.layers.inception import GROUPS, KERNELS, SLOPE, Inception, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
 from models.layers.members import Generators
 from models.layers.padding import PaddedConv2d, Padding, check_padding
@@ -246,6 +246,11 @@ class Model(nn.Module):
         else:
             self.translator = GatedTranslator(*sizes, config)
         self.decoder = Decoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """翻译器的各块。"""
+        return [module for module in self.translator.modules() if isinstance(module, Inception | GatedBlock)]
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""

@@ -170,6 +170,11 @@ class Model(nn.Module):
         return {"name": "var", **self.config.model_dump(), "first_stage": self.first_stage.portable_options()}
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """各层。"""
+        return list(self.net.blocks)
+
+    @property
     def no_decay(self) -> list[str]:
         """不衰减的参数：位置与尺度的编码。"""
         return [name for name, _ in self.named_parameters() if name.rpartition(".")[2] in TABLES]

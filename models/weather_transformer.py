@@ -117,6 +117,11 @@ class Model(nn.Module):
         nn.init.normal_(self.head.weight, std=0.001)
         nn.init.zeros_(self.head.bias)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """编码器、解码器的各层。"""
+        return [*self.encoder, *self.decoder]
+
     def forward(self, history: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, τ, C, H, W)。"""
         frames = self.embed(rearrange(history, "b t c h w -> (b t) c h w"))  # (B·T, D, H/p, W/q)

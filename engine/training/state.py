@@ -127,7 +127,9 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         with fabric.no_backward_sync(wrapped, enabled=i < len(batches) - 1):
-            terms = {name: term / len(batches) for name, term in wrapped.loss(batch).items()}
+            with fabric.autocast():  # 一个设备时 wrapped.loss 就是模型自己的，Fabric 不替它换精度
+                losses = wrapped.loss(batch)
+            terms = {name: term / len(batches) for name, term in losses.items()}
             fabric.backward(terms["loss"])
         sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
     means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean").tolist()

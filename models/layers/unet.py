@@ -56,6 +56,11 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(ConvBlock(2 * width, width, padding) for width in reversed(widths))
         self.out = nn.Conv2d(base, channels_out, 1)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """各个 ConvBlock。"""
+        return [*self.down, self.bottleneck, *self.up]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) → (B, channels_out, H, W)。"""
         passed = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.training.preflight import imagined_spec
 from models import build_config, build_model, change_options, model_names
-from models.interface import Autoencoder, ForecastModel, OnePass, StartsAnew, can_forecast, is_codec
+from models.interface import Autoencoder, ForecastModel, OnePass, Stacked, StartsAnew, can_forecast, is_codec
 from models.layers.codebook import Codebook
 from models.layers.latents import LatentScaling
 from tests.engine.runs import ROOT
@@ -177,6 +177,38 @@ def test_what_starts_anew_is_every_statistic_of_its_own_and_every_mark_of_a_code
     names = model.state_dict().keys()
     assert {name for name in names if name.startswith(told)} == wanted
     assert all(any(name.startswith(prefix) for name in names) for prefix in told)
+
+
+@every_config
+def test_blocks_hold_their_parameters_to_themselves(path: Path) -> None:
+    """块没有在走的时候，里面的参数全是 NaN 也不碍事：分片之后，那时本来就没有它们。"""
+    model, batch = make(path).eval(), small_batch(SMALL)
+    if not isinstance(model, Stacked):
+        return
+    inside = [module for block in model.blocks for module in block.modules()]
+    assert model.blocks and len(inside) == len(set(inside))
+    with torch.no_grad():
+        expected = loss_of(model, batch)
+        for block in model.blocks:
+            hide_when_idle(block)
+        assert torch.equal(loss_of(model, batch), expected)
+
+
+def hide_when_idle(block: nn.Module) -> None:
+    """参数只在块自己的 __call__ 里是真的。"""
+    held = [(p, p.clone()) for p in block.parameters()]
+
+    def show(*_: object) -> None:
+        for parameter, shown in held:
+            parameter.copy_(shown)
+
+    def hide(*_: object) -> None:
+        for parameter in block.parameters():
+            parameter.fill_(torch.nan)
+
+    block.register_forward_pre_hook(show)
+    block.register_forward_hook(hide)
+    hide()
 
 
 @every_config

@@ -79,6 +79,18 @@ def test_gradient_norm_is_of_the_whole_update(config, tmp_path):
     assert rows.count("grad_norm") == rows.count("loss") > 0
 
 
+def test_mixed_precision_computes_in_half(config):
+    """一个设备时也是；权重与损失仍是单精度。"""
+    run = load_config(str(config), ["train.precision=bf16-mixed"])
+    spec, fabric = imagined_spec(run.data), Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    state = build_state(fabric, run, spec, 10)
+    made = []
+    linear = next(m for m in state.module.modules() if isinstance(m, torch.nn.Linear))
+    linear.register_forward_hook(lambda _module, _inputs, output: made.append(output.dtype))
+    train_step(fabric, state, run, [small_batch(spec)])
+    assert made == [torch.bfloat16] and {p.dtype for p in state.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("model", [MEMORY, VQVAE], ids=["pastnet", "vqvae"])
 def test_a_bad_step_changes_nothing(config, model):
     run = load_config(str(config), [f"model={model}"])
