@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import threading
 import tokenize
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ STATISTICS = ("mean_std.json", "min_max.json")  # 与年份文件夹并列
 Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite", "fill value"]
 
 ANY_FILL = Fills()  # 合理范围不知道时
+# NumPy 以 ast 解析文件头；Python 3.10、3.11 里几个线程一起解析，偶尔互相弄乱深度（SystemError: AST constructor recursion
+# depth mismatch）。读盘仍各读各的
+PARSING = threading.Lock()
 
 
 class Tendency(NamedTuple):
@@ -69,8 +73,9 @@ def read_field(path: Path, shape: tuple[int, int], fills: Fills = ANY_FILL) -> F
         FieldError: 文件不在、打不开、被截断、形状或类型不对、含非有限值或填充值；一行说清是哪一种。
     """
     try:
-        with path.open("rb") as file:  # 不用 np.load：它见到 zip 的开头就当 npz，坏了还漏关文件
-            field = np.lib.format.read_array(file, allow_pickle=False)
+        content = io.BytesIO(path.read_bytes())
+        with PARSING:  # 不用 np.load：它见到 zip 的开头就当 npz，坏了还漏关文件
+            field = np.lib.format.read_array(content, allow_pickle=False)
     except FileNotFoundError:
         raise FieldError(path, "missing", "missing") from None
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, tokenize.TokenError) as error:
@@ -104,8 +109,9 @@ def plain_header(path: Path, shape: tuple[int, int]) -> bytes | None:
     with file:
         if np.lib.format.read_magic(file) != (1, 0):
             return None
-        if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype("<f4")):
-            return None
+        with PARSING:
+            if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype("<f4")):
+                return None
         size = file.tell()
         file.seek(0)
         return file.read(size)
