@@ -92,14 +92,18 @@ def compare_steps(config: RunConfig, steps: int, rounds: int) -> None:
 def walk(fabric, state: State, config: RunConfig, batches: Iterator[Batch]) -> Round:
     """走完 batches。"""
     begin = time.perf_counter()
-    train_step(fabric, state, config, [next(batches)])
+    step = train_step(fabric, state, config, [next(batches)])
+    step.terms()
     first = time.perf_counter()
     waited, asked = 0.0, first
     for batch in batches:
         waited += time.perf_counter() - asked
-        train_step(fabric, state, config, [batch])
+        launched = train_step(fabric, state, config, [batch])
+        step.terms()  # 与训练的循环一样，晚一步读
+        step = launched
         asked = time.perf_counter()
-    return Round(first - begin, asked - first, waited)
+    step.terms()
+    return Round(first - begin, time.perf_counter() - first, waited)
 
 
 def show(found: dict[str, list[Round]], steps: int, size: int, what: str) -> None:

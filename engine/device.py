@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,6 +27,20 @@ def peak_memory(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     line = next(row for row in STATUS.read_text().splitlines() if row.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def to_host(values: torch.Tensor) -> Callable[[], list[float]]:
+    """开始把一维的几个数搬到主机，不等；调返回的函数时才等它们，等的只是到这里为止的计算。"""
+    if values.device.type != "cuda":
+        return values.tolist
+    moved = values.to("cpu", non_blocking=True)  # 到锁页内存里
+    arrived = torch.cuda.current_stream(values.device).record_event()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        return moved.tolist()
+
+    return read
 
 
 def device_name(device: torch.device) -> str:

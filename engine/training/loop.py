@@ -14,7 +14,7 @@ from engine.one_pass import fit_one_pass
 from engine.progress import Progress
 from engine.seeds import training_seeds
 from engine.training.finish import finish
-from engine.training.meter import Meter
+from engine.training.meter import Launched, Meter
 from engine.training.preflight import preflight
 from engine.training.resume import find_resume
 from engine.training.run import (
@@ -140,26 +140,50 @@ def train_epoch(run: Run) -> None:
     mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
     loader = feed(run.data, mine, fabric.device)
     meter = Meter(progress, config.train.epochs, len(batches), fabric.is_global_zero)
-    for i, starts in enumerate(batches[progress.batches :]):
-        if time_to_save(run):
-            save(run)
-        seeds = [
-            training_seeds(config.run.seed, progress.epoch, progress.step, starts, part)
-            for part in mine[i * parts : (i + 1) * parts]
-        ]
-        micro = [batch._replace(seeds=s) for batch, s in zip(meter.wait(loader, parts), seeds, strict=True)]
-        try:
-            terms = train_step(fabric, run.state, config, micro)
-        except NonFinite as error:
-            raise NonFinite(where_it_broke(error, progress, starts)) from None
-        progress.step += 1
-        progress.batches += 1
-        progress.loss_sum += terms["loss"]
-        progress.loss_count += 1
-        row = meter.step(terms, float(scheduler.get_last_lr()[0]), len(starts))
-        if progress.step % config.log.every_steps == 0:
-            run.record("train", row)
+    try:
+        for i, starts in enumerate(batches[progress.batches :]):
+            if time_to_save(run):
+                settle(run, meter)
+                save(run)
+            seeds = [
+                training_seeds(config.run.seed, progress.epoch, progress.step, starts, part)
+                for part in mine[i * parts : (i + 1) * parts]
+            ]
+            micro = [batch._replace(seeds=s) for batch, s in zip(meter.wait(loader, parts), seeds, strict=True)]
+            step = train_step(fabric, run.state, config, micro)
+            settle(run, meter)
+            progress.step += 1
+            progress.batches += 1
+            meter.launched = Launched(step, starts, float(scheduler.get_last_lr()[0]))
+    finally:  # 收到信号、数据读不出，走过的一步也要算
+        settle(run, meter)
     meter.close()
+
+
+def settle(run: Run, meter: Meter) -> None:
+    """读出上一步的数，算进 progress（它总是正好算到这一步），记下来。设备这时已经在算下一步，不必等主机。
+
+    Raises:
+        NonFinite: 那一步坏了；progress 与学习率回到它之前。
+    """
+    launched, meter.launched = meter.launched, None
+    if launched is None:
+        return
+    progress, scheduler = run.state.progress, run.state.scheduler
+    try:
+        terms = launched.step.terms()
+    except NonFinite as error:
+        progress.step -= 1
+        progress.batches -= 1
+        assert scheduler is not None
+        scheduler.last_epoch = progress.step - 1  # 几种曲线都只看它
+        scheduler.step()
+        raise NonFinite(where_it_broke(error, progress, launched.starts)) from None
+    progress.loss_sum += terms["loss"]
+    progress.loss_count += 1
+    row = meter.step(terms, launched)
+    if progress.step % run.config.log.every_steps == 0:
+        run.record("train", row)
 
 
 def where_it_broke(error: NonFinite, progress: Progress, starts: Sequence[int]) -> str:

@@ -1,17 +1,30 @@
-"""一轮训练的表：速度、等数据的时间；进度条、metrics.csv 的一组数、末了的一句日志都由它给出。"""
+"""一轮训练的表：速度、等数据的时间；进度条、metrics.csv 的一组数、末了的一句日志都由它给出。
+
+一步的数晚一步才读：设备算着下一步，主机不等它。
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from engine.progress import Progress
+from engine.training.state import Step
 from util.batch import Batch
 
 log = logging.getLogger("ar_pred")
+
+
+class Launched(NamedTuple):
+    """走过而数还没有读的一步；starts 是全局批里窗口的起点，lr 是下一步的学习率。"""
+
+    step: Step
+    starts: Sequence[int]
+    lr: float
 
 
 class Meter:
@@ -22,32 +35,37 @@ class Meter:
         self.progress = progress
         title = f"epoch {progress.epoch + 1}/{epochs}"
         self.bar = tqdm(total=batches, initial=progress.batches, desc=title, disable=not shown, leave=False)
-        self.begin = self.asked = time.perf_counter()
+        self.begin = self.counted = time.perf_counter()  # counted：算进 progress.seconds 的到这时为止
         self.waited, self.samples = 0.0, 0
+        self.launched: Launched | None = None
 
     def wait(self, loader: Iterator[Batch], count: int) -> list[Batch]:
         """要下一步的 count 个小批，等多久都算。"""
-        self.asked = time.perf_counter()
+        asked = time.perf_counter()
+        if self.launched is None:  # 一轮之始，或刚存过：存的时间不算
+            self.counted = asked
         batches = [next(loader) for _ in range(count)]
-        self.waited += time.perf_counter() - self.asked
+        self.waited += time.perf_counter() - asked
         return batches
 
-    def step(self, terms: Mapping[str, float], lr: float, samples: int) -> dict[str, float]:
-        """走完了一步（各进程合计 samples 个窗口）：进度条进一格；返回要记的一组数，从轮首平均的速度也在内。"""
+    def step(self, terms: Mapping[str, float], launched: Launched) -> dict[str, float]:
+        """一步的数到了：进度条进一格；返回要记的一组数，从轮首平均的速度也在内。"""
+        now, samples = time.perf_counter(), len(launched.starts)
         self.samples += samples
         self.progress.samples += samples
-        self.progress.seconds += time.perf_counter() - self.asked
+        self.progress.seconds += now - self.counted
+        self.counted = now
         rate, share = self.rates()
         self.bar.set_postfix(
             step=self.progress.step,
             loss=f"{terms['loss']:.4f}",
-            lr=f"{lr:.1e}",
+            lr=f"{launched.lr:.1e}",
             rate=f"{rate:.1f}/s",
             wait=f"{share:.0%}",
             refresh=False,
         )
         self.bar.update()
-        return {**terms, "lr": lr, "samples_per_second": rate, "data_wait_share": share}
+        return {**terms, "lr": launched.lr, "samples_per_second": rate, "data_wait_share": share}
 
     def rates(self) -> tuple[float, float]:
         """每秒几个窗口；时间有几成在等数据。"""

@@ -14,7 +14,8 @@ from util.config import Schedule, TrainConfig
 def make_optimizer(model: Network, config: TrainConfig) -> optim.Optimizer:
     """Adam（默认）或 AdamW；权重衰减只作用于矩阵，偏置、归一化和编码不衰减。
 
-    二维的编码（位置、尺度的表）由模型在 no_decay 里点名。参数在显卡上时，各步合成一个核（fused）。
+    二维的编码（位置、尺度的表）由模型在 no_decay 里点名。各步合成一个核（fused），处理器上也是：
+    它当场乘裁剪的系数、坏的一步一个数也不动（state.py 的 update），不必多过一遍梯度，也不必等设备。
     """
     tables = set(model.no_decay) if isinstance(model, Undecayed) else set()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -28,7 +29,7 @@ def make_optimizer(model: Network, config: TrainConfig) -> optim.Optimizer:
         [g for g in groups if g["params"]],
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
-        fused=all(p.is_cuda for p in trainable.values()) or None,
+        fused=True,
     )
 
 

@@ -43,7 +43,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
             state.model.solve()
         state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
         if state.optimizer is not None:
-            train_step(fabric, state, config, batches)
+            train_step(fabric, state, config, batches).terms()
         if is_codec(state.model):
             observe(state.model, batches)
         content = snapshot(fabric, state, config, spec, "preflight")  # 完整的权重只在零号进程
@@ -71,7 +71,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
 
 def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, batches: list[Batch]) -> float:
     """接下来的一步的损失（没有梯度步的模型：预报的平均，或全冻结的阶段一的损失），并检查预报的形状。"""
-    loss = train_step(fabric, state, config, batches)["loss"] if state.optimizer is not None else None
+    loss = train_step(fabric, state, config, batches).terms()["loss"] if state.optimizer is not None else None
     state.model.eval()
     with torch.inference_mode(), fabric.autocast():
         if not can_forecast(state.model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 
+from engine.device import to_host
 from engine.loading import Content, check_same_data, versions
 from engine.parallel import check_launch, environment, reduce_tensor
 from engine.training.resume import windows_fingerprint
@@ -24,7 +26,7 @@ from util.data.batches import epoch_starts, split_batches
 from util.data.dataset import WeatherData, open_data
 from util.data.feed import batch_bytes, check_shared_memory
 from util.logger import MetricsLog, WandbRun, open_wandb, setup_logging
-from util.signals import StopFlag
+from util.signals import Interrupted, StopFlag
 
 log = logging.getLogger("ar_pred")
 
@@ -65,6 +67,7 @@ class Run:
     wandb: WandbRun
     stop: StopFlag
     saved_at: float
+    asked: Callable[[], list[float]] = lambda: [0.0, 0.0]  # 上一步各进程合起来的：收到的信号，要不要存
 
     @property
     def log_dir(self) -> Path:
@@ -155,13 +158,20 @@ def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: i
 
 
 def time_to_save(run: Run) -> bool:
-    """到了定时存档的时候没有；收到过信号就抛 Interrupted。多进程时一起决定：存档要大家都来。"""
+    """到了定时存档的时候没有；收到过信号就抛 Interrupted。
+
+    多进程时一起决定：存档要大家都来。看的是上一步各进程说的，主机才不必等设备。
+    """
     due = time.monotonic() - run.saved_at > 60 * run.config.checkpoint.every_minutes
-    if run.fabric.world_size > 1:
-        signum, late = reduce_tensor(run.fabric, torch.tensor([run.stop.signum, int(due)]), "max").tolist()
-        run.stop.signum, due = signum, bool(late)
-    run.stop.check()
-    return due
+    if run.fabric.world_size == 1:
+        run.stop.check()
+        return due
+    signum, saving = run.asked()
+    own = torch.tensor([float(run.stop.signum), float(due and not saving)])
+    run.asked = to_host(reduce_tensor(run.fabric, own, "max"))
+    if signum:  # 自己收到的要等大家都知道
+        raise Interrupted(int(signum))
+    return bool(saving)
 
 
 def save(run: Run) -> None:

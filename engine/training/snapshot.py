@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricOptimizer
-from torch import optim
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -31,10 +29,8 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
         ranks = [None] * fabric.world_size
         torch.distributed.all_gather_object(ranks, random_state())
     optimizer = None
-    if (
-        state.optimizer is not None and _raw(state.optimizer).state
-    ):  # 一步没走时取状态会偷偷走一步空的，Adam 的步数就错了
-        optimizer = get_optimizer_state_dict(state.module, _raw(state.optimizer), options=FULL)
+    if state.adam is not None and state.adam.state:  # 一步没走时取状态会偷偷走一步空的，Adam 的步数就错了
+        optimizer = get_optimizer_state_dict(state.module, state.adam, options=FULL)
     return {
         "run": run_name,
         "model": get_model_state_dict(state.module, options=FULL),
@@ -59,9 +55,11 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
         ValueError: 检查点的权重与模型对不上。
     """
     load_weights(state.model, content["model"])
-    if state.optimizer is not None and state.scheduler is not None:
+    if state.adam is not None and state.scheduler is not None:
         if content["optimizer"] is not None:
-            set_optimizer_state_dict(state.module, _raw(state.optimizer), content["optimizer"], options=FULL)
+            for group in content["optimizer"]["param_groups"]:
+                group["fused"] = True  # 从前的检查点在处理器上没有用它
+            set_optimizer_state_dict(state.module, state.adam, content["optimizer"], options=FULL)
         state.scheduler.load_state_dict(content["scheduler"])
     if state.ema is not None:
         state.ema.load_state_dict(content["ema"])
@@ -69,8 +67,3 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     state.init = content.get("init", "")  # 有 train.init 之前的检查点没有这一项
     if len(content["random"]) == fabric.world_size:
         set_random_state(content["random"][fabric.global_rank])
-
-
-def _raw(optimizer: optim.Optimizer) -> optim.Optimizer:
-    """Fabric 包过的优化器里原来的那个。"""
-    return optimizer.optimizer if isinstance(optimizer, _FabricOptimizer) else optimizer

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricModule
+from lightning.fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn, optim
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from engine.device import to_host
 from engine.loading import Content, model_options
 from engine.parallel import reduce_tensor
 from engine.progress import Progress
@@ -23,9 +26,30 @@ from models.interface import Autoencoder, ForecastModel, Learner, Network, Sched
 from util.batch import Batch, DataSpec
 from util.config import RunConfig
 
+CLIP_EPS = 1e-6  # 与 torch.nn.utils.clip_grad_norm_ 的相同
+
 
 class NonFinite(ValueError):
     """损失或梯度不是有限值。"""
+
+
+class Step(NamedTuple):
+    """走过的一步。names 是 loss 给出的各项的名字与 grad_norm；values 等它们到主机。"""
+
+    names: tuple[str, ...]
+    values: Callable[[], list[float]]
+
+    def terms(self) -> dict[str, float]:
+        """各项（小批、各进程的平均）与裁剪之前的梯度范数：一次更新一个，与累积几个小批无关。
+
+        Raises:
+            NonFinite: 损失或梯度不是有限值；这一步与以后的各步没有动过权重与 buffer。
+        """
+        terms = dict(zip(self.names, self.values(), strict=True))
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            if not math.isfinite(terms[name]):
+                raise NonFinite(what)
+        return terms
 
 
 @dataclass
@@ -33,6 +57,7 @@ class State:
     """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。
 
     init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
+    buffers 是随权重存下的 buffer 的名字；broken 在设备上：有过坏的一步，以后的各步都不再更新。
     """
 
     model: Learner
@@ -44,6 +69,13 @@ class State:
     init: str = ""
     first_stage: dict[str, str] = field(default_factory=dict)
     total_steps: int = 0
+    buffers: tuple[str, ...] = ()
+    broken: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+
+    @property
+    def adam(self) -> optim.Optimizer | None:
+        """Fabric 包过的优化器里原来的那个。"""
+        return self.optimizer.optimizer if isinstance(self.optimizer, _FabricOptimizer) else self.optimizer
 
     @property
     def module(self) -> nn.Module:
@@ -86,44 +118,28 @@ def build_state(
     model = fabric.to_device(model)
     ema = None
     if config.train.ema_decay is not None:
-        ema = AveragedModel(model, multi_avg_fn=ema_average(config.train.ema_decay), use_buffers=True)
+        ema = AveragedModel(model, fabric.device)
     optimizer = make_optimizer(model, config.train)
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
     sha256 = initial.sha256 if initial else ""
-    return State(model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps)
+    broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
+    return State(
+        model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps,
+        saved_buffers(model), broken,
+    )  # fmt: skip
 
 
-def ema_average(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
-    """滑动平均；整数的 buffer（位置的编号、计数）照抄，平均了会截断。同一次调用里的张量类型相同。"""
-    average = get_ema_multi_avg_fn(decay)
-
-    def update(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
-        (average if averaged[0].is_floating_point() else copy_all)(averaged, current, count)
-
-    return update
-
-
-def copy_all(averaged: PARAM_LIST, current: PARAM_LIST, _: Tensor | int) -> None:
-    for mine, theirs in zip(averaged, current, strict=True):
-        mine.copy_(theirs)
-
-
-def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> dict[str, float]:
-    """一次参数更新：几个小批的梯度取平均；返回模型的 loss 给出的各项（小批、各进程的平均）与梯度的范数。
-
-    Raises:
-        NonFinite: 损失或梯度不是有限值；权重与 buffer 都和这一步之前一样。
-    """
-    wrapped, optimizer, scheduler = state.wrapped, state.optimizer, state.scheduler
-    assert wrapped is not None and optimizer is not None and scheduler is not None
+def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> Step:
+    """一次参数更新：几个小批的梯度取平均。主机不等设备：损失是不是有限值，由 Step.terms 在以后说。"""
+    wrapped = state.wrapped
+    assert wrapped is not None
     wrapped.train()
     model = state.model
     if isinstance(model, Scheduled):
         model.at_step(state.progress.step, state.total_steps)
-    buffers = running_buffers(state.model)
-    before = [buffer.clone() for buffer in buffers]  # 前向就会改它们：BatchNorm 的平均、码本
+    before = [state.module.get_buffer(name).clone() for name in state.buffers]  # 前向就会改：BatchNorm 的平均、码本
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         with fabric.no_backward_sync(wrapped, enabled=i < len(batches) - 1):
@@ -132,25 +148,55 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
             terms = {name: term / len(batches) for name, term in losses.items()}
             fabric.backward(terms["loss"])
         sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
-    means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean").tolist()
-    logged: dict[str, float] = dict(zip(sums, means, strict=True))
-    limit = config.train.clip_norm or math.inf  # 不裁剪时也要梯度的范数：坏梯度不能进参数
-    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
-    assert norm is not None
-    if not (math.isfinite(logged["loss"]) and math.isfinite(float(norm))):
-        optimizer.zero_grad()
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-        raise NonFinite("loss" if not math.isfinite(logged["loss"]) else "gradient norm")
+    means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean")
+    norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    state.broken = state.broken | ~(means[list(sums).index("loss")] + norm).isfinite()
+    update(state, config, norm, before)
+    return Step((*sums, "grad_norm"), to_host(torch.cat([means, norm[None]])))
+
+
+@torch.no_grad()
+def update(state: State, config: RunConfig, norm: Tensor, before: Sequence[Tensor]) -> None:
+    """梯度 → 权重、EMA、学习率；state.broken 为真时权重与 EMA 不动，buffer 还原成 before，都在设备上定。
+
+    裁剪的系数与跳不跳过由 fused 的优化器自己用，就是 GradScaler 给它的那两个属性。
+    """
+    optimizer, adam, scheduler = state.optimizer, state.adam, state.scheduler
+    assert optimizer is not None and adam is not None and scheduler is not None
+    for name, value in zip(state.buffers, before, strict=True):
+        buffer = state.module.get_buffer(name)
+        torch.where(state.broken, value, buffer, out=buffer)
+    limit = config.train.clip_norm
+    scale = None if limit is None else ((norm + CLIP_EPS) / limit).clamp(min=1)
+    vars(adam).update(grad_scale=scale, found_inf=state.broken.float())
     optimizer.step()
     optimizer.zero_grad()
     scheduler.step()
-    if state.ema is not None:
-        state.ema.update_parameters(state.module)
-    return {**logged, "grad_norm": float(norm)}  # 裁剪之前的；一次更新一个，与累积几个小批无关
+    if state.ema is not None and config.train.ema_decay is not None:
+        update_average(state.ema, state.module, state.buffers, config.train.ema_decay, ~state.broken)
 
 
-def running_buffers(model: Network) -> list[Tensor]:
+@torch.no_grad()
+def update_average(ema: AveragedModel, model: nn.Module, buffers: Sequence[str], decay: float, moves: Tensor) -> None:
+    """学得动的参数、buffers 的滑动平均走一步，moves 为假时不动。第一步照抄；整数的 buffer 也照抄，平均了会截断。
+
+    不用 AveragedModel.update_parameters：它每步把 n_averaged 拿到主机上看。
+    """
+    weight = torch.where(ema.n_averaged == 0, 1.0, 1 - decay) * moves
+    for mine, theirs in zip(moving(ema.module, buffers), moving(model, buffers), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, weight.to(mine.dtype))
+        else:
+            torch.where(moves, theirs, mine, out=mine)
+    ema.n_averaged += moves
+
+
+def moving(model: nn.Module, buffers: Sequence[str]) -> list[Tensor]:
+    """训练会改的：学得动的参数，名字在 buffers 里的。"""
+    return [p for p in model.parameters() if p.requires_grad] + [model.get_buffer(name) for name in buffers]
+
+
+def saved_buffers(model: Network) -> tuple[str, ...]:
     """随权重存下的 buffer；位置编码之类不随权重存的从不改变。"""
     parameters = {name for name, _ in model.named_parameters()}
-    return [value for name, value in model.state_dict().items() if name not in parameters]
+    return tuple(name for name in model.state_dict() if name not in parameters)

@@ -21,7 +21,7 @@ from engine.forecasting.forecast import forecast
 from engine.loading import load_forecaster
 from engine.training import know_latents
 from engine.training.preflight import smoke
-from engine.training.state import ema_average
+from engine.training.state import update_average
 from models import check_first_stage
 from models.interface import can_forecast, is_codec
 from tests.engine.codecs import tiny_codec
@@ -331,15 +331,16 @@ def test_train_init_does_not_replace_another_first_stage(tree, stage_one, tmp_pa
 
 def test_the_average_copies_integers() -> None:
     """整数的 buffer 平均了会截断（SigLIP 的位置编号）。"""
-    model = torch.nn.Module()
-    model.register_buffer("places", torch.arange(256), persistent=False)
+    model, places = torch.nn.Module(), torch.arange(256)
+    model.register_buffer("places", places)
     model.weight = torch.nn.Parameter(torch.zeros(3))
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema_average(0.9978), use_buffers=True)
+    average = torch.optim.swa_utils.AveragedModel(model)
     for step in range(4):
         model.weight.data.fill_(step)
-        average.update_parameters(model)
-    places, weight = average.module.get_buffer("places"), average.module.get_parameter("weight")
-    assert torch.equal(places, torch.arange(256))
+        places += 1
+        update_average(average, model, ("places",), 0.9978, torch.tensor(True))
+    weight = average.module.get_parameter("weight")
+    assert torch.equal(average.module.get_buffer("places"), torch.arange(4, 260))
     expected = 0.0
     for step in range(1, 4):
         expected = 0.9978 * expected + (1 - 0.9978) * step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -10,6 +11,8 @@ from operator import itemgetter
 import pytest
 import torch
 from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.seeds import training_seeds
 from engine.training import loop
@@ -19,6 +22,7 @@ from models import vqvae
 from models.interface import OnePass, Scheduled
 from tests.engine.runs import SMALL_MODEL, train_here, write_run
 from tests.models.small import changed, small_batch
+from util.batch import Seeds
 from util.config import load_config
 
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
@@ -28,6 +32,9 @@ VQVAE = {
     "scales": 4, "restart": 0.1,
 }  # fmt: skip
 VAR = {"name": "var", "first_stage": VQVAE, "depth": 1, "width": 16, "heads": 2}
+WAITING = {
+    getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal")
+}
 DRAWING = {  # 损失里有随机数的：拿掉的区块、遮挡、query；扩散的时间、噪声；时效、丢掉的条件；编码的抽样、噪声
     "ar_pred": {**SMALL_MODEL, "query": "resampled"},
     "latent_diffusion": {
@@ -72,7 +79,7 @@ def test_gradient_norm_is_of_the_whole_update(config, tmp_path):
     expected = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     torch.manual_seed(0)
     again = build_state(fabric, run, spec, 10)
-    assert train_step(fabric, again, run, batches)["grad_norm"] == pytest.approx(expected, rel=1e-4)
+    assert train_step(fabric, again, run, batches).terms()["grad_norm"] == pytest.approx(expected, rel=1e-4)
     train_here(config, f"model={MEMORY}", "run.name=norms", "train.accumulate=2", "log.every_steps=1")
     with (tmp_path / "log/norms/metrics.csv").open() as file:
         rows = [row["name"] for row in csv.DictReader(file) if row["split"] == "train"]
@@ -92,22 +99,89 @@ def test_mixed_precision_computes_in_half(config):
 
 
 @pytest.mark.parametrize("model", [MEMORY, VQVAE], ids=["pastnet", "vqvae"])
-def test_a_bad_step_changes_nothing(config, model):
-    run = load_config(str(config), [f"model={model}"])
-    spec = imagined_spec(run.data)
-    state = build_state(Fabric(accelerator="cpu", devices=1), run, spec, 10)
+def test_a_bad_step_and_those_after_it_change_nothing(config, model):
+    """坏的一步晚一步才读出来：它自己与已经走了的下一步，权重、EMA、优化器、buffer 都不动。"""
+    run = load_config(str(config), [f"model={model}", "train.ema_decay=0.9"])
+    spec, fabric = imagined_spec(run.data), Fabric(accelerator="cpu", devices=1)
+    state = build_state(fabric, run, spec, 10)
+    assert state.ema is not None and state.adam is not None
     if isinstance(state.model, vqvae.Model):
         state.model.quantizer.codebook.alive.fill_(0.0)  # 码人人该换
-    before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    bad = small_batch(spec)
+    good, bad = small_batch(spec), small_batch(spec)
     bad.history[0, 0, 0, 0, 0] = math.inf
-    for batches in ([bad], [bad, small_batch(spec)], [small_batch(spec), bad]):
+    for i, batches in enumerate(([bad], [bad, good], [good, bad])):
+        if i == 2:  # 走过好的一步之后
+            train_step(fabric, state, run, [good]).terms()
+        if isinstance(state.model, Scheduled):
+            state.model.at_step(0, 10)  # 好的一步记下的码，这时就换
+        held = {**state.model.state_dict(), **state.ema.state_dict(), **flat(state.adam)}
+        before = {name: value.clone() for name, value in held.items()}
+        broken, after = train_step(fabric, state, run, batches), train_step(fabric, state, run, [good])
         with pytest.raises(NonFinite, match="loss"):
-            train_step(Fabric(accelerator="cpu", devices=1), state, run, batches)
-        after = state.model.state_dict()
-        assert all(torch.equal(after[name], value) for name, value in before.items())
-    train_step(Fabric(accelerator="cpu", devices=1), state, run, [small_batch(spec)])
-    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+            broken.terms()
+        assert after.terms()["loss"] > 0
+        for name, value in before.items():
+            assert torch.equal(held[name], value), name
+        state.broken.fill_(False)
+
+
+def flat(adam: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """优化器的状态：矩与步数。"""
+    return {f"{i} {key}": v for i, held in enumerate(adam.state.values()) for key, v in held.items()}
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_the_update_is_the_written_out_one(config, clip):
+    """平均的梯度，clip_grad_norm_，逐个张量的 AdamW，EMA 的公式。"""
+    options = ["train.optimizer=adamw", "train.weight_decay=0.1", "train.ema_decay=0.9", "train.accumulate=2"]
+    run = load_config(str(config), [*options, f"train.clip_norm={json.dumps(clip)}"])
+    spec, fabric = imagined_spec(run.data), Fabric(accelerator="cpu", devices=1)
+    torch.manual_seed(0)
+    state = build_state(fabric, run, spec, 10)
+    model = copy.deepcopy(state.model)
+    groups = [{"params": [], "weight_decay": 0.1}, {"params": [], "weight_decay": 0.0}]
+    for p in model.parameters():
+        groups[p.ndim < 2]["params"].append(p)
+    adam = torch.optim.AdamW(groups, lr=1e-3, foreach=False)
+    averages, current = list[Tensor](), list[Tensor]()
+    for step in range(3):
+        seeds = Seeds((1, 2), (0.0, 0.5), step)
+        batches = [small_batch(spec, 2, seed=2 * step + i)._replace(seeds=seeds) for i in (0, 1)]
+        loss = torch.stack([model.loss(batch)["loss"] for batch in batches]).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+        adam.step()
+        adam.zero_grad()
+        current = [p.detach().clone() for p in model.parameters()]
+        averages = [0.9 * a + 0.1 * c for a, c in zip(averages, current, strict=True)] if averages else current
+        found = train_step(fabric, state, run, batches).terms()
+        assert found == pytest.approx({"loss": float(loss.detach()), "grad_norm": float(norm)}, rel=1e-4)
+    assert state.ema is not None
+    for mine, theirs in ((state.module, current), (state.ema.module, averages)):
+        torch.testing.assert_close(list(mine.parameters()), [nn.Parameter(v) for v in theirs], rtol=1e-5, atol=1e-5)
+
+
+class NoWaiting(TorchDispatchMode):
+    """主机要等设备才知道的（.item()、bool、float、有几个非零）都不许。"""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in WAITING, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["pastnet", *DRAWING])
+def test_no_step_waits_for_the_device(config, name):
+    model = {"pastnet": MEMORY, **DRAWING}[name]
+    run = load_config(str(config), [f"model={json.dumps(model)}", "train.ema_decay=0.9", "train.clip_norm=1"])
+    spec, fabric = imagined_spec(run.data), Fabric(accelerator="cpu", devices=1)
+    state = build_state(fabric, run, spec, 10)
+    batch = small_batch(spec, count=2)
+    if isinstance(state.model, OnePass):
+        state.model.accumulate(batch)
+        state.model.solve()
+    with NoWaiting():
+        steps = [train_step(fabric, state, run, [batch._replace(seeds=Seeds((1, 2), (0.0, 0.5), i))]) for i in range(2)]
+    assert all(step.terms()["loss"] > 0 for step in steps)
 
 
 @pytest.mark.parametrize("name", DRAWING)
@@ -131,7 +205,7 @@ def test_draws_belong_to_the_windows_not_to_the_cut(config, name):
         for mine in torch.arange(8).chunk(parts):
             seeds = training_seeds(42, epoch, 3, starts, mine.tolist())
             batches.append(changed(whole, itemgetter(mine))._replace(seeds=seeds))
-        terms = train_step(fabric, state, run, batches)
+        terms = train_step(fabric, state, run, batches).terms()
         return terms["loss"], terms["grad_norm"]
 
     expected = walk(1)
@@ -151,11 +225,11 @@ def test_scheduled_models_hear_the_step_not_the_micro_batch(config):
     found = []
     for step in range(10):
         state.progress.step = step
-        found.append(sum(name.startswith("loss_scale") for name in train_step(fabric, state, run, batches)))
+        found.append(sum(name.startswith("loss_scale") for name in train_step(fabric, state, run, batches).names))
     assert found == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]  # 三个新的尺度在 10 步的 0.6 里均匀地加入
     again = build_state(fabric, run, spec, 10)
     again.progress.step = 4
-    assert sum(name.startswith("loss_scale") for name in train_step(fabric, again, run, batches)) == 3
+    assert sum(name.startswith("loss_scale") for name in train_step(fabric, again, run, batches).names) == 3
 
 
 def test_extremes_are_seen_once_and_only_when_used(config, monkeypatch):

@@ -427,21 +427,31 @@ def test_changed_files_restart_the_epoch(make_tree, tmp_path, monkeypatch):
     assert "this epoch starts again" in (tmp_path / "log/cut/train.log").read_text(encoding="utf-8")
 
 
-def test_non_finite_gradient_without_clipping_keeps_the_weights(tree_run, tmp_path, monkeypatch):
-    """损失有限而梯度不是：不裁剪也要发现，参数一个也没动。"""
-    from engine.training.state import NonFinite
+def test_non_finite_gradient_without_clipping_stops_as_if_before_that_step(tree_run, tmp_path, monkeypatch):
+    """损失有限而梯度不是：不裁剪也要发现。存下的与走完前两步就停下的相同，虽然发现时第四步已经走了。"""
+    config = tree_run(train={"ema_decay": 0.9, "schedule": {"name": "onecycle"}})
 
     def poisoned(fabric, state, config, batches):
-        state.model.embed.weight.register_hook(lambda g: g * float("nan"))
-        before = {k: v.clone() for k, v in state.model.state_dict().items()}
-        with pytest.raises(NonFinite):
-            train_step(fabric, state, config, batches)
-        assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
-        raise NonFinite("gradient norm")
+        if state.progress.step == 2:
+            state.model.embed.weight.register_hook(lambda g: g * float("nan"))
+        return train_step(fabric, state, config, batches)
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
-    with pytest.raises(ValueError, match="gradient norm is not finite at step 1"):
-        train_here(tree_run(), "run.name=nan")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", poisoned)
+        with pytest.raises(ValueError, match="gradient norm is not finite at step 3 .*; no weights were changed"):
+            train_here(config, "run.name=nan")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert train_here(config, "run.name=stopped") == 130
+    assert losses(tmp_path, "nan") == losses(tmp_path, "stopped")
+    nan, stopped = (checkpoint(tmp_path, run) for run in ("nan", "stopped"))
+    for content in (nan, stopped):
+        content["progress"]["seconds"] = content["scheduler"]["_step_count"] = 0  # 量出来的；只供 torch 查次序
+    assert nan["progress"] == stopped["progress"] and nan["scheduler"] == stopped["scheduler"]
+    for part in ("model", "ema"):
+        torch.testing.assert_close(nan[part], stopped[part], rtol=0, atol=0)
+    torch.testing.assert_close(nan["optimizer"]["state"], stopped["optimizer"]["state"], rtol=0, atol=0)
+    assert nan["optimizer"]["param_groups"] == stopped["optimizer"]["param_groups"]  # 学习率也回去了
 
 
 def test_interrupted_one_pass_model_says_run_again(tree_run, tmp_path, monkeypatch, caplog):
