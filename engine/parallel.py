@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +15,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch.distributed import ReduceOp
 
 T = TypeVar("T")
+PARENT_DIES = 1  # prctl 的 PR_SET_PDEATHSIG
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # srun 起了几个；只申请了分配、直接 python 的没有
 SHELLS = ("bash", "interactive")  # 作业叫这两个名字的，Lightning 当作一个交互的 shell，不是 srun 起的一组进程
 OPERATIONS = {"mean": ReduceOp.SUM, "sum": ReduceOp.SUM, "max": ReduceOp.MAX}
@@ -49,6 +53,12 @@ def check_launch(devices: int, num_nodes: int) -> None:
 def environment() -> LightningEnvironment | None:
     """给 Fabric 的 plugins：分配里直接 python 的，Lightning 会当成 srun 起的，去等不会来的进程。"""
     return LightningEnvironment() if "SLURM_NTASKS" in os.environ and launched_processes() is None else None
+
+
+def die_with_parent() -> None:
+    """起这个进程的一死，它也当即走：卡在归约里的听不见别的信号。只有 Linux 有。"""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGKILL)
 
 
 def from_main(fabric: Fabric, action: Callable[[], T]) -> T:

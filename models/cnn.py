@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import to_state
 from models.layers.losses import refuse_members, target_mse
 from models.layers.members import Generators
@@ -51,7 +52,7 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, channels_in: int, channels_out: int, padding: Padding, stride: int = 1) -> None:
         conv = PaddedConv2d(channels_in, channels_out, 3, padding, stride=stride, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+        super().__init__(conv, BatchNorm2d(channels_out), nn.ReLU())
 
 
 class ResidualBlock(nn.Module):
@@ -61,7 +62,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = ConvBlock(width, width, padding)
         self.second = PaddedConv2d(width, width, 3, padding, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, w, H, W)
         return (x + self.norm(self.second(self.first(x)))).relu()
@@ -75,7 +76,7 @@ def encoder_decoder(channels_in: int, channels_out: int, width: int, padding: Pa
         ConvBlock(width, 2 * width, padding),
         ConvBlock(2 * width, 2 * width, padding, stride=2),  # (B, 2w, H/2, W/2)
         ConvBlock(2 * width, 4 * width, padding),
-        nn.Sequential(up, nn.BatchNorm2d(2 * width), nn.ReLU()),  # (B, 2w, H, W)
+        nn.Sequential(up, BatchNorm2d(2 * width), nn.ReLU()),  # (B, 2w, H, W)
         ConvBlock(2 * width, width, padding),
         PaddedConv2d(width, channels_out, 3, padding),
     )

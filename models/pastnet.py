@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import partner_frames, to_state
 from models.layers.inception import GROUPS, KERNELS, Inception, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
@@ -93,10 +94,10 @@ class Residual(nn.Module):
         self.block = nn.Sequential(
             nn.ReLU(),
             PaddedConv2d(width, hidden, 3, padding, bias=False),
-            nn.BatchNorm2d(hidden),
+            BatchNorm2d(hidden),
             nn.ReLU(),
             nn.Conv2d(hidden, width, 1, bias=False),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, Inception, InceptionTranslator
@@ -179,9 +180,9 @@ class GatedBlock(nn.Module):
     def __init__(self, channels: int, drop_path: float, padding: Padding) -> None:
         super().__init__()
         hidden = MLP_RATIO * channels
-        self.attention = nn.Sequential(nn.BatchNorm2d(channels), GatedAttention(channels, padding))
+        self.attention = nn.Sequential(BatchNorm2d(channels), GatedAttention(channels, padding))
         self.mlp = nn.Sequential(
-            nn.BatchNorm2d(channels),
+            BatchNorm2d(channels),
             nn.Conv2d(channels, hidden, 1),
             depthwise(hidden, 3, padding),
             nn.GELU(),

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # 读写文件的库：它们抛的 RuntimeError 与自己的错，是文件或盘的毛病；TypeError、KeyError 之类仍是我们叫错了
 FILE_LIBRARIES = {
@@ -53,8 +53,16 @@ def report_error(error: Exception) -> int:
         sys.excepthook(type(error), error, error.__traceback__)
     else:
         error.__traceback__ = None  # 还拿在手里的都放下：进度条先收起，错误自成一行
-        print(f"error: {line}", file=sys.stderr)
+        print(f"{beginning()}{line}", file=sys.stderr)
     return 2 if isinstance(error, ValueError) else 1
+
+
+def beginning() -> str:
+    """错误那一行的开头；几个进程一起跑的说出是第几个，另起一行：零号的进度条还画着。"""
+    distributed = _process_group()
+    if distributed is None or distributed.get_world_size() == 1:
+        return "error: "
+    return f"\nerror: rank {distributed.get_rank()}: "
 
 
 def describe(error: Exception) -> str | None:
@@ -92,8 +100,8 @@ def leave(status: int) -> NoReturn:
 
     出错时不拆：拆要等发出去的归约做完，而别的进程不会再来。直接退出，连接一断，别的进程也就停了。
     """
-    distributed = sys.modules.get("torch.distributed")  # 没有用到的，不为这一句引入
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    distributed = _process_group()
+    if distributed is not None:
         if status:
             logging.shutdown()
             sys.stdout.flush()
@@ -101,6 +109,12 @@ def leave(status: int) -> NoReturn:
             os._exit(status)
         distributed.destroy_process_group()
     sys.exit(status)
+
+
+def _process_group() -> Any:
+    """torch.distributed，进程组已经建立；没有用到的不为这一句引入，是 None。"""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 
 from engine.device import to_host
 from engine.loading import Content, check_same_data, versions
-from engine.parallel import check_launch, environment, reduce_tensor
+from engine.parallel import check_launch, die_with_parent, environment, launched_processes, reduce_tensor
 from engine.training.resume import windows_fingerprint
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import check_start, read_initial
@@ -46,6 +46,8 @@ def make_fabric(config: RunConfig) -> Fabric:
         plugins=environment(),
     )
     fabric.launch()
+    if fabric.local_rank and launched_processes() is None:  # 零号进程起的
+        die_with_parent()
     parts = fabric.world_size * config.train.accumulate
     if config.train.batch_size % parts:
         raise ValueError(

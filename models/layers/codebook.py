@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.layers.memory_bank import DECAY, MemoryBank, add_ranks, nearest_code, several_ranks, tally
+from models.layers.memory_bank import DECAY, MemoryBank, nearest_code, tally
+from models.layers.ranks import add_ranks, several_ranks
 
 Learned = Literal["gradient", "ema"]
 USED = 0.08  # 份额不到均匀时的这么多，算没有用到（VAR 的门槛）

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.memory_bank import add_ranks
+from models.layers.ranks import add_ranks
 from util.batch import Predict
 
 

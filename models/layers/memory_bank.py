@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.ranks import add_ranks
 from util.scores.metrics import perplexity
 
 DECAY = 0.99
@@ -79,15 +79,3 @@ def tally(vectors: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(n, D) 的向量各用了哪个码 (n,) → 各码的个数 (K,)、向量和 (K, D)；one-hot 的矩阵乘在显卡上也次次相同。"""
     used = vectors.new_zeros(len(vectors), size).scatter_(1, index[:, None], 1.0)  # (n, K)
     return used.sum(0), used.T @ vectors
-
-
-def several_ranks() -> bool:
-    """是不是多进程的训练。"""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def add_ranks(*values: Tensor) -> None:
-    """各进程的同形张量就地相加；一个进程时什么也不做。"""
-    if several_ranks():
-        for value in values:
-            dist.all_reduce(value)

@@ -45,7 +45,7 @@ def main():
             dist.all_reduce(torch.ones(200_000), async_op=True)
     if fails:
         if rank == 0:
-            raise ValueError("rank 0 is wrong")
+            raise ValueError("it is wrong")
         dist.recv(torch.ones(1), 0)
 
 if child:
@@ -69,7 +69,7 @@ def test_two_processes_end_before_their_threads(tmp_path: Path) -> None:
 
 def test_an_error_in_one_process_waits_for_nobody(tmp_path: Path) -> None:
     codes, said = exits(tmp_path, "fails")
-    assert codes[0] == "2" and codes[1] not in ("0", "-6") and "error: rank 0 is wrong" in said
+    assert codes[0] == "2" and codes[1] not in ("0", "-6") and "error: rank 0: it is wrong" in said
 
 
 # ---- 别人的异常

@@ -221,22 +221,6 @@ def test_non_finite_loss_stops_before_the_weights(tree_run, tmp_path):
         train_here(config, "run.name=nan")
 
 
-def test_two_processes_equal_one(tree_run, tmp_path):
-    config = tree_run(model=DRAWN, train={"epochs": 1})
-    train_here(config, "run.name=one")
-    two_processes = ["train.py", "--config", str(config), "run.name=two", "run.devices=2", "run.strategy=ddp"]
-    done = run_script(*two_processes, "checkpoint.every_minutes=1e-4", "train.preflight=true")  # 每几步存一次：要一起存
-    assert done.returncode == 0, done.stderr
-    one, two = losses(tmp_path, "one"), losses(tmp_path, "two")
-    assert len(two) == len(one) == 8
-    assert [v for _, v in two][:7] == pytest.approx([v for _, v in one][:7], rel=1e-4)  # 最后一批三个，两个进程只用两个
-    done = run_script(*two_processes, "--resume", "auto", "train.epochs=2")
-    assert done.returncode == 0, done.stderr
-    assert len(losses(tmp_path, "two")) == 16
-    train_here(config, "run.name=two", "train.epochs=3", resume="auto")  # 两个进程存的，一个进程接着跑
-    assert len(losses(tmp_path, "two")) == 24
-
-
 def test_early_stop_and_ema(tree_run, tmp_path):
     config = tree_run(train={"epochs": 30, "lr": 1e-9, "early_stop_epochs": 2, "ema_decay": 0.5})
     assert train_here(config, "run.name=early") == 0
