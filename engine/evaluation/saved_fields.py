@@ -143,4 +143,4 @@ def check_space(task: Task, out: Path) -> None:
             "free; use --save none, or a larger --stride"
         )
     if need:
-        log.info("fields will be saved in %s: up to %.2f GiB before compression", out, need / 2**30)
+        log.info("fields will be saved in %s: up to %.2f GiB", out, need / 2**30)

@@ -1,7 +1,7 @@
 """预报与真值写成文件时怎样排：变量、维、坐标；NetCDF 与 Zarr 共用，CF-1.8 的名称与单位，维名与 WeatherBench-X 相同。
 
 有气压的通道按变量合并，带 level 维（hPa 升序）；各变量层次不同时取并集，缺的层为 NaN：
-文件里只有一个 level 坐标，`ds.z.sel(level=500)` 对每个变量都成立，而压缩后的 NaN 不占地方。
+文件里只有一个 level 坐标，`ds.z.sel(level=500)` 对每个变量都成立；缺的层不占地方，NetCDF 里不写，Zarr 里压缩掉。
 """
 
 from __future__ import annotations
@@ -64,6 +64,17 @@ def one_time(shape: Sequence[int]) -> list[int]:
         if math.prod(chunks) > CHUNK_VALUES:
             chunks[axis] = 1
     return chunks
+
+
+def newly_valid(written: np.ndarray, rows: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """一批真值里要写的，每个时刻一处：(n,) 序号，按时刻升序。同一时刻在许多窗口里出现，没有新的有效的场就不再写。
+
+    written: (N, C) bool，哪些有效过，就地记下这一批的；rows: (n,) 各是第几个时刻；valid: (n, C)。
+    """
+    times, first = np.unique(rows, return_index=True)
+    before = written[times]
+    np.logical_or.at(written, rows, valid)
+    return first[(written[times] & ~before).any(1)]
 
 
 def hours_variable(hours: np.ndarray, about: dict[str, str]) -> tuple[np.ndarray, dict[str, str]]:

@@ -10,36 +10,41 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import EllipsisType, MappingProxyType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from util.atomic import replacing
 from util.files.field_layout import (
-    CHUNK_VALUES,
     Coordinates,
     attributes_of,
     forecast_coordinates,
     hours_variable,
     levels_of,
+    newly_valid,
     one_time,
     space_coordinates,
-    stack,
     variables_of,
 )
 from util.grid import output_grid
 
 if TYPE_CHECKING:
+    import h5netcdf
     from typing_extensions import Self
 
     from util.batch import DataSpec
 
-CACHED_VALUES = 2**17  # 半兆字节：逐批写时整块留在 HDF5 的缓存里，写满才压缩一次
+CHUNK = 2**17  # 一块至多约半兆字节：小的场几个时刻一块，块多了，HDF5 留在内存里的索引就长
+CACHE = 2 * 4 * CHUNK  # 每个变量的缓存，字节：一批跨得过两块
 
 
 class FieldFile:
-    """一份 NetCDF 里的全部变量，按前几维（时间、成员、时效）逐片写；用作上下文管理器，正常离开时才有正式的名字。"""
+    """一份 NetCDF 里的全部变量，按前几维（时间、成员、时效）逐片写；用作上下文管理器，正常离开时才有正式的名字。
+
+    变量一直开着：关上一次，HDF5 就把它缓存着的块写一遍，没写满的以后还要读出来再写。块不压缩：float32 的场压过的还有
+    七成多大，写却慢许多倍（docs/benchmarks.md）。一层一块，没有的层不写，也就不占地方。
+    """
 
     def __init__(
         self,
@@ -55,49 +60,47 @@ class FieldFile:
         static: 不随时间变的场，名字 → ((H, W), 单位)。
         """
         import h5netcdf
-        import xarray as xr
+        import h5py
 
-        self.spec, self.grid = spec, output_grid(spec)
-        self.levels = levels_of(spec)
-        header = xr.Dataset(
-            coordinates | space_coordinates(self.grid, self.levels), attrs={"Conventions": "CF-1.8", **attributes}
-        )
-        for name, (values, units) in static.items():
-            place = ("latitude", "longitude"), values[self.grid.rows][:, self.grid.columns]
-            header[name] = (*place, {"units": units} if units else {})
-        encoding: dict[Any, dict[str, Any]] = {name: {"_FillValue": None} for name in header.variables}
+        self.spec, self.grid, self.levels = spec, output_grid(spec), levels_of(spec)
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))
-            header.to_netcdf(temporary, format="NETCDF4", engine="h5netcdf", encoding=encoding)
-            self.file = stack.enter_context(h5netcdf.File(temporary, "a"))
-            leading = [name for name in coordinates if name != "valid_time"]
-            for kind in kinds:
-                self._create(kind, [dim for dim in leading if dim != "number" or not kind])
+            with h5netcdf.File(temporary, "w") as file:
+                file.attrs.update({"Conventions": "CF-1.8", **attributes})
+                _write_coordinates(file, coordinates | space_coordinates(self.grid, self.levels))
+                for name, (values, units) in static.items():
+                    field = values[self.grid.rows][:, self.grid.columns]
+                    about = {"units": units} if units else {}
+                    file.create_variable(name, ("latitude", "longitude"), data=field).attrs.update(about)
+                leading = [name for name in coordinates if name != "valid_time"]
+                for kind in kinds:
+                    self._create(file, kind, [dim for dim in leading if dim != "number" or not kind])
+            raw = stack.enter_context(h5py.File(temporary, "r+", rdcc_nbytes=CACHE))
+            names = [_joined(name, kind) for kind in kinds for name in variables_of(spec)]
+            self.variables: dict[str, Any] = {name: raw[name] for name in names}
             self._closing = stack.pop_all()
 
-    def _create(self, kind: str, leading: list[str]) -> None:
+    def _create(self, file: h5netcdf.File, kind: str, leading: list[str]) -> None:
         for name, channels in variables_of(self.spec).items():
             vertical = ["level"] if self.spec.pressures[channels[0]] is not None else []
             dims = (*leading, *vertical, "latitude", "longitude")
-            variable = self.file.create_variable(
-                _joined(name, kind),
-                dims,
-                "f4",
-                chunks=_chunks([self.file.dimensions[dim].size for dim in dims]),
-                fillvalue=np.float32(np.nan),
-                compression="gzip",
-                compression_opts=1,
-                shuffle=True,
+            chunks = _chunks([1 if dim == "level" else file.dimensions[dim].size for dim in dims])
+            variable = file.create_variable(
+                _joined(name, kind), dims, "f4", chunks=chunks, fillvalue=np.float32(np.nan)
             )
             variable.attrs.update(attributes_of(self.spec, name, channels, kind))
-            if "valid_time" in self.file.variables:
+            if "valid_time" in file.variables:
                 variable.attrs["coordinates"] = "valid_time"
 
-    def put(self, place: int | slice | EllipsisType, fields: np.ndarray, kind: str = "") -> None:
+    def put(self, place: int | slice, fields: np.ndarray, kind: str = "") -> None:
         """fields (..., C, H, W) 物理单位，写在第一维的 place 处。"""
+        rows, columns = np.ix_(self.grid.rows, self.grid.columns)
         for name, channels in variables_of(self.spec).items():
-            stacked = stack(self.spec, fields, channels, self.levels, self.grid)
-            self.file.variables[_joined(name, kind)][place] = stacked
+            for channel in channels:
+                pressure = self.spec.pressures[channel]
+                level = () if pressure is None else (self.levels.index(pressure),)
+                field = fields[..., channel, rows, columns]  # (..., H, W)，北在上
+                self.variables[_joined(name, kind)][(place, ..., *level, slice(None), slice(None))] = field
 
     def __enter__(self) -> Self:
         return self
@@ -159,10 +162,12 @@ class TruthFile(FieldFile):
         """hours (n,)；fields (n, C, H, W) 物理单位；valid (n, C)，在任何一个窗口里都为假的场（插值得来）为 NaN。"""
         rows = np.searchsorted(self.hours, hours)
         assert (self.hours[rows] == hours).all(), "hours that the file does not have"
-        for row, field, good in zip(rows.tolist(), fields, valid, strict=True):
-            if (good & ~self.written[row]).any():  # 同一时刻在许多窗口里出现，写过就不再压缩一遍
-                self.written[row] |= good
-                self.put(row, np.where(self.written[row][:, None, None], field, np.float32(np.nan)))
+        some = newly_valid(self.written, rows, valid)
+        rows, good = rows[some], self.written[rows[some]]
+        values = np.where(good[:, :, None, None], fields[some], np.float32(np.nan))
+        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) > 1) + 1):  # 相连的一起写
+            if run.size:
+                self.put(slice(rows[run[0]], rows[run[-1]] + 1), values[run])
 
 
 def write_forecast(
@@ -188,7 +193,7 @@ def write_forecast(
     assert forecast.shape[1:] == size, f"forecast {forecast.shape} does not match (M, L, C, H, W) = (M, {size})"
     assert truth is None or truth.shape == size, f"truth is not (L, C, H, W) = {size}"
     coordinates = forecast_coordinates(None if init_hour is None else np.array([init_hour]), leads, len(forecast))
-    place = ... if init_hour is None else 0
+    place = slice(None) if init_hour is None else 0
     with FieldFile(path, spec, coordinates, attributes, ("",) if truth is None else ("", "truth")) as file:
         file.put(place, forecast if len(forecast) > 1 else forecast[0])
         if truth is not None:
@@ -199,8 +204,15 @@ def _joined(name: str, kind: str) -> str:
     return f"{name}_{kind}" if kind else name
 
 
+def _write_coordinates(file: h5netcdf.File, coordinates: Coordinates) -> None:
+    """一维的坐标也定下那一维的长度。"""
+    file.dimensions = {name: len(values) for name, (dims, values, _) in coordinates.items() if dims == name}
+    for name, (dims, values, about) in coordinates.items():
+        file.create_variable(name, (name,) if dims == name else dims, data=values).attrs.update(about)
+
+
 def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
-    """小的场几个初始时刻一块：块多了，HDF5 留在内存里的索引就长。"""
+    """小的场几个时刻一块。"""
     chunks = one_time(shape)
-    chunks[0] = max(1, min(shape[0], min(CACHED_VALUES, CHUNK_VALUES) // math.prod(chunks)))
+    chunks[0] = max(1, min(shape[0], CHUNK // math.prod(chunks)))
     return tuple(chunks)

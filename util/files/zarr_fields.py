@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from util.files.field_layout import (
     forecast_coordinates,
     hours_variable,
     levels_of,
+    newly_valid,
     one_time,
     space_coordinates,
     stack,
@@ -88,6 +91,36 @@ def appending(path: Path, header: xr.Dataset, hours: np.ndarray, again: str | No
     zarr.consolidate_metadata(str(path))
 
 
+class Chunks:
+    """一个数组的块，逐个编码、写盘：经 zarr 写一块要一两毫秒，几乎全是它自己的，这里零点几毫秒（docs/benchmarks.md）。
+
+    块的名字与编码照数组的元数据，见 zarr_metadata；先写临时名再改名，重写到一半被杀，读的一方看见的是从前的。
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import numcodecs
+
+        about = json.loads((folder / ".zarray").read_text(encoding="utf-8"))
+        assert about["order"] == "C" and not about["filters"], f"{folder}: {about}"
+        self.folder, self.chunks, self.dtype = folder, about["chunks"], np.dtype(about["dtype"])
+        self.codec: Any = numcodecs.get_codec(about["compressor"])
+        self.mark = about.get("dimension_separator", ".")
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """第 row 个时刻的 (...)；一块里的各维不是 1 就是全部。"""
+        cuts = [range(size // part) for size, part in zip(values.shape, self.chunks[1:], strict=True)]
+        for place in product(*cuts):
+            here = tuple(slice(i * part, (i + 1) * part) for i, part in zip(place, self.chunks[1:], strict=True))
+            with replacing(self.folder / self.mark.join(map(str, (row, *place)))) as temporary:
+                temporary.write_bytes(self.codec.encode(np.ascontiguousarray(values[here], self.dtype)))
+
+    def read(self, row: int) -> np.ndarray:
+        """第 row 个时刻原来的数；很少用到，由 zarr 读。"""
+        import zarr
+
+        return np.asarray(zarr.open_array(str(self.folder), mode="r")[row])
+
+
 class ZarrFields:
     """接长了的数组，按时刻写；各进程各开一份，不写同一个时刻就互不相干。"""
 
@@ -96,36 +129,41 @@ class ZarrFields:
 
         self.spec, self.grid, self.levels = spec, output_grid(spec), levels_of(spec)
         self.hours: np.ndarray = np.asarray(zarr.open_array(str(path / "time"), mode="r")[:])
-        self.arrays = {
-            name: zarr.open_array(str(path / _archived(spec, name, channels).name), mode="r+")
-            for name, channels in variables_of(spec).items()
-        }  # 逐个打开：从组里打开，看到的是合并的元数据里的旧长度
+        names = (_archived(spec, name, channels).name for name, channels in variables_of(spec).items())
+        self.chunks = {name: Chunks(path / name) for name in names}
+        self.written = np.zeros((len(self.hours), spec.num_channels), dtype=bool)
 
-    def rows(self, hours: np.ndarray) -> list[int]:
+    def rows(self, hours: np.ndarray) -> np.ndarray:
         rows = np.searchsorted(self.hours, hours)
         assert (self.hours[rows] == hours).all(), "hours that the store does not have"
-        return rows.tolist()
+        return rows
 
     def write_forecast(self, hours: np.ndarray, fields: np.ndarray) -> None:
         """hours (B,) 起报时刻，UTC 小时；fields (B, M, L, C, H, W) 物理单位。"""
-        for row, field in zip(self.rows(hours), fields, strict=True):
-            for name, stacked in self._stacked(field if len(field) > 1 else field[0]):
-                self.arrays[name][row] = stacked
+        rows = self.rows(hours).tolist()
+        for name, channels in variables_of(self.spec).items():
+            chunks, stacked = self._stacked(name, channels, fields if fields.shape[1] > 1 else fields[:, 0])
+            for row, values in zip(rows, stacked, strict=True):
+                chunks.write(row, values)
 
     def write_truth(self, hours: np.ndarray, fields: np.ndarray, valid: np.ndarray) -> None:
         """hours (n,) 有效时刻；fields (n, C, H, W) 物理单位；valid (n, C) 为假的场不写，那里原来的数不动。"""
-        for row, field, good in zip(self.rows(hours), fields, valid, strict=True):
-            for name, stacked in self._stacked(np.where(good[:, None, None], field, np.float32(np.nan))):
-                there = np.isfinite(stacked)
-                if there.any():
-                    self.arrays[name][row] = (
-                        stacked if there.all() else np.where(there, stacked, self.arrays[name][row])
-                    )
-
-    def _stacked(self, fields: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        rows = self.rows(hours)
+        some = newly_valid(self.written, rows, valid)
+        rows, good = rows[some], self.written[rows[some]]
+        fields = np.where(good[:, :, None, None], fields[some], np.float32(np.nan))
         for name, channels in variables_of(self.spec).items():
-            scale = np.float32(_archived(self.spec, name, channels).scale)
-            yield name, stack(self.spec, fields, channels, self.levels, self.grid) / scale
+            chunks, stacked = self._stacked(name, channels, fields)
+            for row, values, whole in zip(rows.tolist(), stacked, np.all(good[:, channels], axis=1), strict=True):
+                there = np.isfinite(values)
+                if there.any():
+                    chunks.write(row, values if whole else np.where(there, values, chunks.read(row)))
+
+    def _stacked(self, name: str, channels: list[int], fields: np.ndarray) -> tuple[Chunks, np.ndarray]:
+        """一个变量写在哪里，写什么。"""
+        there = _archived(self.spec, name, channels)
+        stacked = stack(self.spec, fields, channels, self.levels, self.grid) / np.float32(there.scale)
+        return self.chunks[there.name], stacked
 
 
 def _archived(spec: DataSpec, name: str, channels: Sequence[int]) -> Archived:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5netcdf
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -141,22 +143,45 @@ def test_weatherbench_x_pairs_them_up(tmp_path: Path) -> None:
         np.testing.assert_array_equal(error[name].sel(level | place), expected[:, :, c])
 
 
-def test_stored_in_compressed_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """小的几个初始时刻一块；块太大时切开，一个场仍在一块里，内容不变。"""
+def test_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """小的几个初始时刻一块；块太大时切开，一个场仍在一块里，内容不变；没有的层不占地方。"""
     spec = make_spec()
-    for name, values, chunks in (
-        ("small", 2**22, (7, 3, 3, 3, 4, 4)),
-        ("large", 3 * 3 * 16, (1, 1, 3, 3, 4, 4)),
-        ("larger", 16, (1, 1, 1, 1, 4, 4)),
+    for name, several, values, chunks in (
+        ("small", 2**17, 2**22, (7, 3, 3, 1, 4, 4)),
+        ("large", 1, 3 * 3 * 16, (1, 3, 3, 1, 4, 4)),
+        ("larger", 1, 16, (1, 1, 1, 1, 4, 4)),
     ):
-        for module in (netcdf, field_layout):
-            monkeypatch.setattr(module, "CHUNK_VALUES", values)
+        monkeypatch.setattr(netcdf, "CHUNK", several)
+        monkeypatch.setattr(field_layout, "CHUNK_VALUES", values)
         fields = written_forecast(tmp_path / f"{name}.nc", spec, 3)
-        with h5netcdf.File(tmp_path / f"{name}.nc") as file:
+        with h5netcdf.File(tmp_path / f"{name}.nc") as file, h5py.File(tmp_path / f"{name}.nc") as raw:
             assert file.variables["z"].chunks == chunks
-            assert (file.variables["z"].compression, file.variables["z"].shuffle) == ("gzip", True)
+            sizes = [raw[n].id.get_storage_size() / fields[:, :, :, 0].nbytes for n in ("z", "t")]
+            assert sizes == [2, 1]
         place = {"latitude": np.array(spec.latitudes), "longitude": np.array(spec.longitudes) % 360}
         np.testing.assert_array_equal(opened(tmp_path / f"{name}.nc")["t2m"].sel(place), fields[:, :, :, 0])
+
+
+def written_bytes() -> int:
+    """这个进程至今交给系统去写的字节。"""
+    return int(re.findall(r"wchar: (\d+)", Path("/proc/self/io").read_text())[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="reads /proc")
+def test_every_chunk_is_written_once(tmp_path: Path) -> None:
+    """几个时刻一批，一块要许多批才满；真值的每个时刻来两次。写出去的字节就是场的字节，加上不多的元数据。"""
+    spec, hours = make_spec(np.linspace(-84, 84, 16), np.arange(32) * 11.25), 6 * np.arange(200)
+    fields, valid = random_fields(200, len(CHANNELS), 16, 32), np.ones((200, len(CHANNELS)), bool)
+    before = written_bytes()
+    with ForecastFile(tmp_path / "f.nc", spec, hours, [6], 1, {}) as file:
+        for row in range(0, 200, 3):
+            file.write(row, fields[row : row + 3, None, None])
+    middle = written_bytes()
+    with TruthFile(tmp_path / "t.nc", spec, hours, {}) as file:
+        for row in range(0, 198, 3):
+            rows = np.array([row, row + 1, row + 1, row + 2])
+            file.write(hours[rows], fields[rows], valid[rows])
+    assert max(middle - before, written_bytes() - middle) < 1.2 * fields.nbytes
 
 
 def test_array_file_round_trip(tmp_path: Path) -> None:

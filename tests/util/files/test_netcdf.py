@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from util.batch import DataSpec
-from util.files.netcdf import write_forecast
+from util.files.netcdf import FieldFile, write_forecast
 from util.grid import output_grid
 
 CHANNELS = ("t2m", "z_level_00", "z_level_01", "t_level_00", "sst", "q_level_07")
@@ -157,11 +157,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     write_forecast(path, spec, make_fields(spec, 1, 1), 0, [6], {})
     before = path.read_bytes()
 
-    def fail(self: xr.Dataset, target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half a file")
+    def fail(self: FieldFile, *_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", fail)
+    monkeypatch.setattr(FieldFile, "put", fail)
     with pytest.raises(KeyboardInterrupt):
         write_forecast(path, spec, make_fields(spec, 1, 1) + 1, 0, [6], {})
     assert path.read_bytes() == before
