@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from engine.device import device_name, peak_memory, reset_peak_memory
-from engine.training.preflight import imagined_spec
+from engine.imagined import imagined_spec
 from models import build_model
 from models.interface import is_codec
 from util.batch import DataSpec

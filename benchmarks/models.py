@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from engine.evaluation.cost import flops_per_sample, parameter_count
-from engine.training.preflight import imagined_spec
+from engine.imagined import imagined_spec
 from models import build_model
 from models.interface import can_forecast
 from util.cli import run_command

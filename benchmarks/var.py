@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine.training.preflight import imagined_spec
+from engine.imagined import imagined_spec
 from models import build_model
 from models.layers.members import sample_generators
 from models.layers.multiscale import MultiScaleQuantizer, Scales

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
+from engine.imagined import imagined_spec, random_batch
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import read_initial
@@ -15,9 +16,7 @@ from engine.training.state import State, build_state, train_step
 from models.interface import OnePass, can_forecast, is_codec
 from util.batch import Batch, DataSpec, window_time
 from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
-from util.config import DataConfig, RunConfig
-from util.data.dataset import make_spec
-from util.variables import channel_name
+from util.config import RunConfig
 
 log = logging.getLogger("ar_pred")
 
@@ -82,29 +81,6 @@ def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec,
     if tuple(forecast.shape) != shape:
         raise ValueError(f"preflight: forecast has shape {tuple(forecast.shape)}, expected {shape}")
     return float(forecast.mean()) if loss is None else loss
-
-
-def random_batch(spec: DataSpec, size: int) -> Batch:
-    """真实大小的一批高斯噪声。"""
-    fields = torch.randn(size, spec.window, spec.num_channels, spec.height, spec.width)
-    hours = torch.arange(spec.window)[None] + torch.arange(size)[:, None]
-    return Batch(
-        history=fields[:, : spec.frames_in],
-        future=fields[:, spec.frames_in :],
-        time=hours * spec.interval_hours,
-        valid=torch.ones(size, spec.window, spec.num_channels, dtype=torch.bool),
-    )
-
-
-def imagined_spec(config: DataConfig) -> DataSpec:
-    """不碰目录树的 DataSpec（--smoke 用）：均值 0、标准差 1；写 `all` 的变量按 pressure_hpa 的层数展开。"""
-    channels = []
-    for variable, levels in config.variables.items():
-        if levels == "all":
-            levels = [f"level_{i:02d}" for i in range(len(config.pressure_hpa))]
-        channels += [channel_name(variable, level) for level in ([None] if levels == "single" else levels)]
-    zeros, ones = (0.0,) * len(channels), (1.0,) * len(channels)
-    return make_spec(config, channels, zeros, ones, standardized=True)
 
 
 def smoke(config: RunConfig) -> int:

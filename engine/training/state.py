@@ -17,9 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from engine.device import to_host
 from engine.loading import Content, model_options
+from engine.optim import make_optimizer, make_scheduler
 from engine.parallel import reduce_tensor
 from engine.progress import Progress
-from engine.training.optim import make_optimizer, make_scheduler
 from engine.training.start import Initial, first_stage_origin, start_from
 from models import build_model
 from models.interface import Autoencoder, ForecastModel, Learner, Network, Scheduled

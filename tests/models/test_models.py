@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.training.preflight import imagined_spec
+from engine.imagined import imagined_spec
 from models import build_config, build_model, change_options, model_names
 from models.interface import Autoencoder, ForecastModel, OnePass, Stacked, StartsAnew, can_forecast, is_codec
 from models.layers.codebook import Codebook

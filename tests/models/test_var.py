@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from engine.training.optim import make_optimizer
+from engine.optim import make_optimizer
 from models.layers.latents import LatentScaling
 from models.layers.var_condition import month_of, patches_of
 from models.layers.var_sampling import sample

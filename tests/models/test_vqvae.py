@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.training.optim import make_optimizer
+from engine.optim import make_optimizer
 from models import build_config, open_first_stage
 from models.interface import Autoencoder, OnePass, Portable, TokenAutoencoder, is_codec
 from models.layers.frames import frames_of

@@ -14,9 +14,9 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.imagined import imagined_spec
 from engine.seeds import training_seeds
 from engine.training import loop
-from engine.training.preflight import imagined_spec
 from engine.training.state import NonFinite, build_state, train_step
 from models import vqvae
 from models.interface import OnePass, Scheduled

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from engine.training.preflight import imagined_spec, smoke
+from engine.imagined import imagined_spec
+from engine.training.preflight import smoke
 from engine.training.start import Initial, read_initial
 from engine.training.state import build_state
 from tests.engine.runs import checkpoint, losses, train_here, write_run

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from engine.training.optim import make_scheduler
+from engine.optim import make_scheduler
 from util.config import Schedule
 
 LR = 0.5
