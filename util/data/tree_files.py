@@ -30,8 +30,8 @@ STATISTICS = ("mean_std.json", "min_max.json")  # 与年份文件夹并列
 Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite", "fill value"]
 
 ANY_FILL = Fills()  # 合理范围不知道时
-# NumPy 以 ast 解析文件头；Python 3.10、3.11 里几个线程一起解析，偶尔互相弄乱深度（SystemError: AST constructor recursion
-# depth mismatch）。读盘仍各读各的
+# NumPy 以 ast 解析文件头；Python 3.10、3.11 里几个线程一起解析，偶尔互相弄乱深度（SystemError: AST constructor
+# recursion depth mismatch）。读盘仍各读各的
 PARSING = threading.Lock()
 
 
