@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.evaluation.baselines import fit_baselines
 from engine.loading import load_forecaster

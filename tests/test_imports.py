@@ -96,7 +96,7 @@ HELP = textwrap.dedent("""
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
-        slow = {"torch", "lightning", "xarray", "matplotlib", "scipy", "wandb", "distributed"}
+        slow = {"torch", "lightning_fabric", "xarray", "matplotlib", "scipy", "wandb", "distributed"}
         heavy = sorted(slow & set(sys.modules))
         print("heavy:", *heavy)
         raise stop

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.loading import load_forecaster, load_weights
 from engine.one_pass import Check, fit_one_pass

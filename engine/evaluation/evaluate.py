@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.device import peak_memory, reset_peak_memory
 from engine.evaluation.baselines import fit_baselines

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.evaluation.metrics_file import Provenance
 from engine.evaluation.task import Scored, Task

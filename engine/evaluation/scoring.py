@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 

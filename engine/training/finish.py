@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.codecs.results import draw_reconstruction, write_reconstruction
 from engine.codecs.scores import score_codecs

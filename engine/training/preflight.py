@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec, random_batch
 from engine.training.know_latents import observe

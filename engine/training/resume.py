@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.loading import DATA_MAY_CHANGE, Content
 from engine.parallel import from_main

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.device import to_host
 from engine.loading import Content, check_same_data, versions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from engine.one_pass import Check

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.evaluation.baselines import fit_baselines, training_fingerprint
 from tests.holding import two_at_once

@@ -10,7 +10,7 @@ from operator import itemgetter
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec
 from engine.training.preflight import smoke

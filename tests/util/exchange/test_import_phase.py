@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.evaluation.baselines import fit_baselines
 from engine.forecasting.inputs import read_tree
