@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import lightning_fabric
 import torch
+from lightning_fabric.__version__ import version as fabric_version
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -94,5 +94,5 @@ def load_forecaster(content: Content, device: torch.device, changes: Sequence[st
 def versions() -> dict[str, str]:
     """复现要用的版本。"""
     packages = ("torch", "numpy", "xarray", "pydantic", "einops", "wandb")
-    fabric = lightning_fabric.__version__  # 模块自己说：装的是 lightning-fabric 还是整个 lightning 都一样
-    return {"python": platform.python_version(), "lightning_fabric": fabric, **{p: version(p) for p in packages}}
+    named = {name: version(name) for name in packages}  # Fabric 自己说：装的是 lightning-fabric 还是整个 lightning 都一样
+    return {"python": platform.python_version(), "lightning_fabric": fabric_version, **named}
