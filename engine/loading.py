@@ -92,7 +92,7 @@ def load_forecaster(content: Content, device: torch.device, changes: Sequence[st
 
 
 def versions() -> dict[str, str]:
-    """复现要用的版本。"""
+    """复现要用的版本；Fabric 的由它自己说：装的是 lightning-fabric 还是整个 lightning 都一样。"""
     packages = ("torch", "numpy", "xarray", "pydantic", "einops", "wandb")
-    named = {name: version(name) for name in packages}  # Fabric 自己说：装的是 lightning-fabric 还是整个 lightning 都一样
+    named = {name: version(name) for name in packages}
     return {"python": platform.python_version(), "lightning_fabric": fabric_version, **named}
