@@ -48,7 +48,7 @@ def write_run(folder: Path, tree: Any, **changes: Any) -> Path:
     return path
 
 
-def run_script(script: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run_script(script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """在仓库根目录跑一个根脚本。"""
     return subprocess.run(command(script, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 

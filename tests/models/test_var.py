@@ -181,12 +181,12 @@ def test_progressive_training_cuts_the_sequence() -> None:
 
 
 def test_compiled_training_is_the_same_and_does_not_recompile_each_step() -> None:
-    """训练模式：随机的时效、丢掉的条件、逐步变的份量；一个尺度加入时才重新编译。"""
+    """训练模式：随机的时效、丢掉的条件、逐步变的份量；一个尺度加入时才重新编译。只取图（eager），不生成反向。"""
     torch._dynamo.reset()
     model, batch = small(progressive={"first_scales": 2, "until": 0.5, "warmup_steps": 3}).train(), small_batch(SPEC)
-    compiled = torch.compile(model.loss, backend="aot_eager")
+    compiled = torch.compile(model.loss, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=False), torch.no_grad():
-        for step in (0, 1, 5, 6, 7, 20):
+        for step in (0, 5, 6, 20):
             model.at_step(step, 20)
             torch.manual_seed(step)
             expected = model.loss(batch)["loss"]
