@@ -67,17 +67,35 @@ def from_main(fabric: Fabric, action: Callable[[], T]) -> T:
     Raises:
         ValueError, OSError: action 抛的。
     """
-    result: Any = None
-    failure: Exception | None = None
-    if fabric.is_global_zero:
-        try:
-            result = action()
-        except (ValueError, OSError) as error:
-            failure = error
-    result, failure = fabric.broadcast((result, failure))
+    outcome: Any = _attempt(action) if fabric.is_global_zero else (None, None)
+    result, failure = fabric.broadcast(outcome)
     if failure is not None:
         raise failure
     return result
+
+
+def from_first_here(fabric: Fabric, action: Callable[[], T]) -> T:
+    """每台机器上的头一个进程各做一次，结果给同机的各个；哪一台做不成，大家一起停。
+
+    Raises:
+        ValueError, OSError: action 抛的。
+    """
+    outcome = _attempt(action) if fabric.local_rank == 0 else (None, None)
+    outcomes: list[Any] = [outcome]
+    if fabric.world_size > 1:
+        outcomes = [None] * fabric.world_size
+        torch.distributed.all_gather_object(outcomes, outcome)
+    failures = [failure for _, failure in outcomes if failure is not None]
+    if failures:
+        raise failures[0]
+    return outcomes[fabric.global_rank - fabric.local_rank][0]
+
+
+def _attempt(action: Callable[[], object]) -> tuple[Any, Exception | None]:
+    try:
+        return action(), None
+    except (ValueError, OSError) as error:
+        return None, error
 
 
 def reduce_tensor(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,14 @@ from lightning_fabric import Fabric
 
 from engine.device import to_host
 from engine.loading import Content, check_same_data, versions
-from engine.parallel import check_launch, die_with_parent, environment, launched_processes, reduce_tensor
+from engine.parallel import (
+    check_launch,
+    die_with_parent,
+    environment,
+    from_first_here,
+    launched_processes,
+    reduce_tensor,
+)
 from engine.training.resume import windows_fingerprint
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import check_start, read_initial
@@ -106,7 +114,7 @@ def open_run(
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
     log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
     initial = read_initial(config.train.init) if config.train.init and content is None else None  # 写错了不必等数据
-    data = open_data(config.data, log_dir / "missing.csv", main, fabric.device)
+    data = open_data(config.data, log_dir / "missing.csv", main, fabric.device, partial(from_first_here, fabric))
     if content is not None:
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
     check_room(config, data, fabric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from util.data.index import SPLITS, check_splits, check_windows, describe_gaps, 
 from util.data.joined_origin import Joined
 from util.data.origin import Origin
 from util.data.reader import LINES_SHOWN, FieldReader
-from util.data.resident import Resident, keep_in_memory, keep_on_device
+from util.data.resident import OncePerMachine, Resident, alone, keep_in_memory, keep_on_device
 from util.data.store_origin import Store
 from util.data.tree_origin import Tree
 from util.data.windows import WindowDataset
@@ -51,13 +52,18 @@ def open_origin(config: DataConfig) -> Origin:
 
 
 def open_data(
-    config: DataConfig, report: Path | None = None, announce: bool = True, device: torch.device | None = None
+    config: DataConfig,
+    report: Path | None = None,
+    announce: bool = True,
+    device: torch.device | None = None,
+    once: OncePerMachine = alone,
 ) -> WeatherData:
     """检查并打开目录树或存档，两者给出同样的窗口；每一处缺失都进日志和 report（missing.csv）。
 
     Args:
         announce: 由这个进程报告按名字缺失的文件；多进程训练里只有零号进程报告，读坏的则谁读到谁记。
         device: 训练所在的设备，训练与验证按 data.residency 留在那里或内存里；只读一遍的用途（评测）不给，从盘上读。
+        once: 几个进程一起训练时，一台机器上只做一次的（读进内存）由谁做。
 
     Raises:
         ValueError: 路径、变量、层、年份、统计量、划分、窗口长度等任何一处不对。
@@ -81,10 +87,10 @@ def open_data(
     reader = FieldReader(origin, spec, index, used, report, announce)
     resident, again = None, np.concatenate([*segments["train"], *segments["val"]])  # again：每一轮都要再读的
     if config.residency == "device" and device is not None:
-        resident = keep_on_device(reader, again, device)
+        resident = keep_on_device(reader, again, device, once)
     if config.residency == "memory" and device is not None:
         assert isinstance(origin, Store)
-        keep_in_memory(origin, again)
+        once(partial(keep_in_memory, origin, again))
     data = WeatherData(config, spec, segments, WindowDataset(reader), resident)
     counts = ", ".join(f"{split} {data.samples(split)} in {len(segments[split])} segment(s)" for split in SPLITS)
     sizes = (spec.num_channels, spec.height, spec.width)

@@ -1,7 +1,7 @@
 """数据留在哪里（data.residency）。
 
 device：训练与验证的全部时刻留在设备上，窗口在那里按行取，读取进程、搬运都省了。有空缺的窗口（插值的规则随窗口而变）
-仍由 WindowDataset 读好送来，所以与 disk 逐位相同。
+仍由 WindowDataset 读好送来，所以与 disk 逐位相同。设备就是处理器时，一台机器上的几个训练进程共用一份。
 memory：训练开始之前把存档里要用的部分顺序读一遍，留在操作系统的页缓存里。存档是映射着读的，那一份由一台机器上的
 全部读取进程、全部训练进程共用，不必另抄一份；第一轮就不再是随机读盘。页没有锁住（mlock 的限额通常只有几 MB）：
 别的程序要内存时，系统可以丢掉一些，再用到时从盘上读，数不会错。
@@ -10,10 +10,12 @@ memory：训练开始之前把存档里要用的部分顺序读一遍，留在�
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +31,19 @@ from util.files.zarr_metadata import FILE_TYPES, chunk_name
 BLOCK_BYTES = 128 * 2**20  # 搬上设备时一次的大小
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SHARE = 0.9  # 数据至多占空着的这么多；余下的给模型，够不够由预检说
+T = TypeVar("T")
 log = logging.getLogger("ar_pred")
+
+
+class OncePerMachine(Protocol):
+    """几个进程一起训练时，一台机器上只由一个做的事，结果同机的各个都有。"""
+
+    def __call__(self, action: Callable[[], T]) -> T: ...
+
+
+def alone(action: Callable[[], T]) -> T:
+    """只有一个进程。"""
+    return action()
 
 
 @dataclass(frozen=True)
@@ -75,16 +89,48 @@ class Resident:
         return torch.index_select(self.fields, 0, index, out=out)
 
 
-def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device) -> Resident:
-    """把 hours（各划分的抽样时刻）的全部通道搬上设备。
+def keep_on_device(
+    reader: FieldReader, hours: np.ndarray, device: torch.device, once: OncePerMachine = alone
+) -> Resident:
+    """把 hours（各划分的抽样时刻）的全部通道搬上设备；设备就是处理器时，同机的进程共用一份（once）。
 
     Raises:
         ValueError: 放不下；说出要多少、有多少。
     """
-    hours, wire, spec = np.unique(hours), reader.wire(), reader.spec
-    dtype = wire.dtype
-    frame = spec.num_channels * spec.height * spec.width * dtype.itemsize
-    needed, free = hours.size * frame, free_memory(device)
+    hours, spec, dtype = np.unique(hours), reader.spec, reader.wire().dtype
+    shape = (hours.size, spec.num_channels, spec.height, spec.width)
+    if device.type != "cpu":
+        fields = torch.empty(shape, dtype=dtype, device=check_fits(shape, dtype, device))
+        return Resident(spec, hours, fill(fields, reader, hours), fields)
+
+    opened: list[int] = []  # 只在填的那个进程里有
+
+    def fill_shared() -> tuple[str, np.ndarray]:
+        check_fits(shape, dtype, device)
+        opened.append(os.memfd_create("ar_pred"))  # 没有名字，谁都不用它了就没有了
+        path = f"/proc/{os.getpid()}/fd/{opened[0]}"
+        return path, fill(map_shared(path, shape, dtype), reader, hours)
+
+    path, whole = once(fill_shared)
+    fields = map_shared(path, shape, dtype)
+    once(lambda: None)  # 都接上了，才可以关
+    for descriptor in opened:
+        os.close(descriptor)
+    return Resident(spec, hours, whole, fields)
+
+
+def map_shared(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """path 的字节，谁写了大家都看得见。"""
+    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+
+
+def check_fits(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.device:
+    """放得下的 device。
+
+    Raises:
+        ValueError: 放不下；说出要多少、有多少。
+    """
+    needed, free = math.prod(shape) * dtype.itemsize, free_memory(device)
     if needed > SHARE * free:
         raise ValueError(
             f"data.residency = device needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on {device}, "
@@ -92,11 +138,16 @@ def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device)
             "with --dtype float16"
         )
     log.info("residency: device %s, %.2f GB of %.2f GB free", device, needed / 1e9, free / 1e9)
-    fields = torch.empty((hours.size, spec.num_channels, spec.height, spec.width), dtype=dtype, device=device)
+    return device
+
+
+def fill(fields: Tensor, reader: FieldReader, hours: np.ndarray) -> np.ndarray:
+    """把 hours 读进 fields (N, C, H, W)；返回 Resident.whole。"""
+    wire, frame = reader.wire(), fields[0].nbytes
     whole = np.ones(hours.size, dtype=bool)
     step = max(1, BLOCK_BYTES // frame)
     buffer = wire.empty(min(step, hours.size))
-    with tqdm(total=needed, desc=f"onto {device}", unit="B", unit_scale=True, leave=False) as bar:
+    with tqdm(total=fields.nbytes, desc=f"onto {fields.device}", unit="B", unit_scale=True, leave=False) as bar:
         for first in range(0, hours.size, step):
             part = hours[first : first + step]
             block = buffer[: part.size]
@@ -105,9 +156,9 @@ def keep_on_device(reader: FieldReader, hours: np.ndarray, device: torch.device)
             place = fields[first : first + part.size]
             place.copy_(block)
             if wire.raw:
-                spec.standardize_(place)  # 现在就做，免得每一批再做
+                reader.spec.standardize_(place)  # 现在就做，免得每一批再做
             bar.update(part.size * frame)
-    return Resident(spec, hours, whole, fields)
+    return whole
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

@@ -59,7 +59,7 @@ def first(config) -> tuple[int, str, float]:
     ddp = ("run.devices=2", "run.strategy=ddp")
     runs: list[Run] = [
         (config, None, ("run.name=two", *ddp, *PREFLIGHT_AND_SAVES)),
-        (config, None, ("run.name=cnn-two", *ddp, CNN, "train.accumulate=2")),
+        (config, None, ("run.name=cnn-two", *ddp, CNN, "train.accumulate=2", "data.residency=device")),
         (config, None, (STOPS, *ddp)),
     ]
     return start_two(runs, "raises")
@@ -80,7 +80,7 @@ def test_two_processes_equal_one(config, first):
 
 
 def test_batch_norm_sees_the_batch_of_all_processes(config, first):
-    """累积的两个小批各自统计，每一个都是两个进程合在一起的；滑动平均也相同。"""
+    """累积的两个小批各自统计，每一个都是两个进程合在一起的；滑动平均也相同。数据在两个进程共用的一块内存里。"""
     assert train_here(config, "run.name=cnn-one", CNN, "train.accumulate=2") == 0
     assert same(config.parent, "cnn-one", "cnn-two")
     one, two = (checkpoint(config.parent, name)["model"] for name in ("cnn-one", "cnn-two"))

@@ -74,6 +74,23 @@ def test_resident_windows_are_the_same(tree, tmp_path: Path, source: str, seed: 
     assert_same(list(feed(data, there, CPU)), [disk.windows.__getitems__(starts) for starts in there])
 
 
+def test_processes_of_one_machine_share_one_copy(tree):
+    """头一个填好，第二个接上的就是同一块内存，不再读盘。"""
+    made = []
+
+    def first(action):
+        made.append(action())
+        if len(made) == 1:  # 第二个在头一个放手之前接上
+            made.append(open_data(resident(config_of(tree)), device=CPU, once=lambda action: made[0]).resident)
+        return made[0]
+
+    one = open_data(resident(config_of(tree)), device=CPU, once=first).resident
+    other = made[1]
+    assert one is not None and np.array_equal(one.whole, other.whole) and torch.equal(one.fields, other.fields)
+    one.fields[0] = 7.0
+    assert (other.fields[0] == 7.0).all() and other.fields.data_ptr() != one.fields.data_ptr()
+
+
 def test_other_windows_come_from_disk(tree):
     """测试的窗口、更长的滚动评测不在设备上。"""
     config = resident(config_of(tree))
