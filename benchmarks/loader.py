@@ -11,7 +11,7 @@
     device   data.residency = device：从设备上的一份取（没有显卡时就是内存里的一份）
     disk     --cold 时：从盘上顺序读同样多的字节，冷的缓存的上限
 
---steps N 接着训练 N 步，量等数据的份额（benchmarks.training）。
+--steps N 接着训练 N 步，量等数据的份额（benchmarks/step/sources.py）。
 
 先各读一遍不计，所以量的是热的页缓存；--cold 每一遍之前让系统丢掉这些文件的缓存（posix_fadvise，不需要特权）。
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.training import compare_steps
+from benchmarks.step.sources import compare_steps
 from util.batch import Batch
 from util.cli import run_command
 from util.config import DataConfig, load_config

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,8 @@ def main() -> int:
     if len(years) < 3:
         raise ValueError(f"--years {args.years}: at least three, for training, validation and test")
     channels = [name if levels == "single" else f"{name}_{levels[0]}" for name, levels in VARIABLES.items()]
-    rng = np.random.default_rng(0)
-    pool = rng.standard_normal((16, HEIGHT, WIDTH), dtype=np.float32)  # 内容轮着用：量的是读写，不是随机数
-    for channel in channels:
-        write_mean_std(args.root, channel, 0.5, 2.0, -10.0, 10.0)
-    for year in years:
-        hours = sampled_hours(range(year_start(year), year_start(year + 1)), args.interval, 0)
-        for i, hour in enumerate(tqdm(hours.tolist(), str(year))):
-            for c, channel in enumerate(channels):
-                write_field(field_path(args.root, channel, hour), 0.5 + 2 * pool[(i + 5 * c) % len(pool)])
+    hours = sampled_hours(range(year_start(years[0]), year_start(years[-1] + 1)), args.interval, 0)
+    write_tree(args.root, channels, (HEIGHT, WIDTH), tqdm(hours.tolist()))
     values = {
         "root": args.root,
         "variables": VARIABLES,
@@ -57,6 +51,16 @@ def main() -> int:
     }
     args.yaml.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return 0
+
+
+def write_tree(root: str | Path, channels: Sequence[str], grid: tuple[int, int], hours: Iterable[int]) -> None:
+    """这些钟点（1970 年以来）的随机场，均值 0.5、标准差 2；内容轮着用：量的是读写，不是随机数。"""
+    pool = np.random.default_rng(0).standard_normal((16, *grid), dtype=np.float32)
+    for channel in channels:
+        write_mean_std(root, channel, 0.5, 2.0, -10.0, 10.0)
+    for i, hour in enumerate(hours):
+        for c, channel in enumerate(channels):
+            write_field(field_path(root, channel, hour), 0.5 + 2 * pool[(i + 5 * c) % len(pool)])
 
 
 if __name__ == "__main__":

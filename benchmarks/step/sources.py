@@ -1,4 +1,4 @@
-"""训练等不等数据：`python -m benchmarks.training --config config/X.yaml data.store=STORE [--steps 20] [--rounds 3]`。
+"""训练等不等数据：`python -m benchmarks.train --sources --config config/X.yaml data.store=STORE`。
 
 同一个模型、同样的训练窗口，各种来源轮流走几十步，与一批造好的数据反复走（synthetic）比：
 
@@ -13,9 +13,7 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +22,7 @@ from typing import NamedTuple
 from engine.training.run import epoch_batches, make_fabric
 from engine.training.state import State, build_state, train_step
 from util.batch import Batch
-from util.cli import run_command
-from util.config import RunConfig, load_config
+from util.config import RunConfig
 from util.data.dataset import WeatherData, open_data
 from util.data.feed import feed
 
@@ -43,18 +40,6 @@ class Round(NamedTuple):
     start: float
     seconds: float
     waited: float
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", required=True, help="run YAML with data.root and data.store of the same fields")
-    parser.add_argument("--steps", type=int, default=20, help="steps counted in each round (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, the median counts (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
-    args = parser.parse_intermixed_args()
-    logging.getLogger("ar_pred").setLevel(logging.WARNING)
-    compare_steps(load_config(args.config, args.overrides), args.steps, args.rounds)
-    return 0
 
 
 def compare_steps(config: RunConfig, steps: int, rounds: int) -> None:
@@ -118,7 +103,3 @@ def show(found: dict[str, list[Round]], steps: int, size: int, what: str) -> Non
             f"{name:>10} {statistics.median(rates[name]):>8.3f} {statistics.median(ratios):>12.3f} {waiting:>8.2%} "
             f"{statistics.median(r.start for r in several):>9.2f}   {min(rates[name]):.3f} to {max(rates[name]):.3f}"
         )
-
-
-if __name__ == "__main__":
-    run_command(main)
