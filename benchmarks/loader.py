@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.step.sources import compare_steps
+from benchmarks.step.sources import show as show_steps
 from util.batch import Batch
 from util.cli import run_command
 from util.config import DataConfig, load_config
@@ -52,8 +53,8 @@ def main() -> int:
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every reading")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     args = parser.parse_intermixed_args()
-    if min(args.windows, args.batch, args.rounds) < 1:
-        raise ValueError("--windows, --batch and --rounds must be at least 1")
+    if min(args.windows, args.batch, args.rounds, args.step_rounds) < 1:
+        raise ValueError("--windows, --batch and the rounds must be at least 1")
     torch.set_num_threads(1)
     run = load_config(args.config, args.overrides)
     config = run.data
@@ -88,7 +89,7 @@ def main() -> int:
     drop = (lambda: drop_cache(data["store"], files)) if args.cold else (lambda: None)
     show(measure(ways, batches, args.rounds, drop), len(starts), size)
     if args.steps:
-        compare_steps(run, args.steps, args.step_rounds)
+        show_steps(compare_steps(run, args.steps, args.step_rounds), args.steps, run)
     return 0
 
 

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.step.arithmetic import matmul_rate, training_flops
 from benchmarks.step.imagined import imagined_data
 from benchmarks.step.reference import reference_config, written_out_attention
-from benchmarks.step.sources import compare_steps
+from benchmarks.step.sources import compare_steps, show
 from benchmarks.step.training import Round, open_training, walk
 from engine.device import device_name
 from engine.loading import versions
@@ -64,7 +64,7 @@ def main() -> int:
     logging.getLogger("ar_pred").setLevel(logging.WARNING)
     config = load_config(args.config, args.overrides)
     if args.sources:
-        compare_steps(config, args.steps, args.rounds)
+        show(compare_steps(config, args.steps, args.rounds), args.steps, config)
         return 0
     found = measure(config, args.against is not None, args.imagined, args.steps, args.rounds, args.profile)
     print(f"{found['model']}, {found['device']}, {found['precision']}, batch {found['batch_size']}; ", end="")
@@ -122,7 +122,7 @@ def measure(
         }
 
 
-def summary(rounds: Sequence[Round], size: int, flops: float | None, ceilings: Sequence[float]) -> dict[str, float]:
+def summary(rounds: Sequence[Round], size: int, flops: float, ceilings: Sequence[float]) -> dict[str, float]:
     """各轮的中位数：毫秒、TFLOP/s、MiB；利用率是各轮自己的比值的中位数。"""
 
     def middle(values: Sequence[float]) -> float:
@@ -133,11 +133,10 @@ def summary(rounds: Sequence[Round], size: int, flops: float | None, ceilings: S
     found |= {f"{part}, ms": middle([1e3 * r.host[part] for r in rounds]) for part in first.host}
     if any(first.device[part] != first.host[part] for part in first.device):
         found |= {f"{part} on the device, ms": middle([1e3 * r.device[part] for r in rounds]) for part in first.device}
-    if flops is not None:
-        rates = [flops * size / r.step for r in rounds]
-        found["TFLOP/s"] = middle(rates) / 1e12
-        found["matmul here, TFLOP/s"] = middle(ceilings) / 1e12
-        found["utilisation"] = middle([mine / most for mine, most in zip(rates, ceilings, strict=True)])
+    rates = [flops * size / r.step for r in rounds]
+    found["TFLOP/s"] = middle(rates) / 1e12
+    found["matmul here, TFLOP/s"] = middle(ceilings) / 1e12
+    found["utilisation"] = middle([mine / most for mine, most in zip(rates, ceilings, strict=True)])
     found["memory, MiB"] = middle([r.memory / 2**20 for r in rounds])
     return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -93,6 +94,7 @@ def load_forecaster(content: Content, device: torch.device, changes: Sequence[st
 
 def versions() -> dict[str, str]:
     """复现要用的版本；Fabric 的由它自己说：装的是 lightning-fabric 还是整个 lightning 都一样。"""
-    packages = ("torch", "numpy", "xarray", "pydantic", "einops", "wandb")
-    named = {name: version(name) for name in packages}
+    named = {name: version(name) for name in ("torch", "numpy", "xarray", "pydantic", "einops")}
+    with suppress(PackageNotFoundError):  # 没有它，只是不记到 W&B
+        named["wandb"] = version("wandb")
     return {"python": platform.python_version(), "lightning_fabric": fabric_version, **named}

@@ -15,7 +15,7 @@ from models import ar_pred_video_vanilla
 from models.layers.attention import CrossAttention, GroupAttention
 from util.config import RunConfig
 
-NAME = "ar_pred_video_vanilla"
+AR_PRED = "ar_pred_video_vanilla"
 
 
 class WrittenGroup(GroupAttention):
@@ -52,8 +52,10 @@ def reference_config(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: 不是 AR_pred，或有 dropout。
     """
-    if config.model["name"] != NAME:
-        raise ValueError(f"--against reference: {config.model['name']} has no written-out reference, only {NAME} has")
+    if config.model["name"] != AR_PRED:
+        raise ValueError(
+            f"--against reference: {config.model['name']} has no written-out reference, only {AR_PRED} has"
+        )
     if config.model.get("dropout"):
         raise ValueError("--against reference: the reference has no dropout; set model.dropout=0")
     return config.model_copy(update={"model": {**config.model, "attention": "sdpa"}})

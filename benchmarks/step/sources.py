@@ -17,8 +17,11 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+from benchmarks.step.arithmetic import LONG
+from benchmarks.step.training import just
 from engine.training.run import epoch_batches, make_fabric
 from engine.training.state import State, build_state, train_step
 from util.batch import Batch
@@ -42,27 +45,23 @@ class Round(NamedTuple):
     waited: float
 
 
-def compare_steps(config: RunConfig, steps: int, rounds: int) -> None:
-    """各种来源轮流走 steps 步，rounds 轮，印出表。
+def compare_steps(config: RunConfig, steps: int, rounds: int) -> dict[str, list[Round]]:
+    """各种来源轮流走 steps 步，rounds 轮。
 
     Raises:
-        ValueError: 没有存档；一轮的批数不够。
+        ValueError: 没有存档。
     """
     if config.data.store is None:
         raise ValueError("data.store is needed, a packed copy of data.root: python dataset.py pack --help")
-    if min(steps, rounds) < 1:
-        raise ValueError("--steps and the rounds must be at least 1")
     fabric = make_fabric(config)
     sources: dict[str, WeatherData] = {}
     for name, keys in SOURCES.items():
         sources[name] = open_data(config.data.model_copy(update=keys), device=fabric.device)
-    spec = sources["tree"].spec
-    state = build_state(fabric, config, spec, total_steps=1_000_000)
-    batches = epoch_batches(config, sources["tree"], fabric, 0)
-    if len(batches) <= steps:
-        raise ValueError(f"--steps {steps}: an epoch of this config has {len(batches)} batches, one is the start")
-    batches = batches[: steps + 1]
-    fixed = next(feed(sources["tree"], batches[:1], fabric.device))
+    tree = sources["tree"]
+    state = build_state(fabric, config, tree.spec, total_steps=LONG)
+    segments = {**tree.segments, "train": just(tree, (steps + 1) * config.train.batch_size)}  # 第一步不计
+    batches = epoch_batches(config, replace(tree, segments=segments), fabric, 0)
+    fixed = next(feed(tree, batches[:1], fabric.device))
     ways: dict[str, Callable[[], Iterator[Batch]]] = {
         name: lambda data=data: feed(data, batches, fabric.device) for name, data in sources.items()
     }
@@ -71,7 +70,7 @@ def compare_steps(config: RunConfig, steps: int, rounds: int) -> None:
     for _ in range(rounds):
         for name, make in ways.items():
             found[name].append(walk(fabric, state, config, make()))
-    show(found, steps, config.train.batch_size, f"{config.model['name']} on {fabric.device}")
+    return found
 
 
 def walk(fabric, state: State, config: RunConfig, batches: Iterator[Batch]) -> Round:
@@ -91,9 +90,10 @@ def walk(fabric, state: State, config: RunConfig, batches: Iterator[Batch]) -> R
     return Round(first - begin, time.perf_counter() - first, waited)
 
 
-def show(found: dict[str, list[Round]], steps: int, size: int, what: str) -> None:
+def show(found: dict[str, list[Round]], steps: int, config: RunConfig) -> None:
     rounds = len(found["synthetic"])
-    print(f"{what}: {steps} steps of {size} windows in each of {rounds} rounds, medians")
+    size, name = config.train.batch_size, config.model["name"]
+    print(f"{name}: {steps} steps of {size} windows in each of {rounds} rounds, medians")
     print(f"{'':>10} {'steps/s':>8} {'/ synthetic':>12} {'waiting':>8} {'start, s':>9}   slowest to fastest round")
     rates = {name: [steps / r.seconds for r in several] for name, several in found.items()}
     for name, several in found.items():
