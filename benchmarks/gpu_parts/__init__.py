@@ -1,1 +1,1 @@
-"""`benchmarks/gpu.py` 的各部分：函数收下 Scene，返回「量 → 数或一句话」；不相等、超出容差的是 ValueError。"""
+"""`benchmarks/gpu.py` 的各部分：函数收下 Scene，返回「量 → 数或一句话」。"""
