@@ -29,7 +29,7 @@ def residencies(scene: Scene) -> Found:
     steps, rounds = (1, 1) if scene.small else (10, 3)
     with imagined_data(config.data) as tree:
         store = scene.folder / "store"
-        pack(tree, store, "float32", 1, "benchmarks.gpu")
+        pack(tree, store, "float32", 1, "python -m benchmarks.gpu")
         here = tree.model_copy(update={"store": str(store)})
         found = compare_steps(config.model_copy(update={"data": here}), steps, rounds)
     values: Found = {"reading processes": config.data.workers}
