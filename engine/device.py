@@ -1,13 +1,16 @@
-"""设备：叫什么，用了多少内存；训练与评测量的是同一个数。"""
+"""设备：叫什么，用了多少内存、多少时间；训练与评测量的是同一个数。"""
 
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+Moment = float | torch.cuda.Event
+Span = tuple[Moment, Moment]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -48,3 +51,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def now(device: torch.device) -> Moment:
+    """此刻；显卡上是排在它的流里的一个记号，主机不等它走到。"""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def elapsed(begin: Moment, end: Moment) -> float:
+    """秒；显卡已走过这两个记号（取过后面的结果）才能问。"""
+    if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return begin.elapsed_time(end) / 1000
+    assert isinstance(begin, float) and isinstance(end, float)
+    return end - begin

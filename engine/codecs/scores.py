@@ -20,7 +20,7 @@ from util.data.batches import every_frame
 from util.data.dataset import WeatherData
 from util.data.feed import feed
 from util.grid import latitude_weights
-from util.scores.metrics import IMAGE_RANGE, area_mean, errors, in_pieces, structural_similarity
+from util.scores.metrics import IMAGE_RANGE, area_mean, errors, in_pieces, similarity
 from util.scores.tabulate import plain
 
 
@@ -28,7 +28,7 @@ def frame_statistics(made: Tensor, truth: Tensor, weights: Tensor) -> dict[str, 
     """(N, C, H, W) 两批 → 各个可平均的统计量 (N, C) float64，标准化单位。"""
     return {
         **errors(made, truth, weights),
-        "ssim": in_pieces(structural_similarity, made, truth),
+        "ssim": in_pieces(similarity, made, truth),
         "made": area_mean(made, weights),
         "truth": area_mean(truth, weights),
         "made_square": area_mean(made.square(), weights),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from util.batch import DataSpec
-from util.grid import latitude_weights, output_grid
+from util.grid import output_grid
 from util.scores.metrics import area_mean
 
 MAP_VALUES = 600_000  # 每个场的像素总数：三个场各一字节，base64 后约 2.4 MB
@@ -55,24 +55,23 @@ class Glimpse:
     series_rows: range
     points: list[Point]
 
-    def picture(self, fields: Tensor) -> np.ndarray:
+    def picture(self, fields: Tensor) -> Tensor:
         """(C, H, W) 标准化 → (C', h, w) float32 物理单位，由北向南。"""
         grid = output_grid(self.spec)
-        physical = self.spec.to_physical(fields).cpu()[self.channels][:, grid.rows.copy()][:, :, grid.columns.copy()]
-        return _coarse(physical, self.factor).numpy()
+        physical = self.spec.to_physical(fields)[self.channels][:, grid.rows.copy()][:, :, grid.columns.copy()]
+        return _coarse(physical, self.factor)
 
     def axes(self) -> tuple[np.ndarray, np.ndarray]:
         """picture 的纬度与经度。"""
         grid = output_grid(self.spec)
         return tuple(_coarse_axis(values, self.factor) for values in (grid.latitudes, grid.longitudes))  # type: ignore[return-value]
 
-    def series(self, fields: Tensor) -> np.ndarray:
-        """(B, C, H, W) 标准化 → (B, C', 1 + P) 物理单位：面积平均在前，各地点在后。"""
+    def series(self, fields: Tensor, weights: Tensor) -> Tensor:
+        """(B, C, H, W) 标准化 → (B, C', 1 + P) 物理单位：面积平均在前，各地点在后；weights: (H,)。"""
         physical = self.spec.to_physical(fields)[:, self.channels]
-        weights = latitude_weights(self.spec.latitudes).to(physical.device)
         values = [area_mean(physical, weights).float()]
         values += [physical[:, :, point.row, point.column] for point in self.points]
-        return torch.stack(values, -1).cpu().numpy()
+        return torch.stack(values, -1)
 
 
 def choose_glimpse(spec: DataSpec, windows: int, steps: int, points: list[Point]) -> Glimpse:

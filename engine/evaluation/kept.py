@@ -3,53 +3,60 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.evaluation.task import Fields, Pair, Task
 from util.batch import Batch
 
+Both = tuple[Tensor, Tensor]  # 真值与预报
+
 
 class Kept:
-    """一批里要画、要存的场。"""
+    """一批里要画、要存的场；留在设备上，一批走完才取到主机。"""
 
-    def __init__(self, task: Task, row: int, count: int) -> None:
-        self.task = task
+    def __init__(self, task: Task, row: int, count: int, weights: Tensor) -> None:
+        """weights: (H,)，各纬度的。"""
+        self.task, self.weights = task, weights
         self.rows = range(row, row + count)
-        self.lines: list[Pair] = []  # 各时效的 (B, C', P)
-        self.maps: dict[int, list[Pair]] = {}  # 起报时间的序号 → 各时效的 (C', h, w)
-        self.saved: list[Pair] = []  # 各时效：truth (B, C, H, W)，forecast (B, M, C, H, W)
+        self.lines: list[Both] = []  # 各时效的 (B, C', P)
+        self.maps: dict[int, list[Both]] = {}  # 起报时间的序号 → 各时效的 (C', h, w)
+        self.saved: list[Both] = []  # 各时效的真值 (B, C, H, W)，预报 (B, M, C, H, W)
 
     def take(self, lead: int, forecast: Tensor, truth: Tensor) -> None:
         """被评模型的一个时效：forecast (B, M, C, H, W)，truth (B, C, H, W)，插值得来的为 NaN。"""
-        glimpse = self.task.glimpse
-        both = (truth, forecast.mean(1))
+        glimpse, mean = self.task.glimpse, forecast.mean(1)
         if lead in glimpse.leads:
-            self.lines.append(Pair(*map(glimpse.series, both)))
+            self.lines.append((glimpse.series(truth, self.weights), glimpse.series(mean, self.weights)))
             for i, row in enumerate(self.rows):
                 if row in glimpse.map_rows:
-                    self.maps.setdefault(row, []).append(Pair(*(glimpse.picture(fields[i]) for fields in both)))
+                    self.maps.setdefault(row, []).append((glimpse.picture(truth[i]), glimpse.picture(mean[i])))
         if self.task.options.save:
-            self.saved.append(Pair(self._physical(truth), self._physical(forecast)))
-
-    def _physical(self, fields: Tensor) -> np.ndarray:
-        return self.task.spec.to_physical(fields).float().cpu().numpy()
+            self.saved.append((truth, forecast))
 
     def series(self) -> Pair:
         """(B, L', C', P)。"""
-        return Pair(*(np.stack(leads, 1) for leads in zip(*self.lines, strict=True)))
+        return Pair(*(torch.stack(leads, 1).cpu().numpy() for leads in zip(*self.lines, strict=True)))
 
     def pictures(self) -> dict[int, Pair]:
         """起报时间的序号 → (L', C', h, w)。"""
-        return {row: Pair(*map(np.stack, zip(*leads, strict=True))) for row, leads in self.maps.items()}
+        return {
+            row: Pair(*(torch.stack(fields).cpu().numpy() for fields in zip(*leads, strict=True)))
+            for row, leads in self.maps.items()
+        }
 
     def fields(self, batch: Batch) -> Fields | None:
         """要存的场；什么也不存时没有。"""
         save, spec = self.task.options.save, self.task.spec
         if not save:
             return None
+        truth, forecast = zip(*self.saved, strict=True)
         return Fields(
-            forecast=np.stack([pair.forecast for pair in self.saved], 2),
-            truth=np.stack([pair.truth for pair in self.saved], 1),
+            forecast=self._physical(torch.stack(forecast, 2)),
+            truth=self._physical(torch.stack(truth, 1)),
             valid=batch.valid[:, spec.frames_in :].cpu().numpy(),
             history=self._physical(batch.history) if "npy" in save else None,
         )
+
+    def _physical(self, fields: Tensor) -> np.ndarray:
+        return self.task.spec.to_physical(fields).float().cpu().numpy()

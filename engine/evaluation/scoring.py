@@ -5,25 +5,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.device import Span, elapsed, now
 from engine.evaluation.baselines import CLIMATOLOGY
 from engine.evaluation.kept import Kept
 from engine.evaluation.task import Scored, Task, standardize_thresholds
 from engine.forecasting.members import Ensemble, ensemble
 from engine.one_pass import Check
-from util.batch import Batch
+from util.batch import Batch, DataSpec
 from util.calendar import time_text
 from util.data.batches import split_batches
 from util.data.feed import feed
 from util.grid import latitude_weights
 from util.scores.metrics import pair_statistics, rank_counts, zonal_spectrum
+
+Found = dict[tuple[str, str], Tensor]  # 一批的结果，见 score_lead
 
 
 @torch.inference_mode()
@@ -63,44 +66,65 @@ def gather(fabric: Fabric, one: Scored | None) -> list[Scored]:
 
 
 def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Scored:
-    """一批窗口：各模型逐时效地往前走，每走一步就算统计量，不留下整段预报（要存盘、要画的除外）。"""
+    """一批窗口：各模型逐时效地往前走，每走一步就算统计量，不留下整段预报（要存盘、要画的除外）。
+
+    结果留在设备上，这一批走完才一起取到主机，中途不等设备。
+    """
     spec, weights = task.spec, latitude_weights(task.spec.latitudes).to(device)
     thresholds = standardize_thresholds(task.thresholds, spec).to(device)
-    periodic = spec.closes_circle
-    seconds = dict.fromkeys(task.models, 0.0)
-    rolls = {name: timed(roll_model(task, name, batch), name, seconds, device) for name in task.models}
-    parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in task.models}
-    spectra: dict[str, list[Tensor]] = {name: [] for name in ("truth", *task.models)}
-    ranks: list[Tensor] = []
-    kept = Kept(task, row, len(batch.time))
+    spans: dict[str, list[Span]] = {name: [] for name in task.models}
+    rolls = {name: timed(roll_model(task, name, batch), spans[name], device) for name in task.models}
+    found: list[Found] = []  # 各时效的
+    kept = Kept(task, row, len(batch.time), weights)
     for lead in range(task.steps):
         truth, valid = batch.future[:, lead], batch.valid[:, spec.frames_in + lead]  # (B, C, H, W)、(B, C)
-        keep = valid.double()
-        normal = next(rolls[CLIMATOLOGY])
-        for name in task.models:
-            forecast = normal if name == CLIMATOLOGY else next(rolls[name])  # (B, M, C, H, W)
-            check_finite(forecast, name, batch.time[:, spec.frames_in - 1], spec.interval_hours * (lead + 1))
-            found = pair_statistics(forecast, truth, normal[:, 0], weights, thresholds)
-            parts[name].append({k: v.masked_fill(~valid, float("nan")).cpu() for k, v in found.items()})
-            power = zonal_spectrum(forecast, weights, periodic).mean(1)  # (B, C, K)
-            spectra[name].append((power * keep[..., None]).sum(0).cpu())
-            if name == task.judged:
-                kept.take(lead, forecast, truth.masked_fill(~valid[..., None, None], float("nan")))
-                if task.options.members > 1:
-                    counts = rank_counts(forecast, truth, weights)
-                    ranks.append((counts * keep[..., None]).sum(0).cpu())
-        power = zonal_spectrum(truth, weights, periodic)
-        spectra["truth"].append((power * keep[..., None]).sum(0).cpu())
+        forecasts = {name: next(roll) for name, roll in rolls.items()}  # 各 (B, M, C, H, W)
+        found.append(score_lead(task, forecasts, truth, valid, weights, thresholds))
+        kept.take(lead, forecasts[task.judged], truth.masked_fill(~valid[..., None, None], float("nan")))
+    results = fetch({key: torch.stack([one[key] for one in found]) for key in found[0]})
+    check_finite({name: results["finite", name] for name in task.models}, batch.time[:, spec.frames_in - 1], spec)
+    statistics: dict[str, dict[str, np.ndarray]] = {name: {} for name in task.models}
+    for name, key in (key for key in results if key[0] in statistics):
+        statistics[name][key] = results[name, key].swapaxes(0, 1)  # (B, L, C)
     return Scored(
         row,
-        {name: {k: torch.stack([p[k] for p in leads], 1).numpy() for k in leads[0]} for name, leads in parts.items()},
-        {name: torch.stack(leads).numpy() for name, leads in spectra.items()},
-        torch.stack(ranks).numpy() if ranks else None,
+        statistics,
+        {name: results["spectrum", name] for name in ("truth", *task.models)},
+        results.get(("ranks", task.judged)),
         kept.series(),
         kept.pictures(),
         kept.fields(batch),
-        seconds,
+        {name: sum(elapsed(*span) for span in found) for name, found in spans.items()},
     )
+
+
+def score_lead(
+    task: Task, forecasts: Mapping[str, Tensor], truth: Tensor, valid: Tensor, weights: Tensor, thresholds: Tensor
+) -> Found:
+    """一批的一个时效；forecasts: 各 (B, M, C, H, W)；truth: (B, C, H, W)；valid: (B, C)。
+
+    （模型，统计量）→ (B, C)，无效的场为 NaN；（finite，模型）→ (B,)，预报处处有限；
+    （spectrum，模型或 truth）→ (C, K) 与（ranks，模型）→ (C, M + 1)：有效场之和。
+    """
+    found: Found = {}
+    pairs = pair_statistics(forecasts, truth, forecasts[CLIMATOLOGY][:, 0], weights, thresholds)
+    for name, statistics in pairs.items():
+        found["finite", name] = statistics["error"].isfinite().all(1)  # 真值总是有限的
+        found |= {(name, key): values.masked_fill(~valid, float("nan")) for key, values in statistics.items()}
+    keep = valid.double()[..., None]
+    for name, fields in {"truth": truth[:, None], **forecasts}.items():
+        power = zonal_spectrum(fields, weights, task.spec.closes_circle).mean(1)  # (B, C, K)
+        found["spectrum", name] = (power * keep).sum(0)
+    if task.options.members > 1:
+        found["ranks", task.judged] = (rank_counts(forecasts[task.judged], truth, weights) * keep).sum(0)
+    return found
+
+
+def fetch(found: Found) -> dict[tuple[str, str], np.ndarray]:
+    """一次取到主机，都成了 float64。"""
+    flat = torch.cat([values.flatten().double() for values in found.values()]).cpu()
+    parts = flat.split([values.numel() for values in found.values()])
+    return {key: part.view(found[key].shape).numpy() for key, part in zip(found, parts, strict=True)}
 
 
 def roll_model(task: Task, name: str, batch: Batch) -> Iterator[Tensor]:
@@ -110,22 +134,22 @@ def roll_model(task: Task, name: str, batch: Batch) -> Iterator[Tensor]:
     return ensemble(task.models[name], batch.history, time, task.steps, task.spec, wanted, limit=task.batch_size)
 
 
-def timed(frames: Iterator[Tensor], name: str, seconds: dict[str, float], device: torch.device) -> Iterator[Tensor]:
-    """预报所花的时间记进 seconds；显卡上要等它做完。"""
+def timed(frames: Iterator[Tensor], spans: list[Span], device: torch.device) -> Iterator[Tensor]:
+    """每个时效的预报的起止记进 spans。"""
     while True:
-        begin = time.perf_counter()
+        begin = now(device)
         frame = next(frames, None)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds[name] += time.perf_counter() - begin
         if frame is None:
             return
+        spans.append((begin, now(device)))
         yield frame
 
 
-def check_finite(forecast: Tensor, name: str, init: Tensor, lead: int) -> None:
-    """预报 (B, M, C, H, W) 必须处处有限；init (B,) 是起报时间。"""
-    bad = ~torch.isfinite(forecast).flatten(1).all(1)  # (B,)
-    if bad.any():
-        hour = int(init[bad.nonzero()[0, 0]])
-        raise ValueError(f"{name}: the forecast from {time_text(hour)} UTC holds non-finite values at +{lead} h")
+def check_finite(finite: Mapping[str, np.ndarray], init: Tensor, spec: DataSpec) -> None:
+    """预报必须处处有限；finite: 模型 → (L, B)；init (B,) 是起报时间。"""
+    for lead, hours in enumerate(spec.leads(len(next(iter(finite.values()))))):
+        for name, good in finite.items():
+            if not good[lead].all():
+                hour = int(init[int(good[lead].argmin())])
+                made = f"{name}: the forecast from {time_text(hour)} UTC"
+                raise ValueError(f"{made} holds non-finite values at +{hours} h")

@@ -7,29 +7,34 @@ NaN 不藏：一对场里有 NaN，用到它的统计量就是 NaN。
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 IMAGE_RANGE = 6.0  # SSIM、PSNR 把 z 看成图像 z / 6 + 1/2：±3 个标准差是 [0, 1]
 WINDOW, K1, K2 = 7, 0.01, 0.03  # SSIM 的窗边长与两个稳定常数
-PIECE = 2**20  # 双精度与排序的中间结果一次最多这么多个数，内存不随批量增长
+PIECE = 2**16  # 一个线程一次算这么多个格点：双精度的中间结果留在处理器的缓存里，内存也不随批量增长
+DEVICE_PIECES = 128  # 显卡上一次算这么多段：那里怕的是核太碎
 
 
 def area_mean(fields: Tensor, weights: Tensor) -> Tensor:
     """(..., H, W)、(H,) → (...) float64：加权的区域平均；用双精度求和，但不把整批场复制成双精度。"""
     width = fields.shape[-1]
     sums = in_pieces(lambda rows: rows.sum(-1, dtype=torch.float64), fields.reshape(-1, width))
-    return (sums.view(fields.shape[:-1]) * weights).sum(-1) / (weights.sum() * width)
+    return _mean(sums.view(fields.shape[:-1]), weights, width)
 
 
 def pair_statistics(
-    forecast: Tensor, truth: Tensor, normal: Tensor, weights: Tensor, thresholds: Tensor
-) -> dict[str, Tensor]:
-    """一批预报的可平均统计量，每个 (B, C) float64，标准化单位；误差、SSIM、距平相关都取集合平均。
+    forecasts: Mapping[str, Tensor], truth: Tensor, normal: Tensor, weights: Tensor, thresholds: Tensor
+) -> dict[str, dict[str, Tensor]]:
+    """各模型一批预报的可平均统计量，每个 (B, C) float64，标准化单位；误差、SSIM、距平相关都取集合平均。
 
-    forecast: (B, M, C, H, W)；truth: (B, C, H, W)；normal: (B, C, H, W)，有效时刻的气候态；
+    一段一段地算，各模型在同一段上挨着算：只与真值有关的一半（Target）一段只算一次。
+
+    forecasts: 名字 → (B, M, C, H, W)；truth: (B, C, H, W)；normal: (B, C, H, W)，有效时刻的气候态；
     weights: (H,)；thresholds: (C, K) 标准化的阈值，没有的填 NaN，K 可以是 0。
 
     square、absolute、error：e²、|e|、e 的加权平均；plain_square、plain_absolute：不加权；ssim；
@@ -38,15 +43,65 @@ def pair_statistics(
     crps：公平的 CRPS，M = 1 时即 absolute；variance：成员的无偏方差，只在 M > 1 时有；
     brier_k：第 k 个阈值的 (p − o)²，阈值为 NaN 的通道是 NaN。
     """
-    mean = add_members(forecast) / forecast.shape[1]
-    statistics = errors(mean, truth, weights) | anomalies(forecast, mean, truth, normal, weights)
-    statistics["ssim"] = in_pieces(structural_similarity, mean, truth)
-    if forecast.shape[1] == 1:
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in forecasts}
+    for windows, channels in _blocks(truth):
+        target = make_target(truth[windows, channels], normal[windows, channels], weights)
+        for name, forecast in forecasts.items():
+            block = _one_forecast(forecast[windows, :, channels], target, weights, thresholds[channels])
+            for key, values in block.items():
+                found[name].setdefault(key, values.new_empty(truth.shape[:2]))[windows, channels] = values
+    return found
+
+
+def _blocks(fields: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(B, C, H, W) 切成段：几个窗口的全部通道，放不下时一个窗口的几个通道，至少一个场。"""
+    (windows, channels, *_), cells = fields.shape, fields[0, 0].numel()
+    some = min(channels, max(1, _piece(fields) // cells))
+    many = max(1, _piece(fields) // (cells * channels))
+    for b in range(0, windows, many):
+        for c in range(0, channels, some):
+            yield slice(b, b + many), slice(c, c + some)
+
+
+class Windows(NamedTuple):
+    """SSIM 用到的，双精度：values (..., H, W) 是图像；整个落在图内的各窗的平均、平均的平方、方差 (..., h, w)。"""
+
+    values: Tensor
+    mean: Tensor
+    square: Tensor
+    variance: Tensor
+
+
+class Target(NamedTuple):
+    """一对场里只与真值有关的：truth、normal (B, C, H, W)，距平（双精度），窗，truth_anomaly、truth_activity。"""
+
+    truth: Tensor
+    normal: Tensor
+    anomaly: Tensor
+    windows: Windows
+    statistics: dict[str, Tensor]
+
+
+def make_target(truth: Tensor, normal: Tensor, weights: Tensor) -> Target:
+    """参数见 pair_statistics，是其中的一段。"""
+    anomaly = (truth - normal).double()
+    square = _mean(anomaly.square().sum(-1), weights, truth.shape[-1])
+    about = {"truth_anomaly": square, "truth_activity": activity(anomaly, weights)}
+    return Target(truth, normal, anomaly, similarity_windows(truth), about)
+
+
+def _one_forecast(forecast: Tensor, target: Target, weights: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
+    """一个模型的统计量；参数与键见 pair_statistics。"""
+    truth, members = target.truth, forecast.shape[1]
+    mean = add_members(forecast) / members
+    statistics = errors(mean, truth, weights) | target.statistics | anomalies(forecast, mean, target, weights)
+    statistics["ssim"] = structural_similarity(similarity_windows(mean), target.windows)
+    if members == 1:
         statistics["crps"] = statistics["absolute"]
     else:
         squares = add_members(forecast, lambda member: (member - mean).square())
-        statistics["variance"] = area_mean(squares / (forecast.shape[1] - 1), weights)
-        statistics["crps"] = area_mean(in_pieces(fair_crps, forecast, truth), weights)
+        statistics["variance"] = area_mean(squares / (members - 1), weights)
+        statistics["crps"] = area_mean(fair_crps(forecast, truth), weights)
     broken = statistics["square"].isnan()
     for k, threshold in enumerate(thresholds.to(truth).unbind(1)):
         score = brier(forecast, truth, threshold[:, None, None], weights)
@@ -56,64 +111,95 @@ def pair_statistics(
 
 def errors(mean: Tensor, truth: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """误差的加权与不加权平均；参数与键见 pair_statistics。"""
-    error = mean - truth
-    square, absolute, plain = error.square(), error.abs(), torch.ones_like(weights)
-    return {
-        "square": area_mean(square, weights),
-        "absolute": area_mean(absolute, weights),
-        "error": area_mean(error, weights),
-        "plain_square": area_mean(square, plain),
-        "plain_absolute": area_mean(absolute, plain),
+    error = (mean - truth).double()
+    rows = {"square": error.square().sum(-1), "absolute": error.abs().sum(-1)}  # 各行的和 (..., H)
+    plain = {f"plain_{name}": sums for name, sums in rows.items()}
+    width = mean.shape[-1]
+    return _means(rows | {"error": error.sum(-1)}, weights, width) | _means(plain, torch.ones_like(weights), width)
+
+
+def anomalies(forecast: Tensor, mean: Tensor, target: Target, weights: Tensor) -> dict[str, Tensor]:
+    """距平相关系数与活动度里与预报有关的各部分。活动度逐个成员算，因为集合平均本来就该平滑。"""
+    anomaly = (mean - target.normal).double()
+    rows = {
+        "forecast_anomaly": anomaly.square().sum(-1),
+        "anomaly_product": (anomaly * target.anomaly).sum(-1),
     }
+    activities = add_members(forecast, lambda member: activity((member - target.normal).double(), weights))
+    return _means(rows, weights, mean.shape[-1]) | {"forecast_activity": activities / forecast.shape[1]}
 
 
-def anomalies(forecast: Tensor, mean: Tensor, truth: Tensor, normal: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """距平相关系数与活动度的各部分。
+def activity(anomaly: Tensor, weights: Tensor) -> Tensor:
+    """区域方差先减平均再平方：两个大数相减会给出负的方差。平均取到单精度，处处相同的场才恰好是零。"""
+    centre = _mean(anomaly.sum(-1), weights, anomaly.shape[-1]).float()
+    return _mean((anomaly - centre[..., None, None]).square().sum(-1), weights, anomaly.shape[-1])
 
-    区域方差先减平均再平方：两个大数相减会给出负的方差。活动度逐个成员算，因为集合平均本来就该平滑。
+
+def _means(rows: Mapping[str, Tensor], weights: Tensor, width: int) -> dict[str, Tensor]:
+    """几样各行的和 (..., H) → 各自的加权平均；合在一起算。"""
+    return dict(zip(rows, _mean(torch.stack([*rows.values()]), weights, width).unbind(), strict=True))
+
+
+def _mean(rows: Tensor, weights: Tensor, width: int) -> Tensor:
+    """各行的和 (..., H) → 加权的区域平均 (...)。"""
+    return (rows * (weights / (weights.sum() * width))).sum(-1)
+
+
+def similarity(x: Tensor, y: Tensor) -> Tensor:
+    """(..., H, W) 两批 → (...) 平均 SSIM。"""
+    return structural_similarity(similarity_windows(x), similarity_windows(y))
+
+
+def similarity_windows(fields: Tensor) -> Windows:
+    """(..., H, W) → 图像与各窗的平均、方差；方差是两个大数之差，所以用双精度。"""
+    values = fields.double() / IMAGE_RANGE + 0.5
+    mean = window_mean(values)
+    square = mean * mean
+    return Windows(values, mean, square, window_mean(values * values) - square)
+
+
+def structural_similarity(x: Windows, y: Windows) -> Tensor:
+    """两批场的窗 → (...) 平均 SSIM（Wang et al. 2004, 式 13；均匀窗、样本协方差，同 scikit-image 的默认）。
+
+    只平均整个落在图内的窗；不足 7 格的边取放得下的最大奇数。
     """
-
-    def activity(anomaly: Tensor) -> Tensor:
-        centre = area_mean(anomaly, weights)[..., None, None].to(anomaly.dtype)
-        return area_mean((anomaly - centre).square(), weights)
-
-    a, b = mean - normal, truth - normal
-    return {
-        "forecast_anomaly": area_mean(a.square(), weights),
-        "truth_anomaly": area_mean(b.square(), weights),
-        "anomaly_product": area_mean(a * b, weights),
-        "forecast_activity": add_members(forecast, lambda member: activity(member - normal)) / forecast.shape[1],
-        "truth_activity": activity(b),
-    }
-
-
-def structural_similarity(x: Tensor, y: Tensor) -> Tensor:
-    """(B, C, H, W) 两批 → (B, C) 平均 SSIM（Wang et al. 2004, 式 13；均匀窗、样本协方差，同 scikit-image 的默认）。
-
-    只平均整个落在图内的窗；不足 7 格的边取放得下的最大奇数。窗内方差是两个大数之差，所以用双精度，
-    并且对 z / 6 算（平移不改变方差），平均值才加 1/2。
-    """
-    u, v = x.double() / IMAGE_RANGE, y.double() / IMAGE_RANGE
-    maps, cells = torch.stack([u, v, u * u, v * v, u * v]), 1
-    for dim in (-2, -1):
-        side = min(WINDOW, maps.shape[dim] - 1 + maps.shape[dim] % 2)
-        maps, cells = window_sum(maps, side, dim), cells * side
-    mu, mv, uu, vv, uv = maps / cells
+    cells = math.prod(map(_side, x.values.shape[-2:]))
     unbiased = cells / max(cells - 1, 1)  # 只有一格的窗没有方差：只剩亮度一项
-    variance = (uu - mu * mu + vv - mv * mv) * unbiased
-    covariance = (uv - mu * mv) * unbiased
-    mu, mv = mu + 0.5, mv + 0.5
-    light = (2 * mu * mv + K1**2) / (mu * mu + mv * mv + K1**2)
-    return (light * (2 * covariance + K2**2) / (variance + K2**2)).mean((-2, -1))
+    product = x.mean * y.mean
+    covariance = (window_mean(x.values * y.values) - product).mul_(2 * unbiased)
+    variance = (x.variance + y.variance).mul_(unbiased)
+    likeness = product.mul_(2).add_(K1**2).mul_(covariance.add_(K2**2))
+    return (likeness / (x.square + y.square).add_(K1**2).mul_(variance.add_(K2**2))).mean((-2, -1))
 
 
-def window_sum(fields: Tensor, side: int, dim: int) -> Tensor:
-    """沿 dim 每 side 格的和：平移相加，比卷积快十几倍。"""
-    length = fields.shape[dim] - side + 1
-    total = fields.narrow(dim, 0, length).clone()
-    for start in range(1, side):
-        total += fields.narrow(dim, start, length)
-    return total
+def window_mean(fields: Tensor) -> Tensor:
+    """(..., H, W) → (..., h, w)：整个落在图内的各窗的平均，先沿纬度、再沿经度求和。
+
+    摊成一行来加：平移一格是 1，平移一行是 W，都是连续的内存；跨过边界的和没有意义，最后只取窗内的。
+    """
+    *some, height, width = fields.shape
+    sides = _side(height), _side(width)
+    sums = window_sum(window_sum(fields.flatten(), sides[0], width), sides[1], 1)
+    shape = (math.prod(some), height - sides[0] + 1, width - sides[1] + 1)
+    return sums.as_strided(shape, (height * width, width, 1)).view(*some, *shape[1:]) / math.prod(sides)
+
+
+def _side(size: int) -> int:
+    return min(WINDOW, size - 1 + size % 2)
+
+
+def window_sum(values: Tensor, side: int, stride: int) -> Tensor:
+    """(N,) 每隔 stride 一个、连着 side 个的和。长的由短的两两相加：7 = 1 + 2 + 4，四次加法而不是六次。"""
+    parts, start, width = [], 0, 1  # parts：相邻的几段，合起来是 side 个
+    length = len(values) - (side - 1) * stride
+    while width <= side:
+        if side & width:
+            parts.append(values[start * stride :][:length])
+            start += width
+        if 2 * width <= side:
+            values = values[: -width * stride] + values[width * stride :]
+        width *= 2
+    return sum(parts[1:], start=parts[0])
 
 
 def fair_crps(forecast: Tensor, truth: Tensor) -> Tensor:
@@ -208,8 +294,12 @@ def add_members(forecast: Tensor, term: Callable[[Tensor], Tensor] = lambda memb
 
 def in_pieces(function: Callable[..., Tensor], *fields: Tensor) -> Tensor:
     """沿第 0 维分成不超过 PIECE 个数的段（至少一行）逐段计算，再接起来。"""
-    rows = max(1, PIECE * len(fields[0]) // max(1, fields[0].numel()))
+    rows = max(1, _piece(fields[0]) * len(fields[0]) // max(1, fields[0].numel()))
     return torch.cat([function(*piece) for piece in zip(*(f.split(rows) for f in fields), strict=True)])
+
+
+def _piece(fields: Tensor) -> int:
+    return PIECE * (torch.get_num_threads() if fields.device.type == "cpu" else DEVICE_PIECES)
 
 
 def perplexity(shares: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from util.batch import DataSpec
 
 FORMAT = 1
-CHUNK_BYTES = 2**20  # HDF5 每个变量的缓存：块比它大，每写几行就要读改写整块
+CHUNK_BYTES = 2**18  # 一块至多；每个模型正在写的那一块都留在变量的缓存里
 
 
 class StatisticsFile:
@@ -39,53 +39,57 @@ class StatisticsFile:
     ) -> None:
         """thresholds: (C, K) 物理单位，不足 K 个的补 NaN；attributes 为普通值。"""
         import h5netcdf
-        import xarray as xr
+        import h5py
 
         self.models = list(models)
-        times = init_hours.astype("datetime64[h]").astype("datetime64[ns]")
-        coordinates = {
-            "model": self.models,
-            "time": ("time", times, {"long_name": "initial time"}),
-            "prediction_timedelta": ("prediction_timedelta", np.array(leads), {"units": "hours"}),
-            "channel": list(spec.channels),
-        }
-        constants = {
-            "units": ("channel", list(spec.units)),
-            "std": ("channel", list(spec.std)),
-            "threshold": (("channel", "rank"), thresholds),
-            "latitude": ("latitude", list(spec.latitudes)),
-            "longitude": ("longitude", list(spec.longitudes)),
-        }
-        encoding = {"time": {"units": "hours since 1970-01-01", "dtype": "int64"}}
-        header = xr.Dataset(constants, coordinates, attrs={"format": FORMAT, **attributes})
+        self.shape = (len(self.models), len(init_hours), len(leads), spec.num_channels)
+        self.variables: dict[str, Any] = {}  # 一直开着：关上一次，HDF5 就把它缓存着的块写一遍
+        hours = {"long_name": "initial time", "units": "hours since 1970-01-01", "calendar": "proleptic_gregorian"}
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))
-            header.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-            self.file = stack.enter_context(h5netcdf.File(temporary, "a"))
+            self.raw = stack.enter_context(h5py.File(temporary, "w", rdcc_nbytes=(len(self.models) + 1) * CHUNK_BYTES))
+            self.file = stack.enter_context(h5netcdf.File(self.raw, "a"))
+            self.file.attrs.update({"format": FORMAT, **attributes})
+            self.add("model", ("model",), self.models)
+            self.add("time", ("time",), init_hours, hours)
+            self.add("prediction_timedelta", ("prediction_timedelta",), leads, {"units": "hours"})
+            self.add("channel", ("channel",), spec.channels)
+            self.add("units", ("channel",), spec.units)
+            self.add("std", ("channel",), spec.std)
+            self.add("threshold", ("channel", "rank"), thresholds)
+            self.add("latitude", ("latitude",), spec.latitudes)
+            self.add("longitude", ("longitude",), spec.longitudes)
             self._closing = stack.pop_all()
-        self.shape = (len(self.models), len(init_hours), len(leads), spec.num_channels)
 
     def write(self, row: int, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """从第 row 个起报时间写起；values: 模型 → 统计量 → (B, L, C)。"""
         for model, statistics in values.items():
             place = self.models.index(model)
             for name, array in statistics.items():
-                if name not in self.file.variables:
-                    self._create(name)
-                self.file.variables[name][place, row : row + len(array)] = array
+                if name not in self.variables:
+                    self.variables[name] = self._create(name)
+                self.variables[name][place, row : row + len(array)] = array
 
-    def _create(self, name: str) -> None:
+    def _create(self, name: str) -> Any:
         _, rows, leads, channels = self.shape
-        chunk = min(rows, max(1, CHUNK_BYTES // (4 * leads * channels)))
+        chunks = (1, min(rows, max(1, CHUNK_BYTES // (4 * leads * channels))), leads, channels)
         dims = ("model", "time", "prediction_timedelta", "channel")
-        self.file.create_variable(name, dims, "f4", chunks=(1, chunk, leads, channels), fillvalue=np.float32(np.nan))
+        self.file.create_variable(name, dims, "f4", chunks=chunks, fillvalue=np.float32(np.nan))
+        return self.raw[name]
 
-    def add(self, name: str, dims: Sequence[str], values: np.ndarray) -> None:
-        """与起报时间无关的结果（谱、秩直方图）；没有的维在这里建立。"""
-        for dim, size in zip(dims, values.shape, strict=True):
+    def add(
+        self, name: str, dims: Sequence[str], values: Sequence[Any] | np.ndarray, about: Mapping[str, str] | None = None
+    ) -> None:
+        """坐标、常量，和与起报时间无关的结果（谱、秩直方图）；没有的维在这里建立。"""
+        import h5py
+
+        array = np.asarray(values)
+        for dim, size in zip(dims, array.shape, strict=True):
             if dim not in self.file.dimensions:
                 self.file.dimensions[dim] = size
-        self.file.create_variable(name, tuple(dims), data=np.asarray(values, dtype=np.float64))
+        kind = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
+        variable = self.file.create_variable(name, tuple(dims), kind, data=array.astype(kind))
+        variable.attrs.update(about or {})
 
     def __enter__(self) -> StatisticsFile:
         return self

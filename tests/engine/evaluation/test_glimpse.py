@@ -12,6 +12,7 @@ import torch
 from engine.evaluation.cost import flops_per_sample, parameter_count
 from engine.evaluation.glimpse import MAP_VALUES, SERIES_VALUES, choose_glimpse, parse_points
 from tests.models.small import make_model, small_spec, tiny_model
+from util.grid import latitude_weights
 
 
 def test_points_are_the_nearest_grid_points() -> None:
@@ -70,7 +71,7 @@ def test_pictures_and_series_are_physical_and_north_to_south() -> None:
             np.testing.assert_allclose(picture[:, i, j], block.mean((1, 2)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(view.axes()[0], [67.5, 22.5, -22.5, -67.5])
     area = np.diff(np.sin(np.deg2rad(np.linspace(-90, 90, 9))))
-    series = view.series(fields)
+    series = view.series(fields, latitude_weights(spec.latitudes))
     np.testing.assert_allclose(series[:, :, 0], (physical.mean(-1) * area).sum(-1) / area.sum(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(series[:, :, 1], physical[:, :, 2, 7], rtol=1e-5, atol=1e-6)
 

@@ -77,7 +77,9 @@ def labelled(values: torch.Tensor) -> xarray.DataArray:
 
 def statistics_of(forecast: torch.Tensor, truth: torch.Tensor, normal: torch.Tensor) -> dict[str, np.ndarray]:
     thresholds = torch.zeros(truth.shape[1], 0)
-    found = pair_statistics(forecast[:, None], truth, normal, weights_of(truth.shape[-2]), thresholds)
+    (found,) = pair_statistics(
+        {"model": forecast[:, None]}, truth, normal, weights_of(truth.shape[-2]), thresholds
+    ).values()
     assert {v.dtype for v in found.values()} == {torch.float64}
     assert {v.shape for v in found.values()} == {truth.shape[:2]}
     return {name: v.numpy() for name, v in found.items()}

@@ -34,10 +34,15 @@ def ensemble(shape: tuple[int, ...], members: int, rounded: bool = False) -> tup
     return (forecast.round(), truth.round()) if rounded else (forecast, truth)
 
 
+def of_one(forecast: torch.Tensor, *others: torch.Tensor) -> dict[str, torch.Tensor]:
+    """只有一个模型的 pair_statistics。"""
+    return pair_statistics({"model": forecast}, *others)["model"]
+
+
 def statistics_of(forecast: torch.Tensor, truth: torch.Tensor, thresholds: list[float]) -> dict[str, torch.Tensor]:
     """各通道用同样的阈值；气候态是零。"""
     table = torch.tensor(thresholds).expand(truth.shape[1], -1)
-    found = pair_statistics(forecast, truth, torch.zeros_like(truth), weights_of(truth.shape[-2]), table)
+    found = of_one(forecast, truth, torch.zeros_like(truth), weights_of(truth.shape[-2]), table)
     assert {v.dtype for v in found.values()} == {torch.float64}
     assert {v.shape for v in found.values()} == {truth.shape[:2]}
     return found
@@ -100,7 +105,7 @@ def test_brier_score_equals_the_scores_package(shape: tuple[int, ...], members: 
 def test_channels_without_a_threshold_have_no_brier_score() -> None:
     forecast, truth = ensemble((2, 2, 3, 4), 3)
     thresholds = torch.tensor([[0.0, 1.0], [0.5, torch.nan]])
-    found = pair_statistics(forecast, truth, truth, weights_of(3), thresholds)
+    found = of_one(forecast, truth, truth, weights_of(3), thresholds)
     assert torch.isfinite(found["brier_0"]).all() and torch.isfinite(found["brier_1"][:, 0]).all()
     assert torch.isnan(found["brier_1"][:, 1]).all()
     assert "brier_2" not in found
@@ -181,11 +186,27 @@ def test_streaming_in_pieces_equals_all_at_once(members: int, monkeypatch: pytes
 
     whole = everything(slice(None))
     parts = [everything(part) for part in (slice(0, 3), slice(3, 4), slice(4, 7))]
-    monkeypatch.setattr(metrics, "PIECE", 100)  # 函数自己分段，也是同样的数
-    small = everything(slice(None))
     for name, values in whole.items():
         torch.testing.assert_close(torch.cat([p[name] for p in parts]), values, rtol=1e-12, atol=1e-15)
-        torch.testing.assert_close(small[name], values, rtol=1e-12, atol=1e-15)
+    for piece in (100, 50):  # 函数自己分段，一段两个通道或一个，也是同样的数
+        monkeypatch.setattr(metrics, "PIECE", piece)
+        small = everything(slice(None))
+        for name, values in whole.items():
+            torch.testing.assert_close(small[name], values, rtol=1e-12, atol=1e-15)
+
+
+def test_models_beside_one_another_do_not_mix() -> None:
+    """与真值有关的一半几个模型共用：各自的数与单独算的逐位相同，哪一个在前都一样。"""
+    forecast, truth = ensemble((3, 2, 9, 12), 4)
+    models = {"many": forecast, "one": forecast[:, :1], "blown up": forecast[:, 1:2] * 1e4}
+    normal, weights, thresholds = forecast[:, 3], weights_of(9), torch.zeros(2, 1)
+    together = pair_statistics(models, truth, normal, weights, thresholds)
+    backwards = pair_statistics(dict(reversed(models.items())), truth, normal, weights, thresholds)
+    for name, one in models.items():
+        alone = of_one(one, truth, normal, weights, thresholds)
+        assert list(alone) == list(together[name])
+        for key, values in alone.items():
+            assert torch.equal(values, together[name][key]) and torch.equal(values, backwards[name][key]), (name, key)
 
 
 def calibrated(members: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +219,7 @@ def calibrated(members: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.T
 
 def spread_skill(forecast: torch.Tensor, truth: torch.Tensor) -> float:
     """√((M + 1) / M)·离散度 / 均方根误差（Fortin et al. 2014），先平均后开方。"""
-    found = pair_statistics(forecast, truth, truth, torch.ones(60, dtype=torch.float64), torch.zeros(2, 0))
+    found = of_one(forecast, truth, truth, torch.ones(60, dtype=torch.float64), torch.zeros(2, 0))
     members = forecast.shape[1]
     return math.sqrt((members + 1) / members * float(found["variance"].mean() / found["square"].mean()))
 
@@ -212,7 +233,7 @@ def test_calibrated_ensemble(members: int) -> None:
     assert spread_skill(*calibrated(members, spread=0.5)) < 0.8
     bins = rank_counts(forecast, truth, weights).mean((0, 1)) * (members + 1)
     np.testing.assert_allclose(bins, 1, atol=5 * math.sqrt(members / truth.numel()))
-    crps = pair_statistics(forecast, truth, truth, weights, torch.zeros(2, 0))["crps"].mean()
+    crps = of_one(forecast, truth, truth, weights, torch.zeros(2, 0))["crps"].mean()
     assert float(crps) == pytest.approx(1 / math.sqrt(math.pi), rel=0.02)  # 与成员数无关：σ / √π
 
 
@@ -223,7 +244,7 @@ def test_cuda_equals_cpu(members: int) -> None:
     thresholds = torch.zeros(2, 1)
     host = (forecast, truth, weights_of(9))
     card = tuple(v.cuda() for v in host)
-    pairs = [pair_statistics(f, t, t, w, thresholds.to(w.device)) for f, t, w in (host, card)]
+    pairs = [of_one(f, t, t, w, thresholds.to(w.device)) for f, t, w in (host, card)]
     for name, values in pairs[0].items():
         torch.testing.assert_close(pairs[1][name].cpu(), values, rtol=1e-5, atol=1e-6)
     for function in (rank_counts, lambda f, t, w: zonal_spectrum(t, w, False), lambda f, t, w: area_mean(t, w)):
