@@ -16,10 +16,14 @@ Arguments = Sequence[str] | None
 def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a forecast model from one YAML file.", allow_abbrev=False)
     parser.add_argument("--config", default=default_config, required=default_config is None, help="run YAML in config/")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--resume", metavar="auto|PATH", help="continue from a checkpoint; auto: the newest of this config"
     )
-    parser.add_argument("--smoke", action="store_true", help="preflight only, with the smoke overrides; needs no data")
+    what.add_argument("--smoke", action="store_true", help="preflight only, with the smoke overrides; needs no data")
+    what.add_argument(
+        "--estimate", action="store_true", help="the memory a step needs, part by part, without allocating it; no data"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10"
     )
@@ -38,6 +42,12 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
         setup_logging(None)
         build_config(config.model, args.config)
         return smoke(config)
+    if args.estimate:
+        from engine.memory.table import show_estimate
+        from models import build_config
+
+        build_config(config.model, args.config)
+        return show_estimate(config)
     from engine.training.loop import train
 
     return train(config, args.config, args.resume)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from util.data.resident import available_memory
+
 Moment = float | torch.cuda.Event
 Span = tuple[Moment, Moment]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -26,9 +28,24 @@ def peak_memory(device: torch.device) -> int:
     """字节：显卡上是分配过的最多显存；CPU 上是整个进程的最大驻留内存（没有 /proc 的系统从进程开始算起）。"""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if not STATUS.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    line = next(row for row in STATUS.read_text().splitlines() if row.startswith("VmHWM"))
+    return _status("VmHWM") if STATUS.exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_size(device: torch.device) -> tuple[int, int]:
+    """(一共, 已经占着) 字节。CPU 上一共是这个进程驻留的加还能要到的（容器的限额也算），占着的是前者。
+
+    显卡上占着的是别人的与 CUDA 自己的，这个进程的张量不算。
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, total - free - torch.cuda.memory_reserved(device)
+    resident = _status("VmRSS")
+    return available_memory() + resident, resident
+
+
+def _status(key: str) -> int:
+    """/proc/self/status 的一行，字节。"""
+    line = next(row for row in STATUS.read_text().splitlines() if row.startswith(key))
     return int(line.split()[1]) * 1024
 
 

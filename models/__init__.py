@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.interface import Adjustable, Autoencoder, Learner, Network, is_codec
+from models.interface import Adjustable, Autoencoder, Learner, Network, Portable, is_codec
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
 from util.config import apply_overrides, load_config
@@ -42,10 +42,24 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Learner:
     Raises:
         ValueError: 配置不对，或这个模型做不到 spec 要求的事（由构造函数说明）。
     """
-    config = build_config(options)
-    module = importlib.import_module(f"models.{options['name']}")
-    source = options.get("first_stage")
-    return module.Model(config, spec) if source is None else module.Model(config, spec, open_first_stage(source, spec))
+    config, kind, source = build_config(options), _kind(options), options.get("first_stage")
+    return kind(config, spec) if source is None else kind(config, spec, open_first_stage(source, spec))
+
+
+def without_files(options: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
+    """同样的模型不必读文件的选项：阶段一的检查点换成它记着的；预训练的权重读一遍，留下结构。
+
+    Raises:
+        ValueError: 见 build_model；first_stage 的文件不在、不是阶段一。
+    """
+    if file := first_stage_file(options):
+        check_first_stage(options)
+        return {**options, "first_stage": _first_stage_content(file)["model_options"]}
+    if options.get("first_stage") is None and isinstance(_kind(options), Portable):
+        model = build_model(options, spec)
+        assert isinstance(model, Portable)
+        return model.portable_options()
+    return dict(options)
 
 
 def change_options(options: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -57,8 +71,7 @@ def change_options(options: Mapping[str, Any], changes: Sequence[str]) -> dict[s
     Raises:
         ValueError: 那个选项属于训练好的权重。
     """
-    name = options["name"]
-    kind = importlib.import_module(f"models.{name}").Model
+    name, kind = options["name"], _kind(options)
     free = kind.at_inference if isinstance(kind, Adjustable) else ()
     for text in changes:
         section, _, key = text.partition("=")[0].strip().partition(".")
@@ -110,9 +123,7 @@ def open_first_stage(source: str | Mapping[str, Any], spec: DataSpec) -> Autoenc
     check_first_stage({"first_stage": source})
     if first_stage_file({"first_stage": source}) is None:
         return _checked(build_model(load_config(source, smoke=True).model, spec), source)
-    content = load_checkpoint(source)
-    if "model_options" not in content:  # 缓存的基线，或从前的检查点
-        raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
+    content = _first_stage_content(source)
     check_same_fields(DataSpec.from_dict(content["spec"]), spec, source)
     stage = _checked(build_model(content["model_options"], spec), source)
     weights = forecast_weights(content)
@@ -155,6 +166,18 @@ def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
         held, asked = getattr(theirs, key), getattr(ours, key)
         if held != asked:
             raise ValueError(f"model.first_stage = {source}: trained with other {key}: {held}, here {asked}")
+
+
+def _first_stage_content(source: str) -> dict[str, Any]:
+    content = load_checkpoint(source)
+    if "model_options" not in content:  # 缓存的基线，或从前的检查点
+        raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
+    return content
+
+
+def _kind(options: Mapping[str, Any]) -> Any:
+    """模型的类。"""
+    return importlib.import_module(f"models.{options['name']}").Model
 
 
 def _checked(model: Learner, source: str) -> Autoencoder:

@@ -193,7 +193,8 @@ class RAEWrapper(nn.Module):
         self.encoder = options.encoder()
         self.decoder = options.decoder(self.encoder, RGB)
         self.freeze(freeze_encoder, freeze_decoder)
-        self.to(device)
+        if device is not None:
+            self.to(device)
 
     def freeze(self, encoder: bool, decoder: bool) -> None:
         """各自学不学；冻结的一半不求导，总在 eval()。"""

@@ -30,6 +30,10 @@ from util.files.zarr_metadata import FILE_TYPES, chunk_name
 
 BLOCK_BYTES = 128 * 2**20  # 搬上设备时一次的大小
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+LIMITS = {  # 第 2 版、第 1 版：文件夹 → 限额、用了多少的文件，memory.stat 里可以让出的那一项
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 SHARE = 0.9  # 数据至多占空着的这么多；余下的给模型，够不够由预检说
 T = TypeVar("T")
 log = logging.getLogger("ar_pred")
@@ -197,12 +201,13 @@ def keep_in_memory(store: Store, hours: np.ndarray) -> None:
 
 
 def available_memory() -> int:
-    """字节；页缓存里可以让出的也算，容器（cgroup 第 2 版）给的限额也算。"""
+    """字节；页缓存里可以让出的也算，容器（cgroup 第 2 版、第 1 版）给的限额也算。"""
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = (CGROUP / "memory.max").read_text().strip() if (CGROUP / "memory.max").is_file() else "max"
-    if limit == "max":
-        return available
-    used = int((CGROUP / "memory.current").read_text())
-    cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
-    return min(available, int(limit) - used + int(cached))
+    for folder, (limit, used, cached) in LIMITS.items():
+        text = (CGROUP / folder / limit).read_text().strip() if (CGROUP / folder / limit).is_file() else "max"
+        if text != "max":
+            statistics = dict(line.split() for line in (CGROUP / folder / "memory.stat").read_text().splitlines())
+            used_now = int((CGROUP / folder / used).read_text())
+            available = min(available, int(text) - used_now + int(statistics[cached]))
+    return available

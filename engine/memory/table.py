@@ -1,0 +1,71 @@
+"""估计写成人看的：一张表，一行日志，放得下的最大的批。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any, get_args
+
+from lightning.fabric import Fabric
+
+from engine.imagined import imagined_spec
+from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, least_batch, this_machine
+from engine.memory.fitting import epoch_windows, largest_batch
+from engine.memory.live import KINDS
+from models import without_files
+from util.cli import aligned
+from util.config import RunConfig, TrainConfig
+
+SWITCHES = ("precision",)  # 表里逐个试的
+
+
+def show_estimate(config: RunConfig) -> int:
+    """train.py --estimate：印出表；不读数据，不分配（预训练的权重除外，见 without_files）。
+
+    Raises:
+        ValueError: 见 estimate。
+    """
+    config = config.model_copy(update={"model": without_files(config.model, imagined_spec(config.data))})
+    device = Fabric(accelerator=config.run.device, devices=1).device
+    print(memory_table(config, this_machine(device, config.run.devices)))
+    return 0
+
+
+def memory_line(found: Estimate, machine: Machine) -> str:
+    """日志里的一行。"""
+    parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in found.parts.items() if size >= 500_000)
+    share = f"{_megabytes(found.total)} of {_megabytes(found.size)} MB ({machine.name})"
+    return f"memory of a step, estimated: {share}: {parts}"
+
+
+def memory_table(config: RunConfig, machine: Machine) -> str:
+    """各种精度、批的大小，一行一种，MB；* 是配置自己的那一种。
+
+    Raises:
+        ValueError: 见 estimate。
+    """
+    found = [(changes, estimate(changed(config, **changes), machine)) for changes in settings(config)]
+    names = [name for name in found[0][1].parts if name in KINDS or any(e.parts[name] for _, e in found)]
+    rows = [["", *SWITCHES, "batch_size", *names, "total", "of device"]]
+    for changes, one in found:
+        own = changed(config, **changes) == config
+        sizes = [_megabytes(one.parts[name]) for name in names]
+        given = [str(changes[key]) for key in (*SWITCHES, "batch_size")]
+        rows.append(["*" if own else "", *given, *sizes, _megabytes(one.total), f"{one.total / one.size:.0%}"])
+    title = f"{config.model['name']} on {machine.name}: {_megabytes(machine.size)} MB; a step needs, in MB:"
+    most, windows = largest_batch(config, machine) or "none", epoch_windows(config)
+    last = f"largest train.batch_size that fits into {MARGIN:.0%} of it: {most} (an epoch has {windows} windows)"
+    return "\n".join([title, *aligned(rows), last])
+
+
+def settings(config: RunConfig) -> Iterator[Mapping[str, Any]]:
+    """train 段的各种写法：开关的每一种，批的一半、原样、两倍。"""
+    size, least = config.train.batch_size, least_batch(config)
+    sizes = sorted({max(least, size // 2 // least * least), size, 2 * size})
+    options = [get_args(TrainConfig.model_fields[name].annotation) for name in SWITCHES]
+    for *chosen, batch_size in product(*options, sizes):
+        yield {**dict(zip(SWITCHES, chosen, strict=True)), "batch_size": batch_size}
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
