@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.device import device_name, memory_size, peak_memory, reset_peak_memory
 from engine.imagined import imagined_spec, random_batch

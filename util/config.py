@@ -368,6 +368,24 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def least_batch(config: RunConfig) -> int:
+    """train.batch_size 须是它的倍数：每个进程的每个小批一个窗口。"""
+    return config.train.accumulate * config.run.devices * config.run.num_nodes
+
+
+def check_batch_size(config: RunConfig) -> None:
+    """全局的批要切得成一样大的小批。
+
+    Raises:
+        ValueError: 切不成。
+    """
+    parts = least_batch(config)
+    if config.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
+        )
+
+
 def eval_batch_size(config: RunConfig) -> int:
     """评测时一批的窗口数：与训练的小批相同，显存已知够用；与这一次起了几个进程无关，结果才与进程数无关。"""
-    return max(1, config.train.batch_size // (config.train.accumulate * config.run.devices * config.run.num_nodes))
+    return max(1, config.train.batch_size // least_batch(config))

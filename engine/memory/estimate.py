@@ -13,7 +13,7 @@ from engine.device import device_name, memory_size
 from engine.imagined import imagined_spec
 from engine.memory.step import Peak, step_peak
 from util.batch import DataSpec
-from util.config import DataConfig, RunConfig, TrainConfig
+from util.config import DataConfig, RunConfig, TrainConfig, check_batch_size, eval_batch_size
 from util.data.dataset import open_origin
 from util.data.feed import AHEAD
 from util.data.index import sampled_hours, split_hours
@@ -60,15 +60,16 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
     """一个进程的一步。
 
     Raises:
-        ValueError: 模型的选项不对，或只有形状走不下去（step_peak）；要留住的数据不在。
+        ValueError: 模型的选项、批的大小不对，或只有形状走不下去（step_peak）；要留住的数据不在。
     """
+    check_batch_size(config)
     train, spec, cuda = config.train, imagined_spec(config.data), machine.device.type == "cuda"
-    size = train.batch_size // least_batch(config)
-    peak = _peak(json.dumps(config.model), spec, train.model_dump_json(), size)
+    peak = _peak(json.dumps(config.model), spec, train.model_dump_json(), eval_batch_size(config))
     parts: dict[str, int] = {**peak.sizes}
     parts["waiting"] = parts["batch"] * (1 if cuda else config.data.workers * AHEAD)  # 早到的；显卡的其余在主机上
     parts["batch"] *= train.accumulate
-    parts["data"] = resident_bytes(config.data, spec, cuda)
+    sharers = 1 if cuda else config.run.devices  # 处理器上同机的进程共用一份
+    parts["data"] = resident_bytes(config.data, spec, cuda) // sharers
     parts["preflight"] = parts["parameters"] + parts["average"] if train.preflight else 0  # 它另造一个模型
     parts["buckets"] = peak.trainable if config.run.devices * config.run.num_nodes > 1 else 0  # DDP 归约用的
     parts["framework"] = machine.held + FIRST_STEP
@@ -81,11 +82,6 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
 def _peak(options: str, spec: DataSpec, train: str, size: int) -> Peak:
     """同样的一步只走一遍：找放得下的批、开头的一行、用尽时的表问的常是同一个。"""
     return step_peak(json.loads(options), spec, TrainConfig.model_validate_json(train), size)
-
-
-def least_batch(config: RunConfig) -> int:
-    """train.batch_size 须是它的倍数：每个进程的每个小批一个窗口。"""
-    return config.run.devices * config.run.num_nodes * config.train.accumulate
 
 
 def resident_bytes(config: DataConfig, spec: DataSpec, cuda: bool) -> int:

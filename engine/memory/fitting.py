@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.memory.estimate import MARGIN, Machine, changed, estimate, least_batch
-from util.config import RunConfig
+from engine.memory.estimate import MARGIN, Machine, changed, estimate
+from util.config import RunConfig, least_batch
 from util.data.index import sampled_hours, split_hours
 
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, get_args
 
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec
-from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, least_batch, this_machine
+from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, this_machine
 from engine.memory.fitting import epoch_windows, largest_batch
 from engine.memory.live import KINDS
 from models import without_files
 from util.cli import aligned
-from util.config import RunConfig, TrainConfig
+from util.config import RunConfig, TrainConfig, least_batch
 
 SWITCHES = ("precision",)  # 表里逐个试的
 

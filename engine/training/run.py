@@ -29,7 +29,7 @@ from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
 from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint, save_checkpoint
-from util.config import RunConfig, eval_batch_size
+from util.config import RunConfig, check_batch_size, eval_batch_size
 from util.data.batches import epoch_starts, split_batches
 from util.data.dataset import WeatherData, open_data
 from util.data.feed import batch_bytes, check_shared_memory
@@ -45,6 +45,7 @@ def make_fabric(config: RunConfig) -> Fabric:
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
     check_launch(run.devices, run.num_nodes)
+    check_batch_size(config)
     fabric = Fabric(
         accelerator=run.device,
         devices=run.devices,
@@ -56,11 +57,6 @@ def make_fabric(config: RunConfig) -> Fabric:
     fabric.launch()
     if fabric.local_rank and launched_processes() is None:  # 零号进程起的
         die_with_parent()
-    parts = fabric.world_size * config.train.accumulate
-    if config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
-        )
     return fabric
 
 

@@ -117,6 +117,12 @@ def test_a_container_has_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "memory.stat").write_text("anon 3000\ninactive_file 700\n")
     monkeypatch.setattr(residency, "CGROUP", tmp_path)
     assert residency.available_memory() == 5000 - 4000 + 700
+    (tmp_path / "memory").mkdir()  # 第 1 版
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("3000\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("2500\n")
+    (tmp_path / "memory" / "memory.stat").write_text("total_inactive_file 100\n")
+    assert residency.available_memory() == 3000 - 2500 + 100
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")  # 没有限
     (tmp_path / "memory.max").write_text("max\n")
     assert residency.available_memory() > 2**20
 
