@@ -5,7 +5,7 @@
 
     plain    xarray 逐时刻、逐变量取一个场，np.save 一个文件：最直接的写法
     tree     dataset.py import --root
-    store    dataset.py import --store：源文件读两遍，头一遍求统计量
+    store    dataset.py import --store：换算好的块先留在盘上，求得统计量再打包
 """
 
 from __future__ import annotations

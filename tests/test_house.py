@@ -48,13 +48,14 @@ LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/studies/stage1_direct.py": "--help",
     "models/__init__.py": "是哪个模型，YAML 里才写着",
     "util/exchange/export.py": "--help",
+    "util/exchange/into_store.py": "torch：第一遍用不到，在另一个线程里引入",
     "util/commands/import_fields.py": "--help",
     "util/commands/pack.py": "--help",
     "util/commands/verify.py": "--help",
     "engine/comparison/suite.py": "它等着各次训练，几小时里不必占着 torch 的内存",
 }
 HEAVY = {  # 函数里才引用的库：引入要零点几秒到几秒，或不是人人装着
-    "torch", "numpy", "scipy", "matplotlib", "xarray", "h5netcdf", "h5py", "distributed", "diffusers", "safetensors",
+    "torch", "numpy", "scipy", "matplotlib", "xarray", "netCDF4", "h5netcdf", "h5py", "distributed", "diffusers", "safetensors",
     "plotly", "tqdm", "yaml", "cfgrib", "gribapi", "wandb", "zarr", "numcodecs", "aiohttp",
 }  # fmt: skip
 LISTS = {  # 不限个数的：这些，因为

@@ -1,7 +1,8 @@
-"""逐块合并的统计量（双精度）：块有多大、由谁算都可以，按同样的次序合并就是同样的数。"""
+"""逐场、逐块合并的统计量（双精度）：由谁算都可以，按同样的次序合并就是同样的数。"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,14 +32,18 @@ class Moments(NamedTuple):
         return Moments(total, mean, squares, min(self.low, other.low), max(self.high, other.high))
 
 
-def measure(fields: np.ndarray) -> Moments:
-    """任意形状的一块；先减块内均值再平方，均值远大于起伏的量（位势）也不丢精度。"""
-    if not fields.size:
-        return Moments()
-    block = fields.astype(np.float64)
-    low, high, mean = float(block.min()), float(block.max()), float(block.mean())
-    block -= mean
-    return Moments(block.size, mean, float(np.square(block, out=block).sum()), low, high)
+def measure(fields: Iterable[np.ndarray]) -> Moments:
+    """几个场 (H, W)，逐个合并：一个场的双精度副本放得进处理器的缓存，一块的放不进。
+
+    先减一个场的均值再平方，均值远大于起伏的量（位势）也不丢精度。
+    """
+    found = Moments()
+    for field in fields:
+        values = field.astype(np.float64)
+        values -= (mean := float(values.mean()))
+        squares = float(np.square(values, out=values).sum())
+        found = found.merge(Moments(field.size, mean, squares, float(field.min()), float(field.max())))
+    return found
 
 
 def check_moments(name: str, moments: Moments, dates: str) -> None:

@@ -10,6 +10,7 @@ from typing import get_args
 
 from util.config import Axis
 from util.data.index import SPLITS
+from util.exchange.into_store import import_to_store
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import ImportPlan, plan_import
 from util.exchange.regrid import Method, Target
@@ -53,7 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     text = (
         "the packed store to write, without a tree in between; the same again goes on with one that was interrupted, "
     )
-    text += "and later sources beside the earlier ones, with the same --train, make it grow; the sources are read twice"
+    text += "and later sources beside the earlier ones, with the same --train, make it grow; "
+    text += "needs about as much room as the fields as float32"
     where.add_argument("--store", type=Path, help=text)
     text = "with --store: how values are stored (%(default)s)"
     add("--dtype", choices=FILE_TYPES, default="float32", help=text)
@@ -139,7 +141,7 @@ def _import_variables(
     refuse_other_units(plan)
     found = _write(plan, args, argv, static)
     unused = [source for source in unused if source not in {place.source for place in static.values()}]
-    text = data_yaml(plan, args.regrid, args.store)
+    text = data_yaml(plan, args.store)
     print("\n".join(summarize(plan, found, [source.name for source in unused])))
     if args.yaml:
         Path(args.yaml).parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,6 @@ def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str], stat
         found = write_fields(plan, args.overwrite)
         write_static_fields(args.root, static)
         return found
-    from util.exchange.into_store import import_to_store  # torch：写目录树用不到
     from util.logger import setup_logging
 
     setup_logging(None)

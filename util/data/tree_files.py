@@ -339,7 +339,7 @@ class StaticField(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """单位与统计量；各格点一样重，同 mean_std.json。"""
-        m = measure(self.values)
+        m = measure([self.values])
         return {"units": self.units, "mean": [m.mean], "std": [m.std], "min": [m.low], "max": [m.high]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from util.data.tree_files import (
     write_field,
     write_moments,
 )
-from util.exchange.plan import ImportPlan
-from util.exchange.survey import Survey, survey
+from util.exchange.plan import ImportPlan, blocks_of, read_blocks
+from util.exchange.survey import Survey, measure_block, survey
 from util.inspection.statistics import channel_statistics
 from util.moments import Moments
 from util.source.axes import listed
@@ -61,7 +62,9 @@ def _write_reserved(plan: ImportPlan, overwrite: bool) -> Survey:
     for name in plan.names:  # 中断了不留下与场不符的
         for file in STATISTICS:
             (Path(plan.config.root) / channel_folder(name) / file).unlink(missing_ok=True)
-    found = survey(plan, lambda name, hour, field: _write_or_remove(plan, name, hour, field))
+    take, blocks = partial(_write_or_remove, plan), blocks_of(plan)
+    pairs = zip(blocks, read_blocks(plan, blocks), strict=True)
+    found = survey(plan, ((block, measure_block(plan, block, *read, take)) for block, read in pairs))
     moments = _measure_tree(plan) if others else found.moments
     for name, result in moments.items():
         write_moments(plan.config.root, name, result, " to ".join(plan.config.splits.train))

@@ -135,6 +135,8 @@ def view(
                 raise ValueError(f"variable {source}: no level {listed(absent)} hPa; there: {listed(levels)}")
             chosen = [places[levels.index(p)] for p in pressures]
             kept = sorted(chosen)
+            if array.encoding.get("preferred_chunks", {}).get(dims.level) == len(levels):
+                kept = list(range(kept[0], kept[-1] + 1))  # 各层在一块里：隔着挑要反复解压，读了再挑
             array = array if len(kept) == len(levels) else array.isel({str(dims.level): kept})
             ranks = [kept.index(place) for place in chosen]
         hours = read_hours(dataset[source])

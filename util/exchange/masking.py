@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +12,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 NEVER_WRITTEN = {"int8": -127, "uint8": 255, "int16": -32767, "uint16": 65535, "int32": -2147483647}  # netcdf.h
-
-
-class Filled(NamedTuple):
-    """一个场里的填充值：文件里的数，占几个格点。"""
-
-    value: float
-    points: int
+Filled = dict[tuple[int, int], float]  # (行, 通道) → 那个场里的填充值，文件里的数
 
 
 def source_fills(array: xr.DataArray, limits: tuple[float, float] | None, scale: float, offset: float) -> Fills:
@@ -36,16 +30,15 @@ def source_fills(array: xr.DataArray, limits: tuple[float, float] | None, scale:
     return fills if inside else fills._replace(codes=(*fills.codes, decoded))
 
 
-def mask_fills(block: np.ndarray, fills: Fills) -> tuple[np.ndarray, dict[tuple[int, int], Filled]]:
-    """(n, C, H, W) 里的填充值换成 NaN；另给 (行, 通道) → Filled。没有填充值的原样还回。"""
+def mask_fills(block: np.ndarray, fills: Fills) -> tuple[np.ndarray, Filled]:
+    """(n, C, H, W) 里的填充值换成 NaN；另给是哪几个场、哪个值。没有填充值的原样还回。"""
     fields = block if block.dtype.kind == "f" else block.astype(np.float32)  # 整数的平方会绕回来
-    found = {}
+    found: Filled = {}
     for place in np.ndindex(block.shape[:2]):
         if surely_data(fields[place], fills) or not (hit := find_fill(fields[place], fills)):
             continue
-        value, where = hit
+        found[place], where = hit
         block = block.astype(np.float64) if block.dtype.kind != "f" else block
         block = block if block.flags.writeable else block.copy()
         block[place][where] = np.nan
-        found[place] = Filled(value, int(where.sum()))
     return block, found

@@ -1,4 +1,4 @@
-"""导入：排计划（plan_import），按计划读一块（read_block）；过一遍在 survey，写在 into_tree、into_store。
+"""导入：排计划（plan_import），分块（blocks_of），读一块（read_block）；过一遍在 survey，写在 into_tree、into_store。
 
 先只读坐标，把能查的都查完；再按时间分块读场、换单位、换网格，占用的内存只与一块有关，与时间长短无关。
 """
@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from util.exchange.masking import Filled, mask_fills, source_fills
 from util.exchange.regrid import Regridder, Target, make_regridder
 from util.source.axes import Dims, find_dims, read_axis, read_coordinates
 from util.source.grib import decoding_errors
-from util.source.request import Request
+from util.source.request import Request, Wanted
 from util.source.wanted import Held
 from util.source.zarr_chunks import hide_absent, settle_absent
 from util.strict import validate
@@ -30,7 +31,8 @@ from util.variables import channel_name
 if TYPE_CHECKING:
     import xarray as xr
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20  # 一块约这么大：再大，处理器的缓存放不下，分配内存也慢
+MOST_BYTES = 64 * 2**20  # 源文件的时间块大的，一块就是它，至多这么大
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class ImportPlan:
     """一次导入要做的全部事情，排好时还没有读任何场。
 
     hours: (T,) int64，有序；region: 行、列的裁剪；files: 变量 → 各文件里的它；channels: 变量 → 通道名；
-    regrid: 换网格，None 为不换；values: 将写进 YAML 的键值；config: 它们检查过的样子；
-    filled: 读到的 (通道, 小时) 里的填充值，边读边记。
+    regrid: 换网格，None 为不换；values: 将写进 YAML 的键值；config: 它们检查过的样子。
     """
 
     request: Request
@@ -50,7 +51,6 @@ class ImportPlan:
     regrid: Regridder | None
     values: dict[str, Any]
     config: DataConfig
-    filled: dict[tuple[str, int], Filled] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -147,34 +147,71 @@ def plan_import(
     return ImportPlan(request, hours, region, files, channels, regrid, values, config)
 
 
+class Block(NamedTuple):
+    """一个变量在一个文件里的几个时刻，一次读的。"""
+
+    name: str
+    held: FileVariable
+    part: slice
+
+    @property
+    def hours(self) -> np.ndarray:
+        """(n,)"""
+        return self.held.hours[self.part]
+
+
+def blocks_of(plan: ImportPlan) -> list[Block]:
+    return [
+        Block(name, held, part) for name, files in plan.files.items() for held in files for part in block_parts(held)
+    ]
+
+
 def block_parts(held: FileVariable) -> list[slice]:
     """这个文件分成几块读；与源文件的时间块对齐，免得反复解压。"""
-    step = max(1, BLOCK_BYTES * held.hours.size // held.array.nbytes)
+    times = held.hours.size
+    row = held.array.nbytes // times
     chunk = held.array.encoding.get("preferred_chunks", {}).get(held.dims.time, 1)
-    step -= step % chunk if step > chunk else 0
-    return [slice(start, start + step) for start in range(0, held.hours.size, step)]
+    step = min(max(1, BLOCK_BYTES // (chunk * row)) * chunk, max(1, MOST_BYTES // row))
+    return [slice(start, start + step) for start in range(0, times, step)]
 
 
-def read_block(plan: ImportPlan, name: str, held: FileVariable, part: slice) -> np.ndarray:
-    """(n, 通道, H, W) 的 float32，单位与网格都换好；换网格在双精度里做，缺测不补。
+def read_block(plan: ImportPlan, block: Block) -> tuple[np.ndarray, Filled]:
+    """(n, 通道, H, W) 的 float32，单位与网格都换好，缺测不补；另给其中的填充值，见 mask_fills。
 
     Raises:
         ValueError: 文件中间损坏。
     """
-    wanted = plan.request.variables[name]
-    block = _read_part(held, plan.request.source(name), part)
-    fills = source_fills(held.array, plan.config.limits(name), wanted.scale, wanted.offset)
-    block, found = mask_fills(block, fills)
-    hours = held.hours[part]
-    plan.filled.update({(plan.channels[name][c], int(hours[i])): filled for (i, c), filled in found.items()})
-    if wanted.converts:
-        block = block.astype(np.float64) * wanted.scale + wanted.offset
-    if plan.regrid:
-        block = plan.regrid(block)
-    return np.ascontiguousarray(block, dtype=np.float32)
+    wanted, limits = plan.request.variables[block.name], plan.config.limits(block.name)
+    values, filled = read_values(block.held, block.part, wanted, limits)
+    values = plan.regrid(values) if plan.regrid else values
+    return np.ascontiguousarray(values, dtype=np.float32), filled
 
 
-def _read_part(held: FileVariable, source: str, part: slice) -> np.ndarray:
+def read_blocks(plan: ImportPlan, blocks: Iterable[Block]) -> Iterator[tuple[np.ndarray, Filled]]:
+    """逐块 read_block；交出一块时，另一个线程在读下一块：解压不占解释器的锁。"""
+    ahead: Future[tuple[np.ndarray, Filled]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for block in blocks:
+            ready, ahead = ahead, pool.submit(read_block, plan, block)
+            if ready:
+                yield ready.result()
+        if ahead:
+            yield ahead.result()
+
+
+def read_values(
+    held: FileVariable, part: slice, wanted: Wanted, limits: tuple[float, float] | None
+) -> tuple[np.ndarray, Filled]:
+    """(n, 通道, H, W)，填充值换成缺测，单位换好（在双精度里）；另给填充值。limits 是合理范围，不知道是 None。
+
+    Raises:
+        ValueError: 文件中间损坏。
+    """
+    values, filled = mask_fills(_read_part(held, part), source_fills(held.array, limits, wanted.scale, wanted.offset))
+    return values.astype(np.float64) * wanted.scale + wanted.offset if wanted.converts else values, filled
+
+
+def _read_part(held: FileVariable, part: slice) -> np.ndarray:
     """(n, 通道, H, W)，文件里的数；先取块再转置，否则转置会使读取变成逐点。"""
     array, time = held.array, held.dims.time
     order = [dim for dim in held.dims if dim in array.dims]
@@ -182,10 +219,9 @@ def _read_part(held: FileVariable, source: str, part: slice) -> np.ndarray:
         array = (array.isel({time: part}) if time else array).transpose(*order)
         block = hide_absent(array.values, array)
     except (OSError, EOFError, RuntimeError, ValueError, *decoding_errors()) as error:  # 文件中间损坏
-        where = time_text(int(held.hours[part.start]))
-        raise ValueError(
-            f"{held.source.name}: variable {source}: unreadable in the block that starts at {where} ({error})"
-        ) from None
+        hours = held.hours[part]  # 不随时间变的场没有
+        where = f" in the block that starts at {time_text(int(hours[0]))}" if hours.size else ""
+        raise ValueError(f"{held.source.name}: variable {array.name}: unreadable{where} ({error})") from None
     block = block if time else block[None]
     return block[:, held.ranks] if held.ranks else block[:, None]
 

@@ -33,6 +33,7 @@ class Target(NamedTuple):
 class Regridder(NamedTuple):
     """rows (H', H)、cols (W', W)，稀疏；每行之和为 1，所以常数场不变。"""
 
+    method: Method
     rows: csr_array
     cols: csr_array
     shape: tuple[int, int]  # (H', W')
@@ -67,7 +68,7 @@ def make_regridder(latitudes: np.ndarray, longitudes: np.ndarray, target: Target
     _check_target(target)
     weigh = _linear if target.method == "bilinear" else _overlaps
     rows, cols = weigh(latitudes, target.latitude, False), weigh(longitudes, target.longitude, True)
-    return Regridder(_sparse(rows), _sparse(cols), (len(rows), len(cols)))
+    return Regridder(target.method, _sparse(rows), _sparse(cols), (len(rows), len(cols)))
 
 
 def _linear(source: np.ndarray, axis: Axis, circular: bool) -> np.ndarray:

@@ -13,15 +13,13 @@ from util.config import Axis
 from util.data.tree_files import StaticField, write_static
 from util.exchange.into_tree import refuse_static
 from util.exchange.joining import FileVariable, find_units
-from util.exchange.masking import mask_fills, source_fills
-from util.exchange.plan import choose_region, find_grid
+from util.exchange.plan import choose_region, find_grid, read_values
 from util.exchange.regrid import Target
 from util.source.axes import Dims, horizontal_dims, listed
 from util.source.collection import Source
-from util.source.grib import decoding_errors
 from util.source.request import Request
 from util.source.wanted import Held, open_wanted, take_selected
-from util.source.zarr_chunks import hide_absent, settle_absent
+from util.source.zarr_chunks import settle_absent
 from util.variables import plausible_range
 
 
@@ -75,18 +73,14 @@ def _read(held: Held, name: str, request: Request, cut: Cut) -> Placed:
     if extra:
         raise ValueError(f"{where}: dimension {listed(extra)}; a static field has latitude and longitude only")
     region = choose_region((array.sizes[dims[0]], array.sizes[dims[1]]), cut.crop, cut.rows, cut.cols)
-    (latitude, longitude), regrid = find_grid(array, Dims(None, None, *dims), region, cut.target)
-    units = find_units([FileVariable(held.source, array, Dims(None, None, *dims), np.empty(0), [])], name, wanted)
+    place = Dims(None, None, *dims)
+    (latitude, longitude), regrid = find_grid(array, place, region, cut.target)
     array = array.squeeze([dim for dim in array.dims if dim not in dims])
-    array = array.isel(dict(zip(dims, region, strict=True))).transpose(*dims)
-    settle_absent(array, request.absent_chunks)
+    file = FileVariable(held.source, array.isel(dict(zip(dims, region, strict=True))), place, np.empty(0), [])
+    units = find_units([file], name, wanted)
+    settle_absent(file.array, request.absent_chunks)
     limits = plausible_range(name, {name: units}, {name: wanted.valid_range} if wanted.valid_range else {})
-    try:
-        block = hide_absent(array.values, array)[None, None]  # (1, 1, H, W)
-    except (OSError, EOFError, RuntimeError, ValueError, *decoding_errors()) as error:  # 文件中间损坏
-        raise ValueError(f"{where}: unreadable ({error})") from None
-    block, _ = mask_fills(block, source_fills(array, limits, wanted.scale, wanted.offset))
-    values = block[0, 0].astype(np.float64) * wanted.scale + wanted.offset
+    values = read_values(file, slice(None), wanted, limits)[0][0, 0]  # (H, W)
     averaged = regrid is not None and bool((values == np.round(values)).all())
     values = regrid(values) if regrid else values
     if missing := int((~np.isfinite(values)).sum()):

@@ -15,7 +15,7 @@ from util.source.axes import SHOWN, listed
 from util.source.lead_time import added_lead, time_name
 
 
-def data_yaml(plan: ImportPlan, method: str | None = None, store: Path | None = None) -> str:
+def data_yaml(plan: ImportPlan, store: Path | None = None) -> str:
     """数据集 YAML 的文本，每个键带一句说明；store 是写成的存档，没有写就是目录树。"""
     import yaml
 
@@ -42,7 +42,7 @@ def data_yaml(plan: ImportPlan, method: str | None = None, store: Path | None = 
     origin += f"，行 {rows.start}:{rows.stop}，列 {cols.start}:{cols.stop}"
     if assumed := assumed_units(plan):
         comments["units"] += f"；源文件没有写 {listed(assumed)} 的单位，是假定的，请核对"
-    lines = [f"# 由 dataset.py import 导入：{origin}{f'，换网格 {method}' if method else ''}"]
+    lines = [f"# 由 dataset.py import 导入：{origin}{f'，换网格 {plan.regrid.method}' if plan.regrid else ''}"]
     for line in text.splitlines():
         comment = comments.get(line.partition(":")[0])
         lines.append(f"{line}  # {comment}" if comment else line)
@@ -77,7 +77,7 @@ def summarize(plan: ImportPlan, found: Survey, unused: Sequence[str] = ()) -> li
     lines += _shown([f"          {time_text(a)} to {time_text(b)}, {b - a} h" for a, b in plan.gaps])
     lines.append(f"left out  {len(found.holes)} fields with missing values (not finite, or a fill value)")
     lines += _shown([f"          {name} {time_text(hour)}" for name, hour in found.holes])
-    lines += _fills(plan) + _outside(plan, found)
+    lines += _fills(found) + _outside(plan, found)
     missing = [name for name in config.variables if name not in config.units]
     lines += [f"units     none for {listed(missing)} in the file; add them to units"] if missing else []
     lines += [f"training  would refuse this: {text}" for text in objections(plan, found.holes)]
@@ -123,11 +123,11 @@ def assumed_units(plan: ImportPlan) -> list[str]:
     return [name for name in undeclared(plan) if name in plan.config.units]
 
 
-def _fills(plan: ImportPlan) -> list[str]:
+def _fills(found: Survey) -> list[str]:
     """填充值：每个通道每种一行，有几个场、头几个在哪里。"""
     groups: dict[tuple[str, float], list[int]] = {}
-    for (name, hour), filled in sorted(plan.filled.items()):
-        groups.setdefault((name, filled.value), []).append(hour)
+    for name, hour, value in sorted(found.filled):
+        groups.setdefault((name, value), []).append(hour)
     return [
         f"fills     {name}: {value:g} in {len(hours)} fields is a fill value, so they count as missing "
         f"({listed(map(time_text, hours[:SHOWN]))}{', ...' if len(hours) > SHOWN else ''})"

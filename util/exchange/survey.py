@@ -1,30 +1,33 @@
-"""导入的第一遍：按计划逐块读（read_blocks）全部的场，得统计量、缺测的场、合理范围之外的点。
+"""导入的第一遍：逐块读全部的场，得统计量、缺测的场、填充值、合理范围之外的点。
 
 之外的照样是数据，只在摘要里说；但单位没有人写过、多半的点又在之外的，多半是另一种单位，写之前就停。
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from util.data.index import split_hours
-from util.exchange.plan import ImportPlan, block_parts, read_block
+from util.exchange.masking import Filled
+from util.exchange.plan import Block, ImportPlan, block_parts, read_block
 from util.moments import Moments, measure
 
 MOST = 0.5
+Take = Callable[[str, int, np.ndarray], bool]  # (通道, 小时, 场 (H, W)) → 用得了
 
 
 class Outside(NamedTuple):
     """一个通道在合理范围之外的：几个场、几个点、最小、最大、头一个时刻。"""
 
-    fields: int
-    points: int
-    low: float
-    high: float
-    first: int
+    fields: int = 0
+    points: int = 0
+    low: float = np.inf
+    high: float = -np.inf
+    first: int = sys.maxsize
 
     def merge(self, other: Outside) -> Outside:
         low, high, first = min(self.low, other.low), max(self.high, other.high), min(self.first, other.first)
@@ -32,47 +35,58 @@ class Outside(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """过一遍所得：各通道训练日期内的统计量，含缺测的 (通道, 小时)，合理范围之外的（没有的通道不在内）。"""
+    """过一遍所得：各通道训练日期内的统计量，合理范围之外的（没有的通道不在内）；含缺测的 (通道, 小时)，
+    其中有填充值的 (通道, 小时, 值)。
+    """
 
     moments: dict[str, Moments]
-    holes: list[tuple[str, int]]
     outside: dict[str, Outside]
+    holes: list[tuple[str, int]]
+    filled: list[tuple[str, int, float]]
+
+    def add(self, other: Survey) -> None:
+        """other 是这之后的。"""
+        for name, moments in other.moments.items():
+            self.moments[name] = self.moments.get(name, Moments()).merge(moments)
+        for name, far in other.outside.items():
+            self.outside[name] = self.outside.get(name, Outside()).merge(far)
+        self.holes.extend(other.holes)
+        self.filled.extend(other.filled)
 
 
-def survey(plan: ImportPlan, take: Callable[[str, int, np.ndarray], bool]) -> Survey:
-    """全部场逐块过一遍；take(通道, 小时, 场 (H, W)) 说它用不用得了。"""
+def survey(plan: ImportPlan, parts: Iterable[tuple[Block, Survey]]) -> Survey:
+    """逐块过一遍；parts: 一块，与 measure_block 所给的。"""
     from tqdm import tqdm
 
-    found = Survey({name: Moments() for name in plan.names}, [], {})
-    train = split_hours(plan.config)["train"]
+    found = Survey({}, {}, [], [])
     with tqdm(total=plan.hours.size * len(plan.names), unit="field", desc="import", disable=None) as bar:
-        for variable, channels in plan.channels.items():
-            for hours, block in read_blocks(plan, variable):
-                inside = (hours >= train.start) & (hours < train.stop)
-                for name, fields in zip(channels, block.swapaxes(0, 1), strict=True):  # (n, H, W)
-                    good = np.array([take(name, int(h), field) for h, field in zip(hours, fields, strict=True)])
-                    found.holes.extend((name, hour) for hour in hours[~good].tolist())
-                    found.moments[name] = found.moments[name].merge(measure(fields[good & inside]))
-                    if far := find_outside(hours[good], fields[good], plan.config.limits(name)):
-                        found.outside[name] = found.outside[name].merge(far) if name in found.outside else far
-                    bar.update(hours.size)
+        for block, part in parts:
+            found.add(part)
+            bar.update(block.hours.size * len(plan.channels[block.name]))
     return found
 
 
-def read_blocks(plan: ImportPlan, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """逐块给出 (n,) 小时和 (n, 通道, H, W) 的 float32，同 read_block；含缺测的场照样交出去。"""
-    for held in plan.files[name]:
-        for part in block_parts(held):
-            yield held.hours[part], read_block(plan, name, held, part)
+def measure_block(plan: ImportPlan, block: Block, values: np.ndarray, filled: Filled, take: Take) -> Survey:
+    """一块 read_block 所读的 (n, 通道, H, W)；用不了的场是 holes。"""
+    channels, hours, train = plan.channels[block.name], block.hours.tolist(), split_hours(plan.config)["train"]
+    found = Survey({}, {}, [], [(channels[c], hours[i], value) for (i, c), value in filled.items()])
+    for name, fields in zip(channels, values.swapaxes(0, 1), strict=True):  # (n, H, W)
+        limits = plan.config.limits(name)
+        good = {hour: field for hour, field in zip(hours, fields, strict=True) if take(name, hour, field)}
+        found.holes.extend((name, hour) for hour in hours if hour not in good)
+        found.moments[name] = measure(field for hour, field in good.items() if hour in train)
+        for hour, field in good.items():
+            if far := find_outside(hour, field, limits):
+                found.outside[name] = found.outside.get(name, Outside()).merge(far)
+    return found
 
 
-def find_outside(hours: np.ndarray, fields: np.ndarray, limits: tuple[float, float] | None) -> Outside | None:
-    """(n,) 小时、(n, H, W) 有限的场 → limits 之外的；没有，或 limits 不知道，是 None。"""
-    if limits is None or not fields.size or (limits[0] <= fields.min() and fields.max() <= limits[1]):
+def find_outside(hour: int, field: np.ndarray, limits: tuple[float, float] | None) -> Outside | None:
+    """一个有限的场 (H, W) 在 limits 之外的；没有，或 limits 不知道，是 None。"""
+    if limits is None or (limits[0] <= field.min() and field.max() <= limits[1]):
         return None
-    far = (fields < limits[0]) | (fields > limits[1])
-    which, values = far.any(axis=(1, 2)), fields[far]
-    return Outside(int(which.sum()), values.size, float(values.min()), float(values.max()), int(hours[which].min()))
+    values = field[(field < limits[0]) | (field > limits[1])]
+    return Outside(1, values.size, float(values.min()), float(values.max()), hour)
 
 
 def undeclared(plan: ImportPlan) -> list[str]:
@@ -93,8 +107,9 @@ def refuse_other_units(plan: ImportPlan) -> None:
     for name in undeclared(plan):
         if (limits := plan.config.limits(name)) is None:
             continue
-        _, block = next(read_blocks(plan, name))
-        values = block[np.isfinite(block)]
+        first = plan.files[name][0]
+        values, _ = read_block(plan, Block(name, first, block_parts(first)[0]))
+        values = values[np.isfinite(values)]
         share = np.mean((values < limits[0]) | (values > limits[1])) if values.size else 0
         if share > MOST:
             units = plan.config.units.get(name)

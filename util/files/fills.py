@@ -64,7 +64,7 @@ def surely_data(field: np.ndarray, fills: Fills) -> bool:
     """
     flat, first = field.ravel(), field.item(0)
     with np.errstate(over="ignore"):
-        small = flat.dot(flat) < LEAST_FAR**2
+        small = (flat.dot(flat) if flat.itemsize == 4 else np.einsum("i,i", flat, flat)) < LEAST_FAR**2
     return bool(small) and not (first == field.item(-1) and match(first, fills.codes) is not None)
 
 

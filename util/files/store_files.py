@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from util.calendar import years_text
-from util.files.zarr_metadata import FILE_TYPES, chunk_name, write_json
+from util.files.zarr_metadata import FILE_TYPES, chunk_name, json_digest, write_json
 
 FORMAT = 2
 MARK = "store.json"
@@ -151,10 +151,6 @@ def file_digest(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def json_digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_digests(path: Path, files: Mapping[str, str]) -> None:

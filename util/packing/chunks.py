@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,8 +163,9 @@ def rounding(plan: StorePlan, block: np.ndarray, stored: torch.Tensor) -> list[l
 
 def write_bytes(path: Path, data: bytes | memoryview) -> str:
     """原子地写，落盘才改名；返回校验和。不用内存映射：磁盘满时那是 SIGBUS，这里是 OSError。"""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with ThreadPoolExecutor(1) as pool, replacing(path) as temporary, temporary.open("wb") as file:
+        digest = pool.submit(hashlib.blake2b, data, digest_size=16)  # 等盘的时候算
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+        return digest.result().hexdigest()

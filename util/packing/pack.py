@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from util.atomic import reserved
 from util.batch import DataSpec
 from util.calendar import year_start
 from util.config import DataConfig
@@ -27,12 +23,12 @@ from util.data.tree_files import StaticField, Tendency, read_extremes, read_stat
 from util.files.store_files import MARK, MAY_GROW, StorePlan, read_mark, read_plan, write_plan
 from util.files.zarr_metadata import FILE_TYPES
 from util.packing.chunks import PackJob, make_job, pack_chunk, read_chunk_record
+from util.packing.claim import check_space, claimed, refuse_other
 from util.packing.finish_store import finish_store
 from util.workers import Runner, distribute
 
 CHUNK_BYTES = 32 * 2**20  # 一块约这么大：大到读得连续，小到一块的内存不算什么
 MOST_BYTES = 256 * 2**20  # 打包的每个进程要拿住一块
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("ar_pred")
 
 
@@ -50,7 +46,8 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
     extremes = [read_extremes(home, channel) for home, channel in zip(homes, origin.channels, strict=True)]
     tendencies = [read_tendency(home, channel) for home, channel in zip(homes, origin.channels, strict=True)]
     plan = make_plan(config, data.spec, extremes, tendencies, dtype, command)
-    pack_from(data.windows.reader, plan, store, workers, scheduler, find_static(config))
+    with claimed(store):
+        pack_from(data.windows.reader, plan, store, workers, scheduler, find_static(config))
 
 
 def anywhere(config: DataConfig) -> DataConfig:
@@ -80,27 +77,26 @@ def pack_from(
     workers: int = 1,
     scheduler: str | None = None,
     static: Mapping[str, StaticField] | None = None,
+    freed: int = 0,
 ) -> None:
-    """reader 读得到的，照 plan 打包；static: 不随时间变的场。"""
+    """reader 读得到的，照 plan 打包，store 已经占下（claimed）；static: 不随时间变的场；freed: 打时让出来的字节。"""
     static = static or {}
     plan = replace(plan, static={name: described(field) for name, field in static.items()})
-    with locked(store):
-        old = read_plan(store)
-        plan = merge(store, old, plan) if old else plan
-        hours = packed_hours(reader, plan)
-        job = make_job(store, plan, hours, reader)
-        todo = [number for number in range(job.chunks) if read_chunk_record(job, number) is None]
-        if not todo and old and replace(old, commands=plan.commands, root=plan.root) == plan and is_whole(store):
-            log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
-            return
-        check_space(store, len(todo) * plan.chunk_bytes)
-        paths = (job.store, *map(Path, reader.config.roots))
-        with disk_full(store):
-            with distribute(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
-                (store / MARK).unlink(missing_ok=True)
-                write_plan(store, plan)
-                run_chunks(job, todo, run)
-            finish_store(job, static)
+    old = read_plan(store)
+    plan = merge(store, old, plan) if old else plan
+    hours = packed_hours(reader, plan)
+    job = make_job(store, plan, hours, reader)
+    todo = [number for number in range(job.chunks) if read_chunk_record(job, number) is None]
+    if not todo and old and replace(old, commands=plan.commands, root=plan.root) == plan and is_whole(store):
+        log.info("store %s: %s, complete already, nothing to do", store, plan.years_text)
+        return
+    check_space(store, len(todo) * plan.chunk_bytes - freed)
+    paths = (job.store, *map(Path, reader.config.roots))
+    with distribute(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
+        (store / MARK).unlink(missing_ok=True)
+        write_plan(store, plan)
+        run_chunks(job, todo, run)
+    finish_store(job, static)
     log.info("store %s: %s, %d times in %d chunks, %s", store, plan.years_text, hours.size, job.chunks, plan.dtype)
 
 
@@ -108,11 +104,6 @@ def described(static: StaticField) -> dict[str, Any]:
     """plan 里记的一个不随时间变的场；值换了，校验和就不同。"""
     digest = hashlib.blake2b(static.values.tobytes(), digest_size=16).hexdigest()
     return {**static.about(), "digest": digest}
-
-
-def refuse_other(store: Path) -> None:
-    if store.exists() and not (store / "pack").is_dir() and any(store.iterdir()):
-        raise ValueError(f"{store} is a folder with other things in it; give a new one")
 
 
 def is_whole(store: Path) -> bool:
@@ -195,12 +186,6 @@ def packed_hours(reader: FieldReader, plan: StorePlan) -> np.ndarray:
     return hours[there[high] > there[low]]
 
 
-def check_space(store: Path, needed: int) -> None:
-    free = shutil.disk_usage(store).free
-    if needed > free:
-        raise ValueError(f"{store} needs {needed / 1e9:.2f} GB more, its disk has {free / 1e9:.2f} GB free")
-
-
 def run_chunks(job: PackJob, todo: Sequence[int], run: Runner) -> None:
     """做 todo 各块；进度条给出 GB/s 与还要多久。"""
     size = job.plan.chunk_bytes
@@ -210,24 +195,3 @@ def run_chunks(job: PackJob, todo: Sequence[int], run: Runner) -> None:
     with tqdm(total=job.chunks * size, initial=done * size, desc="pack", unit="B", unit_scale=True) as bar:
         for count in run(pack_chunk, todo):
             bar.update(count)
-
-
-@contextmanager
-def disk_full(store: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise ValueError(
-            f"{store}: {error.strerror}; the store is not complete, make room and run the same command again"
-        ) from None
-
-
-@contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """同一个存档同时只由一个命令写；顺便扫掉上一次被杀时写到一半的临时文件。"""
-    with reserved(store / "pack", "another packing is at work there, wait for it or give another --out"):
-        for leftover in store.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)  # 被杀的那一次，它的进程随后就退，也许正在自己删
-        yield

@@ -20,6 +20,8 @@ from util.source.zarr_folder import Folder, LocalZarr
 if TYPE_CHECKING:
     import xarray as xr
 
+CACHE_BYTES = 32 * 2**20  # 每个打开的 NetCDF 变量留住的解压过的块：够一次读用；库缺省 64 MiB
+OPEN_FILES = 8  # 同时打开的文件；xarray 缺省 128，一年一个文件时各留各的缓存
 KINDS = (b"CDF", b"\x89HDF", MAGIC)  # 文件开头的几个字节
 
 
@@ -70,6 +72,7 @@ def _open(
     consolidated: bool = False,
 ) -> xr.Dataset:
     """store 交给 xarray，path 写在报错里；folder 是 Zarr 的文件夹，别的是 None。"""
+    import netCDF4
     import xarray as xr
 
     if filters:
@@ -77,6 +80,8 @@ def _open(
     options: dict[str, Any] = {"cache": False, "decode_timedelta": False}
     try:
         if folder is None:
+            netCDF4.set_chunk_cache(CACHE_BYTES)
+            xr.set_options(file_cache_maxsize=OPEN_FILES)
             return xr.open_dataset(store, **options)
         found = xr.open_dataset(store, engine="zarr", consolidated=consolidated, decode_cf=False, **options)
         return decode_zarr(found, folder)

@@ -212,6 +212,18 @@ def test_levels_must_agree_unless_stated(tmp_path):
     )
 
 
+@pytest.mark.parametrize("together", [1, 3])
+def test_levels_with_others_between(together, tmp_path):
+    """要的两层之间隔着不要的（文件里的次序是 1000、500、850）：一层一块，或几层在一块里。"""
+    dataset = make_dataset()[["wind"]].transpose("time", "level", "number", "lat", "lon")
+    dataset.to_netcdf(tmp_path / "a.nc", encoding={"wind": {"chunksizes": (4, together, 1, 5, 8), "zlib": True}})
+    words = ("--variable", "wind=u", "--levels", "850", "1000")
+    import_all([tmp_path / "a.nc"], tmp_path / "tree", *words)
+    for level, pressure in enumerate((850, 1000)):
+        got = [load(tmp_path / "tree", f"u_level_{level:02d}", hour) for hour in TIMES]
+        np.testing.assert_array_equal(got, dataset.wind.sel(level=pressure, number=0).values)
+
+
 def test_levels_of_variables_without_levels(tmp_path):
     make_dataset().to_netcdf(tmp_path / "a.nc")
     words = ("--levels", "500", "850")

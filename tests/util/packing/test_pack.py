@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -200,8 +201,8 @@ def test_damaged_times_and_a_damaged_chunk_are_both_listed(tree, tmp_path: Path,
 
 
 def test_disk_full_before_it_starts(tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = pack_module.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(pack_module.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"store needs 0.00 GB more, its disk has 0.00 GB free"):
         pack_small(config_of(tree), tmp_path / "store")
     assert not (tmp_path / "store" / "store.json").exists()

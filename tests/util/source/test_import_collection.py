@@ -92,7 +92,7 @@ def test_store_from_a_zip_goes_on(dataset, tmp_path, caplog):
     main(words)
     caplog.clear()
     main(words)
-    assert "statistics and missing fields are known already" in caplog.text
+    assert "blocks of the source are known already" in caplog.text
 
 
 def test_what_is_missing_is_named(dataset, tmp_path):

@@ -111,7 +111,7 @@ def test_a_zip_is_unpacked(tmp_path, monkeypatch, capfd):
         assert server.paths == ["cds.nc"]
         for _ in range(2):
             main(["--source", f"{server.address}/cds.nc", "--store", str(tmp_path / "store"), *WORDS, *DATES])
-    assert "statistics and missing fields are known already" in capfd.readouterr().err
+    assert "blocks of the source are known already" in capfd.readouterr().err
     assert not list((tmp_path / "temporary").iterdir())
 
 
@@ -134,7 +134,7 @@ def test_into_a_store(name, tmp_path, capfd):
         for source, store in zip((tmp_path / name, f"{server.address}/{name}"), stores, strict=True):
             main(["--source", str(source), "--store", str(store), *WORDS, *DATES])
         main(["--source", f"{server.address}/{name}", "--store", str(stores[1]), *WORDS, *DATES])
-    assert "statistics and missing fields are known already" in capfd.readouterr().err
+    assert "blocks of the source are known already" in capfd.readouterr().err
     here, there = ({p.relative_to(s): p.read_bytes() for p in (s / "fields").iterdir()} for s in stores)
     assert here == there
 
@@ -188,7 +188,7 @@ def test_a_server_that_dies_half_way(out, tmp_path, capsys):
     assert f"{server.address}/a.zarr/" in said
     assert "no answer after 6 tries" in said
     files = {p.name for p in (tmp_path / "out").rglob("*")}
-    assert not files & {"mean_std.json", "min_max.json", "survey.json", "done.json", ".zgroup"}
+    assert not files & {"mean_std.json", "min_max.json", "store.json", ".zgroup"}
 
 
 @pytest.mark.parametrize("name", ["none.zarr", "none.nc"])
@@ -226,19 +226,24 @@ def test_not_consolidated_and_no_listing(tmp_path):
 
 
 def test_only_what_is_wanted_is_read(tmp_path):
-    """一个变量、一层，别的块一个也不碰。"""
+    """一个变量、一层，别的块一个也不碰；写存档也只下载一次。"""
     dataset = make_dataset()[["air", "wind"]].squeeze("number", drop=True).transpose("time", "level", "lat", "lon")
-    chunks = {"air": (4, 5, 8), "wind": (4, 1, 5, 8)}
+    sizes = {"air": (4, 5, 8), "wind": (4, 1, 5, 8)}
     options: dict[str, Any] = {"zarr_format": 2} if NEW else {}
-    encoding = {name: {"chunks": size} for name, size in chunks.items()}
+    encoding = {name: {"chunks": size} for name, size in sizes.items()}
     dataset.to_zarr(tmp_path / "a.zarr", encoding=encoding, consolidated=True, **options)
     (tmp_path / "map.yaml").write_text("variables: {wind: {}}\npressure_hpa: [500]\n")
     with Loopback(tmp_path) as server:
         run(f"{server.address}/a.zarr", tmp_path / "tree", "--map", str(tmp_path / "map.yaml"))
-    chunks_read = [path for path in server.paths if path.startswith(("a.zarr/air", "a.zarr/wind"))]
-    assert sorted(chunks_read) == sorted(f"a.zarr/wind/{i}.1.0.0" for i in range(9))
-    assert server.paths[0] == "a.zarr/.zmetadata"
-    assert len(server.paths) == 1 + 4 + 9  # 元数据、四条坐标、九块
+        tree = server.paths.copy()
+        server.paths.clear()
+        words = ["--map", str(tmp_path / "map.yaml"), *DATES, "--store", str(tmp_path / "store")]
+        main(["--source", f"{server.address}/a.zarr", *words])
+    chunks = sorted(f"a.zarr/wind/{i}.1.0.0" for i in range(9))
+    for paths in (tree, server.paths):
+        assert sorted(path for path in paths if path.startswith(("a.zarr/air", "a.zarr/wind"))) == chunks
+    assert tree[0] == "a.zarr/.zmetadata"
+    assert len(tree) == 1 + 4 + 9  # 元数据、四条坐标、九块
 
 
 def test_where_the_file_system_lists(tmp_path):

@@ -1,0 +1,119 @@
+"""留下的块作为数据的来源，打包成存档。
+
+打包就是 packing/pack.pack_from，这里只给它换一个读数的地方，所以与先导入成树、再打包的逐字节相同。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from util.calendar import hours_in_year, moment_of, year_start
+from util.config import DataConfig
+from util.data.dataset import make_spec
+from util.data.index import Index, split_years
+from util.data.reader import FieldReader
+from util.data.tree_files import FieldError, StaticField, field_path
+from util.exchange.kept import Kept, open_kept
+from util.exchange.plan import ImportPlan
+from util.exchange.survey import Survey
+from util.packing.pack import make_plan, pack_from
+
+BLOCKS_KEPT = 2  # 每个变量映射着的块：眼下的，和空缺另一侧的
+
+
+def pack_kept(
+    plan: ImportPlan,
+    kept: Sequence[Kept],
+    found: Survey,
+    store: Path,
+    dtype: str,
+    command: str,
+    static: Mapping[str, StaticField],
+) -> None:
+    """kept 各块、不随时间变的场，打包；found 是过一遍所得，其中 holes 在存档里同目录树里缺的文件。
+
+    Raises:
+        ValueError: 见 packing/pack.pack_from。
+    """
+    config = plan.config.model_copy(update={"max_missing": 1.0})  # 容许缺多少，由读存档的那一份配置管
+    moments = [found.moments[name] for name in plan.names]
+    mean, std = zip(*((m.mean, m.std) for m in moments), strict=True)
+    spec = make_spec(config, plan.names, mean, std, standardized=False)
+    store_plan = make_plan(config, spec, [(m.low, m.high) for m in moments], [], dtype, command)
+    behind = store_plan.chunk_rows * store_plan.interval_hours + config.max_gap_hours  # 空缺在一块读完之后才补
+    origin = KeptFields(plan, config, found, kept, behind)
+    reader = FieldReader(origin, spec, origin.index(split_years(config)), np.zeros(0, np.int64), None, announce=False)
+    pack_from(reader, store_plan, store, static=static, freed=sum(k.size for k in kept if k.raw.is_file()))
+    for k in kept:
+        k.raw.unlink(missing_ok=True)
+
+
+class KeptFields:
+    """留下的块作为数据的来源（util.data.origin.Origin），只从前往后读一遍：落后 behind 小时的块再用不到，当即删去。"""
+
+    standardized = False
+    dtype = torch.float32
+
+    def __init__(self, plan: ImportPlan, config: DataConfig, found: Survey, kept: Sequence[Kept], behind: int) -> None:
+        self.plan, self.config, self.root, self.channels = plan, config, config.root, plan.names
+        self.found, self.kept, self.behind = found, kept, behind
+        names = {name: variable for variable, channels in plan.channels.items() for name in channels}
+        self.places = [(names[name], plan.channels[names[name]].index(name)) for name in self.channels]  # 变量, 第几层
+        self.rows = {variable: np.empty((2, plan.hours.size), dtype=np.int64) for variable in plan.files}
+        for number, k in enumerate(kept):  # 变量 → 各时刻在第几块、块里的哪一行
+            at = np.searchsorted(plan.hours, k.block.hours)
+            self.rows[k.block.name][:, at] = np.full(at.size, number), np.arange(at.size)
+        self.block = lru_cache(BLOCKS_KEPT * len(plan.files))(self._open)
+        self.held = sorted(kept, key=lambda k: -k.block.hours.max())  # 还没有删去的，末一个最先用完
+
+    def years(self, wanted: Sequence[int]) -> list[int]:
+        return sorted(set(wanted) & {moment_of(hour).year for hour in self.plan.hours.tolist()})
+
+    def index(self, years: list[int]) -> Index:
+        """与扫描导入成的树所得的相同：含缺测的场没有文件。"""
+        start = year_start(years[0])
+        present = np.zeros((len(self.channels), year_start(years[-1]) + hours_in_year(years[-1]) - start), dtype=bool)
+        there = self.plan.hours[(self.plan.hours >= start) & (self.plan.hours < start + present.shape[1])]
+        present[:, there - start] = True
+        for name, hour in self.found.holes:
+            if start <= hour < start + present.shape[1]:
+                present[self.channels.index(name), hour - start] = False
+        return Index(tuple(self.channels), start, present)
+
+    def mean_std(self) -> list[tuple[float, float]]:
+        return [(self.found.moments[name].mean, self.found.moments[name].std) for name in self.channels]
+
+    def decide(self, index: Index, training: np.ndarray) -> bool:
+        return False
+
+    def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:
+        """没有坏的：读不出在过一遍时就停了。"""
+        while self.held and self.held[-1].block.hours.max() < hours[0] - self.behind:
+            self.held.pop().raw.unlink(missing_ok=True)
+        for i, hour in enumerate(hours):
+            for c in np.flatnonzero(here[i]).tolist():
+                out[i, c] = self.raw(c, hour)
+        return []
+
+    def file(self, c: int, hour: int) -> Path:
+        return field_path(self.root, self.channels[c], hour)
+
+    def raw(self, c: int, hour: int) -> np.ndarray:
+        number, row = self._place(c, hour)
+        return self.block(number)[row, self.places[c][1]]
+
+    def stamp(self, c: int, hour: int) -> str:
+        return self.kept[self._place(c, hour)[0]].stamp
+
+    def _place(self, c: int, hour: int) -> tuple[int, int]:
+        """在第几块，块里的哪一行。"""
+        number, row = self.rows[self.places[c][0]][:, np.searchsorted(self.plan.hours, hour)].tolist()
+        return number, row
+
+    def _open(self, number: int) -> np.ndarray:
+        return open_kept(self.plan, self.kept[number])
