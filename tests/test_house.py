@@ -55,8 +55,8 @@ LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/comparison/suite.py": "它等着各次训练，几小时里不必占着 torch 的内存",
 }
 HEAVY = {  # 函数里才引用的库：引入要零点几秒到几秒，或不是人人装着
-    "torch", "numpy", "scipy", "matplotlib", "xarray", "netCDF4", "h5netcdf", "h5py", "distributed", "diffusers", "safetensors",
-    "plotly", "tqdm", "yaml", "cfgrib", "gribapi", "wandb", "zarr", "numcodecs", "aiohttp",
+    "torch", "numpy", "scipy", "matplotlib", "xarray", "netCDF4", "h5netcdf", "h5py", "distributed", "diffusers",
+    "safetensors", "plotly", "tqdm", "yaml", "cfgrib", "gribapi", "wandb", "zarr", "numcodecs", "aiohttp",
 }  # fmt: skip
 LISTS = {  # 不限个数的：这些，因为
     "": "工具与人都到根目录里找：命令、说明、环境、各种设置",
