@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from util.data.resident import available_memory
 
 Moment = float | torch.cuda.Event
 Span = tuple[Moment, Moment]
+log = logging.getLogger("ar_pred")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -47,6 +50,19 @@ def _status(key: str) -> int:
     """/proc/self/status 的一行，字节。"""
     line = next(row for row in STATUS.read_text().splitlines() if row.startswith(key))
     return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def float32_matmuls(precision: str) -> Iterator[None]:
+    """块里 float32 的矩阵乘用这个精度（torch.set_float32_matmul_precision），出来还原：计分总是 highest。"""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    convolutions = "TF32 on CUDA" if torch.backends.cudnn.allow_tf32 else "float32"
+    log.info("float32 matrix products: precision %s; float32 convolutions: %s", precision, convolutions)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def to_host(values: torch.Tensor) -> Callable[[], list[float]]:

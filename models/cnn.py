@@ -54,6 +54,9 @@ class ConvBlock(nn.Sequential):
         conv = PaddedConv2d(channels_in, channels_out, 3, padding, stride=stride, bias=False)
         super().__init__(conv, BatchNorm2d(channels_out), nn.ReLU())
 
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)  # 自己的一个：nn.Sequential 的编译器跳过，里面各层就合不到一起
+
 
 class ResidualBlock(nn.Module):
     """ReLU(x + BN(Conv(ReLU(BN(Conv(x))))))，宽度不变。"""

@@ -107,6 +107,11 @@ class Model(nn.Module):
                 PaddedConv2d(hidden // 2, spec.frames_out * channels, kernel, padding),
             )
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """各层的一步。"""
+        return [module for module in self.modules() if isinstance(module, ConvLSTMCell)]
+
     def encode(self, history: Tensor) -> Cell:
         """(B, T_in, C, H, W) → 顶层最后的 (h, c)。"""
         zeros = history.new_zeros(len(history), self.config.hidden, *history.shape[-2:])  # (B, D, H, W)

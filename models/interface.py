@@ -205,7 +205,7 @@ class Scheduled(Protocol):
 
 @runtime_checkable
 class Stacked(Protocol):
-    """由同样的块叠成的模型：分片、编译、丢弃激活以一块为单位。没有的，整个模型是一块。"""
+    """由同样的块叠成的模型：编译、丢弃激活以一块为单位；没有块的模型用不了这两样。"""
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -147,6 +147,13 @@ class Model(nn.Module):
                 parameter.requires_grad_(not frozen)
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """编码器、解码器的残差块。"""
+        encoder, decoder = self.vae.encoder, self.vae.decoder
+        levels = [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
+        return [block for level in levels for block in level.resnets]
+
+    @property
     def latents_known(self) -> bool:
         """潜变量的统计量求出来没有。"""
         return bool(self.latents.known)

@@ -101,7 +101,7 @@ class ConvSC(nn.Module):
         self.norm = nn.GroupNorm(SPATIAL_GROUPS, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), SLOPE)
+        return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)  # 归一化的导数不看它自己的输出
 
 
 class Encoder(nn.Module):
@@ -250,8 +250,8 @@ class Model(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """翻译器的各块。"""
-        return [module for module in self.translator.modules() if isinstance(module, Inception | GatedBlock)]
+        """各层卷积，翻译器的各块。"""
+        return [module for module in self.modules() if isinstance(module, ConvSC | Inception | GatedBlock)]
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""

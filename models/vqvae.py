@@ -26,7 +26,7 @@ from models.layers.latents import LatentScaling, in_chunks, solve_tendency
 from models.layers.losses import field_errors, zonal_amplitudes
 from models.layers.multiscale import MultiScaleQuantizer, Scales, check_scales, rectangular_scales
 from models.layers.padding import PaddedConv2d, Padding, check_padding
-from models.layers.vqvae_gan import Shape, make_decoder, make_encoder
+from models.layers.vqvae_gan import ResBlock, SelfAttention, Shape, make_decoder, make_encoder
 from util.batch import Batch, DataSpec, Predict, encoded_fields
 from util.strict import PositiveInt, Strict
 
@@ -123,6 +123,11 @@ class Model(nn.Module):
     def no_decay(self) -> list[str]:
         """不衰减的参数：码本，没有用到的码会缩向原点。"""
         return ["quantizer.codebook.weight"] if self.config.codebook == "gradient" else []
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """编码器、解码器的各块。"""
+        return [module for module in self.modules() if isinstance(module, ResBlock | SelfAttention)]
 
     @property
     def latents_known(self) -> bool:

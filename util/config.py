@@ -237,6 +237,9 @@ class TrainConfig(Strict):
     schedule: Schedule = Schedule()
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    compile: bool = False
+    activation_checkpointing: Literal["none", "blocks"] = "none"
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     early_stop_epochs: PositiveInt | None = None
     validate_every_epochs: PositiveInt = 1

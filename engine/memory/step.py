@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.autograd.graph import saved_tensors_hooks
 
+from engine.blocks import checkpoint_blocks
 from engine.imagined import random_batch
 from engine.memory.live import KINDS, Kind, LiveTensors
 from engine.optim import make_optimizer
@@ -70,6 +71,8 @@ def _walk(model: Learner, spec: DataSpec, train: TrainConfig, size: int, live: L
     batch = batch._replace(seeds=Seeds((0,) * size, (0.0,) * size, 0))
     if isinstance(model, Scheduled):
         model.at_step(LONG - 1, LONG)
+    if train.activation_checkpointing == "blocks":
+        checkpoint_blocks(model)
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
     precision = torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16-mixed")

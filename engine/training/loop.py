@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 
-from engine.device import device_name, peak_memory, reset_peak_memory
+from engine.device import device_name, float32_matmuls, peak_memory, reset_peak_memory
 from engine.one_pass import fit_one_pass
 from engine.progress import Progress
 from engine.seeds import training_seeds
@@ -56,12 +56,13 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
             check_first_stage(config.model)  # 续训不再需要它
         run = open_run(config, config_path, name, fabric, content, stop)
         try:
-            if content is None:
-                start_fresh(run)
-            elif not content["progress"]["batches"]:  # 上一次可能恰好死在存与复制之间
-                save(run)
-                copy_from_last(run)
-            fit(run)
+            with float32_matmuls(config.train.matmul_precision):
+                if content is None:
+                    start_fresh(run)
+                elif not content["progress"]["batches"]:  # 上一次可能恰好死在存与复制之间
+                    save(run)
+                    copy_from_last(run)
+                fit(run)
             finish(run)
             return 0
         except Interrupted as signal:
@@ -98,7 +99,9 @@ def log_shapes(run: Run) -> None:
     batch = fabric.to_device(run.data.windows.__getitems__(first))
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     model.eval()
-    with torch.random.fork_rng(devices), torch.no_grad(), record_shapes(run.state.module) as rows, fabric.autocast():
+    seen = torch.compiler.set_stance("force_eager") if run.config.train.compile else nullcontext()  # 编译了就看不见
+    recorded = record_shapes(run.state.module)
+    with torch.random.fork_rng(devices), torch.no_grad(), fabric.autocast(), seen, recorded as rows:
         model.loss(batch)
     log.info("input and output shapes of every layer (first batch):\n%s", shape_table(rows))
 

@@ -24,14 +24,18 @@ from util.data.dataset import WeatherData
 log = logging.getLogger("ar_pred")
 
 # 续训时可以与检查点不同的键；None 表示整段。其余的一变，就不再是同一次训练
+# fmt: off
 MAY_CHANGE: dict[str, set[str] | None] = {
     "run": {"name", "device", "devices", "num_nodes", "strategy"},
     "data": DATA_MAY_CHANGE,
-    "train": {"epochs", "early_stop_epochs", "validate_every_epochs", "preflight"},
+    "train": {
+        "epochs", "early_stop_epochs", "validate_every_epochs", "preflight", "compile", "activation_checkpointing",
+    },
     "checkpoint": None,
     "log": None,
     "smoke": None,
 }
+# fmt: on
 
 
 def find_resume(

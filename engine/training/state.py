@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from engine.blocks import checkpoint_blocks, compile_blocks
 from engine.device import to_host
 from engine.loading import Content, model_options
 from engine.optim import make_optimizer, make_scheduler
@@ -24,7 +25,7 @@ from engine.training.start import Initial, first_stage_origin, start_from
 from models import build_model
 from models.interface import Autoencoder, ForecastModel, Learner, Network, Scheduled
 from util.batch import Batch, DataSpec
-from util.config import RunConfig
+from util.config import RunConfig, TrainConfig
 
 CLIP_EPS = 1e-6  # 与 torch.nn.utils.clip_grad_norm_ 的相同
 
@@ -112,6 +113,7 @@ def build_state(
     if not any(p.requires_grad for p in model.parameters()):
         if initial is not None:
             raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
+        prepare_blocks(model, config.train)
         return State(fabric.to_device(model), None, None, None, None, Progress(), first_stage=origin)
     if initial is not None:
         start_from(model, initial, spec, origin)  # 在 EMA 的副本之前：副本也从这里起步
@@ -123,12 +125,25 @@ def build_state(
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
+    prepare_blocks(model, config.train)  # 在 EMA 的副本之后：副本不编译
     sha256 = initial.sha256 if initial else ""
     broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
     return State(
         model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps,
         saved_buffers(model), broken,
     )  # fmt: skip
+
+
+def prepare_blocks(model: Learner, config: TrainConfig) -> None:
+    """train.compile、train.activation_checkpointing。
+
+    Raises:
+        ValueError: 模型没有块；没有编译器。
+    """
+    if config.activation_checkpointing == "blocks":
+        checkpoint_blocks(model)
+    if config.compile:
+        compile_blocks(model)
 
 
 def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> Step:

@@ -66,7 +66,8 @@ class GroupAttention(nn.Module):
         """(B, N, D) → (B, N, D)。与 softmax(q·k/√d + (−1e9)·mask)·v 相同，只是不算看不见的部分。"""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         if isinstance(mask, BlockMask):
-            y = compiled_flex()(q, k, v, block_mask=mask)
+            attend = flex_attention if torch.compiler.is_compiling() else compiled_flex()  # 整块编译时不必再编译它
+            y = attend(q, k, v, block_mask=mask)
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))

@@ -25,15 +25,17 @@ class Inception(nn.Module):
             nn.Sequential(
                 PaddedConv2d(hidden, channels_out, kernel, padding, groups=GROUPS),
                 nn.GroupNorm(GROUPS, channels_out),
-                nn.LeakyReLU(SLOPE),
+                nn.LeakyReLU(SLOPE, inplace=True),  # 归一化的导数不看它自己的输出
             )
             for kernel in KERNELS
         )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.squeeze(x)
-        three, five, seven, eleven = (branch(x) for branch in self.branches)
-        return three + five + seven + eleven
+        total = self.branches[0](x)
+        for branch in self.branches[1:]:
+            total = total + branch(x)
+        return total
 
 
 class InceptionTranslator(nn.Module):

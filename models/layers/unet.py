@@ -40,6 +40,9 @@ class ConvBlock(nn.Sequential):
             nn.SiLU(),
         )
 
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)  # 自己的一个：nn.Sequential 的编译器跳过，里面各层就合不到一起
+
 
 class UNet(nn.Module):
     """下去每层通道加倍、边长减半，上来反之，拼上同一层下去时的输出；边长须能整除 2^depth（check_halvings）。"""
