@@ -65,6 +65,22 @@ MAIN = [
     Part("VAR with its cache", "sampling.var", 25),
     Part("flow sampling", "sampling.diffusion", 15, ("dit", "model.first_stage=null")),
     Part("diffusion sampling", "sampling.diffusion", 15, ("pixel_diffusion",)),
+    *(
+        Part(
+            f"memory of {about[0]}, batch {n}, estimated",
+            "memory.against_estimate",
+            12,
+            (*about, f"train.batch_size={n}"),
+        )
+        for about, n in [
+            ((AR_PRED,), 8),
+            ((AR_PRED,), 16),
+            (("pixel_unet",), 8),
+            (("pixel_unet",), 16),
+            (("var", STAGES["vqvae"]), 8),
+            (("var", STAGES["vqvae"]), 16),
+        ]
+    ),
 ]
 ZOO: list[tuple[str, ...]] = [
     ("simvp",), ("cnn",), ("convlstm",), ("weather_transformer",), ("pixel_unet",), ("pixel_diffusion",), ("vqvae",),
