@@ -44,7 +44,7 @@ class Part(NamedTuple):
     about: tuple[str, ...] = ()
 
 
-BF16 = "train.precision=bf16-mixed"
+BF16, COMPILED = "train.precision=bf16-mixed", "train.compile=true"
 STAGES = {"vqvae": "model.first_stage=config/vqvae_tendency.yaml", "vae": "model.first_stage=config/sd_vae_small.yaml"}
 MAIN = [
     Part("FlexAttention equals SDPA", "attention.equal_to_sdpa", 60),
@@ -57,6 +57,7 @@ MAIN = [
         )
         for n in (32, 16)
     ),
+    Part("AR_pred, bf16, compiled, batch 32", "steps.ours", 90, (AR_PRED, "train.batch_size=32", BF16, COMPILED)),
     Part("AR_pred, float32, batch 16", "steps.ours", 40, (AR_PRED, "train.batch_size=16")),
     Part("waiting for data", "feeding.residencies", 45),
     Part("transfer to the device", "feeding.transfer", 15),

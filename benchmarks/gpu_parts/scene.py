@@ -32,10 +32,10 @@ class Scene(NamedTuple):
     folder: Path
 
     def config(self, name: str, *overrides: str) -> RunConfig:
-        """config/ 下的一份；small 时用它的 smoke 段，AR_pred 再缩小网格。"""
+        """config/ 下的一份；small 时用它的 smoke 段，不编译（CPU 上要半分钟），AR_pred 再缩小网格。"""
         device = [f"run.device={self.device.type}", "run.devices=1", "train.preflight=false", "data.workers=0"]
         if self.small:
-            overrides = (*overrides, "train.batch_size=2", "data.workers=0", *(TINY if name == AR_PRED else ()))
+            overrides = (*overrides, "train.batch_size=2", "train.compile=false", *(TINY if name == AR_PRED else ()))
         return load_config(CONFIG / f"{name}.yaml", [*device, *overrides], smoke=self.small)
 
     def batch_size(self, wanted: int) -> int:

@@ -58,7 +58,8 @@ def reference_config(config: RunConfig) -> RunConfig:
         )
     if config.model.get("dropout"):
         raise ValueError("--against reference: the reference has no dropout; set model.dropout=0")
-    return config.model_copy(update={"model": {**config.model, "attention": "sdpa"}})
+    plain = config.train.model_copy(update={"compile": False})
+    return config.model_copy(update={"model": {**config.model, "attention": "sdpa"}, "train": plain})
 
 
 @contextmanager
