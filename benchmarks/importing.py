@@ -107,7 +107,8 @@ def commands(out: Path, kind: str, source: Path, dates: pd.DatetimeIndex) -> dic
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """(秒, 峰值内存 MiB)；命令出错就停。"""
+    """(秒, 峰值内存 MiB)；命令出错就停。前一个命令还没有落盘的先落盘，免得算在这一个头上。"""
+    os.sync()
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +45,18 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except Exception as error:  # noqa: BLE001  命令到此为止，哪一种都要给人一个交代
         status = report_error(error)
     leave(status)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """`with loading(): from engine import …`：引入重的库时不回收垃圾，快两三成：引入的都要留着，回收只是一遍遍白看。"""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def report_error(error: Exception) -> int:

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 
+from util.cli import loading
 from util.data.tree_files import StaticField
 from util.exchange.kept import kept_blocks, measure_kept, remove_others
 from util.exchange.plan import ImportPlan
@@ -31,11 +30,10 @@ def import_to_store(
     with claimed(store):
         remove_others(store, kept)
         check_space(store, sum(k.size for k in kept if not k.record.is_file()))  # 打包时它们逐块让位给存档
-        Thread(target=import_module, args=("torch",)).start()  # 打包要它，引入要两三秒，第一遍用不到
         found = survey(plan, measure_kept(plan, kept))
         for name, moments in found.moments.items():
             check_moments(name, moments, " to ".join(plan.config.splits.train))
-        from util.exchange.kept_fields import pack_kept
-
+        with loading():  # 引入 torch；在别的线程里早些引入，两边抢解释器的锁，不更快
+            from util.exchange.kept_fields import pack_kept
         pack_kept(plan, kept, found, store, dtype, command, static)
     return found

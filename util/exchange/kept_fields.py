@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,12 @@ from util.data.tree_files import FieldError, StaticField, field_path
 from util.exchange.kept import Kept, open_kept
 from util.exchange.plan import ImportPlan
 from util.exchange.survey import Survey
+from util.packing.chunks import PackJob
 from util.packing.pack import make_plan, pack_from
+from util.workers import Runner, Work
 
-BLOCKS_KEPT = 2  # 每个变量映射着的块：眼下的，和空缺另一侧的
+CHUNKS_AT_ONCE = 2  # 一块等盘、求校验和的时候，读、换算下一块
+BLOCKS_KEPT = 2 * CHUNKS_AT_ONCE  # 每个变量映射着的块：各块眼下的，和空缺另一侧的
 
 
 def pack_kept(
@@ -45,23 +50,36 @@ def pack_kept(
     mean, std = zip(*((m.mean, m.std) for m in moments), strict=True)
     spec = make_spec(config, plan.names, mean, std, standardized=False)
     store_plan = make_plan(config, spec, [(m.low, m.high) for m in moments], [], dtype, command)
-    behind = store_plan.chunk_rows * store_plan.interval_hours + config.max_gap_hours  # 空缺在一块读完之后才补
-    origin = KeptFields(plan, config, found, kept, behind)
+    origin = KeptFields(plan, config, found, kept)
     reader = FieldReader(origin, spec, origin.index(split_years(config)), np.zeros(0, np.int64), None, announce=False)
-    pack_from(reader, store_plan, store, static=static, freed=sum(k.size for k in kept if k.raw.is_file()))
+    freed = sum(k.size for k in kept if k.raw.is_file())
+    pack_from(reader, store_plan, store, partial(in_threads, origin), static, freed)
     for k in kept:
         k.raw.unlink(missing_ok=True)
 
 
+@contextmanager
+def in_threads(origin: KeptFields, job: PackJob, _: Sequence[Path]) -> Iterator[Runner]:
+    """几块同时做，从前往后；一块和它之前的都做完，再用不到的场就删去。"""
+
+    def run(work: Work, numbers: Sequence[int]) -> Iterator[int]:
+        for number, size in zip(numbers, pool.map(partial(work, job), numbers), strict=True):
+            yield size
+            origin.free(int(job.rows(number)[-1]) - job.plan.max_gap_hours)  # 往后的空缺只看到这里
+
+    with ThreadPoolExecutor(CHUNKS_AT_ONCE) as pool:
+        yield run
+
+
 class KeptFields:
-    """留下的块作为数据的来源（util.data.origin.Origin），只从前往后读一遍：落后 behind 小时的块再用不到，当即删去。"""
+    """留下的块作为数据的来源（util.data.origin.Origin）。"""
 
     standardized = False
     dtype = torch.float32
 
-    def __init__(self, plan: ImportPlan, config: DataConfig, found: Survey, kept: Sequence[Kept], behind: int) -> None:
+    def __init__(self, plan: ImportPlan, config: DataConfig, found: Survey, kept: Sequence[Kept]) -> None:
         self.plan, self.config, self.root, self.channels = plan, config, config.root, plan.names
-        self.found, self.kept, self.behind = found, kept, behind
+        self.found, self.kept = found, kept
         names = {name: variable for variable, channels in plan.channels.items() for name in channels}
         self.places = [(names[name], plan.channels[names[name]].index(name)) for name in self.channels]  # 变量, 第几层
         self.rows = {variable: np.empty((2, plan.hours.size), dtype=np.int64) for variable in plan.files}
@@ -93,12 +111,15 @@ class KeptFields:
 
     def load(self, hours: Sequence[int], here: np.ndarray, out: np.ndarray) -> list[tuple[int, int, FieldError]]:
         """没有坏的：读不出在过一遍时就停了。"""
-        while self.held and self.held[-1].block.hours.max() < hours[0] - self.behind:
-            self.held.pop().raw.unlink(missing_ok=True)
         for i, hour in enumerate(hours):
             for c in np.flatnonzero(here[i]).tolist():
                 out[i, c] = self.raw(c, hour)
         return []
+
+    def free(self, hour: int) -> None:
+        """hour 之前的不再读了。"""
+        while self.held and self.held[-1].block.hours.max() < hour:
+            self.held.pop().raw.unlink(missing_ok=True)
 
     def file(self, c: int, hour: int) -> Path:
         return field_path(self.root, self.channels[c], hour)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def pack(config: DataConfig, store: Path, dtype: str, workers: int, command: str
     tendencies = [read_tendency(home, channel) for home, channel in zip(homes, origin.channels, strict=True)]
     plan = make_plan(config, data.spec, extremes, tendencies, dtype, command)
     with claimed(store):
-        pack_from(data.windows.reader, plan, store, workers, scheduler, find_static(config))
+        pack_from(data.windows.reader, plan, store, partial(distribute, workers, scheduler), find_static(config))
 
 
 def anywhere(config: DataConfig) -> DataConfig:
@@ -74,13 +76,17 @@ def pack_from(
     reader: FieldReader,
     plan: StorePlan,
     store: Path,
-    workers: int = 1,
-    scheduler: str | None = None,
-    static: Mapping[str, StaticField] | None = None,
+    spread: Callable[[PackJob, Sequence[Path]], AbstractContextManager[Runner]],
+    static: Mapping[str, StaticField],
     freed: int = 0,
 ) -> None:
-    """reader 读得到的，照 plan 打包，store 已经占下（claimed）；static: 不随时间变的场；freed: 打时让出来的字节。"""
-    static = static or {}
+    """reader 读得到的，照 plan 打包，store 已经占下（claimed）。
+
+    Args:
+        spread: 各块怎样分给谁做，见 workers.distribute；paths 是工人要看得见的。
+        static: 不随时间变的场。
+        freed: 打时让出来的字节。
+    """
     plan = replace(plan, static={name: described(field) for name, field in static.items()})
     old = read_plan(store)
     plan = merge(store, old, plan) if old else plan
@@ -92,7 +98,7 @@ def pack_from(
         return
     check_space(store, len(todo) * plan.chunk_bytes - freed)
     paths = (job.store, *map(Path, reader.config.roots))
-    with distribute(workers, scheduler, job, paths) as run:  # 先连上调度器，连不上的什么也不动
+    with spread(job, paths) as run:  # 先连上调度器，连不上的什么也不动
         (store / MARK).unlink(missing_ok=True)
         write_plan(store, plan)
         run_chunks(job, todo, run)

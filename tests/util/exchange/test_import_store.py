@@ -175,12 +175,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, module: object, name: str, count: int) -> None:
-    """module.name 的第 count 次调用时磁盘满了。"""
+    """module.name 从第 count 次调用起磁盘满了。"""
     real, left = getattr(module, name), [count]
 
     def failing(path: Path, *rest: object):
         left[0] -= 1
-        if not left[0]:
+        if left[0] <= 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, *rest)
 
