@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from util.grid import OutputGrid, latitude_weights, output_grid
-from util.plot.coast import coastlines
-from util.plot.style import COAST, COLORS, INK, QUIET, TITLE_LINE, TITLE_SIZE, color_limits, power_of_ten, pretty_unit
+from util.plot.sheet import Box, Extent, Sheet
+from util.plot.style import COLORS, INK, TITLE_LINE, TITLE_SIZE, color_limits, power_of_ten, pretty_unit
 from util.variables import variable_info
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
     from util.batch import DataSpec
 
-Extent = tuple[float, float, float, float]  # 西、东、南、北
 CHANNELS_PER_FIGURE = 9
 
 # 版面尺寸，单位英寸：一律写明，面板才不会因为刻度文字的长短而错位
 LEFT, RIGHT, GAP, BAR_GAP, BAR, BAR_LABELS = 0.62, 0.10, 0.28, 0.10, 0.10, 0.62
-HEADER, PANEL_TITLE, TICKS, TOP, BOTTOM = 0.34, 0.22, 0.34, 0.30, 0.06
+HEADER, PANEL_TITLE, TICKS, SPACE, TOP, BOTTOM = 0.34, 0.22, 0.34, 0.16, 0.30, 0.06  # 经度只写在末一行之下，占 TICKS
 PANEL_WIDTH, PANEL_HEIGHT, NARROWEST, SLOT = 3.6, 3.6, 1.35, 1.8  # 面板的上限；窄高的区域仍占 SLOT 宽，标题才放得下
 
 
@@ -76,33 +75,32 @@ def _page(
     title: str,
     made: str,
 ) -> Figure:
-    from matplotlib.figure import Figure
-
     extent, aspect = grid_extent(grid)
-    coast = coastlines(*extent)
-    num_maps = 1 if truth is None else 3
-    layout, lines = _layout(extent, aspect, num_maps, len(channels), title)
-    figure = Figure(figsize=(layout.width, layout.height), dpi=130, facecolor="white")
-    x = LEFT / layout.width
-    figure.text(x, 1 - 0.16 / layout.height, "\n".join(lines), size=TITLE_SIZE, weight="bold", color=INK, va="top")
-    row_height = HEADER + PANEL_TITLE + layout.panel_height + TICKS
+    layout, lines = _layout(extent, aspect, 1 if truth is None else 3, len(channels), title)
+    sheet = Sheet(layout.width, layout.height, extent)
+    sheet.text(LEFT, layout.height - 0.16, "\n".join(lines), TITLE_SIZE, INK, weight="bold", va="top")
     for row, i in enumerate(channels):
-        bottom = BOTTOM + (len(channels) - 1 - row) * row_height + TICKS
-        header = (bottom + layout.panel_height + PANEL_TITLE + 0.07) / layout.height
-        figure.text(x, header, _describe(spec, i), size=10.5, weight="bold", color=INK, va="bottom")
+        below = len(channels) - 1 - row
+        bottom = BOTTOM + TICKS + below * (HEADER + PANEL_TITLE + layout.panel_height + SPACE)
+        header = bottom + layout.panel_height + PANEL_TITLE + 0.07
+        sheet.text(LEFT, header, _describe(spec, i), 10.5, INK, weight="bold", va="bottom")
         fields = [f[i][grid.rows][:, grid.columns] for f in (truth, forecast) if f is not None]  # (H, W)，北在上
         if truth is not None:
             fields.append(fields[1] - fields[0])
             error = f"RMSE {weighted_rmse(fields[2], grid.latitudes):.3g} {pretty_unit(spec.units[i])}"
-            figure.text(layout.columns[2] / layout.width, header, error, size=10, color=INK, va="bottom")
-        axes = [_panel(figure, layout, column, bottom, extent, coast) for column in range(num_maps)]
-        _draw_row(axes, fields, variable_info(spec.channels[i]).kind, spec.units[i], extent, made)
-        for bar, panel in zip(layout.bars, axes[-2:], strict=True):
-            _color_bar(figure, layout, bar, bottom, panel)
-    return figure
+            sheet.text(layout.columns[2], header, error, 10, INK, va="bottom")
+        boxes = [Box(x, bottom, layout.panel_width, layout.panel_height) for x in layout.columns]
+        images = _draw_row(sheet, boxes, fields, variable_info(spec.channels[i]).kind, spec.units[i], made)
+        for column, box in enumerate(boxes):
+            sheet.graticule(box, (below == 0, column == 0))
+        for x, image in zip(layout.bars, images[-2:], strict=True):
+            _color_bar(sheet, Box(x, bottom, BAR, layout.panel_height), image)
+    return sheet.page()
 
 
-def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, extent: Extent, made: str) -> None:
+def _draw_row(
+    sheet: Sheet, boxes: list[Box], fields: list[np.ndarray], kind: str, unit: str, made: str
+) -> list[AxesImage]:
     """fields: [预报] 或 [真值, 预报, 差值]，各 (H, W)；一行用同一个 10 的幂。"""
     low, high = color_limits(np.stack(fields[:2]), kind)
     exponent = power_of_ten(max(abs(low), abs(high)))
@@ -111,13 +109,11 @@ def _draw_row(axes: list[Axes], fields: list[np.ndarray], kind: str, unit: str, 
     if len(fields) == 3:
         maps.append((fields[2], *color_limits(fields[2], "difference"), COLORS["difference"]))
     names = ["truth", made, f"{made} − truth"] if len(fields) == 3 else [made]
-    for panel, name, (field, vmin, vmax, colors) in zip(axes, names, maps, strict=True):
-        values = field.astype(np.float64) / scale
-        image = panel.imshow(values, cmap=colors, vmin=vmin / scale, vmax=vmax / scale, extent=extent, aspect="auto")
-        image.set_label(pretty_unit(unit, exponent))
-        panel.set_title(name, loc="left", size=8.5, color=QUIET, pad=4)
-    for panel in axes[1:]:
-        panel.tick_params(labelleft=False)
+    images = []
+    for box, name, (field, vmin, vmax, colors) in zip(boxes, names, maps, strict=True):
+        sheet.text(box.x, box.y + box.height + 4 / 72, name, 8.5)
+        images.append(sheet.map(box, field / scale, colors, (vmin / scale, vmax / scale), pretty_unit(unit, exponent)))
+    return images
 
 
 def weighted_rmse(difference: np.ndarray, latitudes: np.ndarray) -> float:
@@ -148,70 +144,17 @@ def _layout(extent: Extent, aspect: float, num_maps: int, num_rows: int, title: 
     bars = [column + width + BAR_GAP for column in columns[-2:]]
     page_width = columns[-1] + max(slot, 2 * SLOT if num_maps == 1 else 0) + bar + RIGHT
     lines = textwrap.wrap(title, int((page_width - LEFT) / 0.105)) or [""]
-    row = HEADER + PANEL_TITLE + width * ratio + TICKS
-    page_height = BOTTOM + num_rows * row + TOP + TITLE_LINE * len(lines)
+    rows = num_rows * (HEADER + PANEL_TITLE + width * ratio + SPACE) - SPACE
+    page_height = BOTTOM + TICKS + rows + TOP + TITLE_LINE * len(lines)
     return Layout(page_width, page_height, width, width * ratio, columns, bars), lines
 
 
-def _panel(figure: Figure, layout: Layout, column: int, bottom: float, extent: Extent, coast: list[np.ndarray]) -> Axes:
-    from matplotlib.collections import LineCollection
-
-    left, right, south, north = extent
-    x, w = layout.columns[column] / layout.width, layout.panel_width / layout.width
-    panel = figure.add_axes((x, bottom / layout.height, w, layout.panel_height / layout.height))
-    panel.set(xlim=(left, right), ylim=(max(south, -90), min(north, 90)))
-    panel.set_xticks(_ticks(left, right, max(int(layout.panel_width / 0.5), 2)))
-    panel.set_yticks(_ticks(max(south, -90), min(north, 90), max(int(layout.panel_height / 0.25), 2)))
-    panel.xaxis.set_major_formatter(lambda value, _: _longitude_label(value))
-    panel.yaxis.set_major_formatter(lambda value, _: _latitude_label(value))
-    panel.tick_params(labelsize=7.5, labelcolor=QUIET, color=QUIET, length=2.5, width=0.6, pad=2)
-    panel.grid(color="white", alpha=0.35, linewidth=0.5)
-    for color, width, alpha in COAST:
-        panel.add_collection(LineCollection(coast, colors=color, linewidths=width, alpha=alpha), autolim=False)
-    for side in panel.spines.values():
-        side.set(linewidth=0.6, color=QUIET)
-    return panel
-
-
-def _color_bar(figure: Figure, layout: Layout, left: float, bottom: float, panel: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
-
-    image = panel.images[0]
-    low, high = image.get_clim()
-    values = np.ma.masked_invalid(np.asarray(image.get_array()))
-    below, above = bool(np.any(values < low)), bool(np.any(values > high))
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[(below, above)]
-    x, y, width, height = left, bottom, BAR, layout.panel_height  # 英寸
-    axes = figure.add_axes((x / layout.width, y / layout.height, width / layout.width, height / layout.height))
-    bar = figure.colorbar(image, cax=axes, extend=extend, extendfrac=0.04)
-    bar.locator = MaxNLocator(nbins=max(int(layout.panel_height / 0.25), 3), steps=[1, 2, 2.5, 5, 10])
-    bar.formatter = ScalarFormatter(useOffset=False)
-    bar.formatter.set_scientific(False)  # 否则色标顶上会多出 1e-5 一类的字，压住单位
-    bar.update_ticks()
-    bar.outline.set(linewidth=0.6, edgecolor=QUIET)  # type: ignore[operator]
-    axes.tick_params(labelsize=7.5, labelcolor=QUIET, color=QUIET, length=2.5, width=0.6, pad=2)
+def _color_bar(sheet: Sheet, box: Box, image: AxesImage) -> None:
+    """色标，上面写着单位；长的单位向左伸。"""
+    sheet.bar(box, image)
     unit = str(image.get_label())
-    x, side = (left + BAR + 0.03, "left") if len(unit) <= 9 else (left + BAR + BAR_LABELS - 0.1, "right")  # 长的向左伸
-    y = (bottom + layout.panel_height + 0.055) / layout.height
-    figure.text(x / layout.width, y, unit, size=8.5, color=QUIET, ha=side, va="baseline")
-
-
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """整度数的刻度，不超过 most 个。"""
-    steps = (1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 180)
-    step = next((s for s in steps if (high - low) / s < most), 180)
-    return [float(v) for v in range(math.ceil(low / step) * step, math.floor(high) + 1, step)]
-
-
-def _longitude_label(value: float) -> str:
-    east = (value + 180) % 360 - 180  # [-180, 180)
-    if east in (0, -180):
-        return f"{abs(east):g}°"
-    return f"{abs(east):g}°{'E' if east > 0 else 'W'}"
-
-
-def _latitude_label(value: float) -> str:
-    return "0°" if value == 0 else f"{abs(value):g}°{'N' if value > 0 else 'S'}"
+    x, side = (box.x + BAR + 0.03, "left") if len(unit) <= 9 else (box.x + BAR + BAR_LABELS - 0.1, "right")
+    sheet.text(x, box.y + box.height + 0.055, unit, 8.5, ha=side, va="baseline")
 
 
 def _describe(spec: DataSpec, channel: int) -> str:

@@ -1,4 +1,4 @@
-"""并排的地图：每个通道一行，一行同一个色标；集合的成员、逐尺度的重建用它。只用 Figure 对象（Agg）。"""
+"""并排的地图：每个通道一行，一行同一个色标；集合的成员、逐尺度的重建用它。"""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from util.grid import output_grid
-from util.plot.coast import coastlines
 from util.plot.maps import grid_extent, pages_of
-from util.plot.style import COAST, COLORS, INK, QUIET, TITLE_SIZE, color_limits, power_of_ten, pretty_unit
+from util.plot.sheet import Box, Sheet
+from util.plot.style import COLORS, INK, TITLE_SIZE, color_limits, power_of_ten, pretty_unit
 from util.variables import variable_info
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from util.batch import DataSpec
 
-PANEL_WIDTH, MARGIN = 2.1, 1.0  # 英寸
+PANEL_WIDTH, GAP, LEFT, RIGHT, BAR = 2.1, 0.07, 0.32, 0.75, 0.11  # 英寸
+TOP, PANEL_TITLE, BOTTOM = 0.45, 0.28, 0.08
 
 
 def side_by_side_figures(
@@ -36,34 +37,28 @@ def side_by_side_figures(
 def _page(
     spec: DataSpec, columns: Mapping[str, np.ndarray], channels: Sequence[int], title: str, kind: str | None
 ) -> Figure:
-    from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
-
     grid = output_grid(spec)
-    (west, east, south, north), aspect = grid_extent(grid)
+    extent, aspect = grid_extent(grid)
+    west, east, south, north = extent
     height = PANEL_WIDTH * (min(north, 90) - max(south, -90)) * aspect / (east - west)
-    size = (PANEL_WIDTH * len(columns) + MARGIN, (height + 0.45) * len(channels) + 0.5)
-    figure = Figure(figsize=size, dpi=130, facecolor="white", layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", size=TITLE_SIZE, weight="bold", color=INK)
-    coast = coastlines(west, east, south, north)
-    for i, panels in zip(channels, figure.subplots(len(channels), len(columns), squeeze=False), strict=True):
-        name = spec.channels[i]
-        colors = kind or variable_info(name).kind
+    row_height, bar = height + PANEL_TITLE, LEFT + len(columns) * (PANEL_WIDTH + GAP)
+    sheet = Sheet(bar + RIGHT, TOP + len(channels) * row_height + BOTTOM, extent)
+    sheet.text(0.08, sheet.height - 0.1, title, TITLE_SIZE, INK, weight="bold", va="top")
+    for row, i in enumerate(channels):
+        bottom = BOTTOM + (len(channels) - 1 - row) * row_height
+        colors = kind or variable_info(spec.channels[i]).kind
         shown = {label: fields[i][grid.rows][:, grid.columns] for label, fields in columns.items()}  # 北在上
         low, high = color_limits(np.stack(list(shown.values())), colors)
         exponent = power_of_ten(max(abs(low), abs(high)))
-        scale = 10.0**exponent
-        for panel, (label, field) in zip(panels, shown.items(), strict=True):
-            panel.imshow(
-                field / scale, cmap=COLORS[colors], vmin=low / scale, vmax=high / scale,
-                extent=(west, east, south, north), aspect="auto",
-            )  # fmt: skip
-            for ink, width, alpha in COAST:
-                panel.add_collection(LineCollection(coast, colors=ink, linewidths=width, alpha=alpha), autolim=False)
-            panel.set(xlim=(west, east), ylim=(max(south, -90), min(north, 90)), xticks=[], yticks=[])
-            panel.set_title(label, loc="left", size=8.5, color=QUIET, pad=3)
-        panels[0].set_ylabel(name, size=9, color=INK)
-        bar = figure.colorbar(panels[0].images[0], ax=list(panels), fraction=0.05, pad=0.01, aspect=12)
-        bar.ax.tick_params(labelsize=7.5, labelcolor=QUIET)
-        bar.set_label(pretty_unit(spec.units[i], exponent), size=8.5, color=QUIET)
-    return figure
+        scale, unit = 10.0**exponent, pretty_unit(spec.units[i], exponent)
+        sheet.text(
+            LEFT - 0.08, bottom + height / 2, spec.channels[i], 9, INK, rotation="vertical", ha="right", va="center"
+        )
+        images = []
+        for column, (label, field) in enumerate(shown.items()):
+            box = Box(LEFT + column * (PANEL_WIDTH + GAP), bottom, PANEL_WIDTH, height)
+            sheet.text(box.x, box.y + height + 3 / 72, label, 8.5)
+            images.append(sheet.map(box, field / scale, COLORS[colors], (low / scale, high / scale), unit))
+        sheet.bar(Box(bar, bottom, BAR, height), images[0])
+        sheet.text(sheet.width - 0.08, bottom + height / 2, unit, 8.5, rotation="vertical", ha="right", va="center")
+    return sheet.page()

@@ -25,7 +25,6 @@ COLORS = {  # 色盲可辨
 SYMMETRIC = ("wind", "difference")  # 有正负号的量，色标关于 0 对称
 SCALE_POINTS = 33
 INK, QUIET = "#222222", "#666666"
-COAST = (("white", 1.1, 0.35), ("#333333", 0.5, 0.8))  # 深灰的线垫一道白边，在深色的底上也看得见
 MODEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito，次序即模型的次序
 TITLE_SIZE, TITLE_LINE = 13, 0.24
 
@@ -82,6 +81,7 @@ def save_figures(figures: Sequence[Figure], path_stem: Path) -> list[Path]:
     paths = [path_stem.parent / f"{name}.png" for name in names]
     for figure, path in zip(figures, paths, strict=True):
         figure.savefig(path)
+        figure.set_layout_engine("none")  # 已经排好了
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # 同样的图，同样的字节
         figure.clear()
     return paths

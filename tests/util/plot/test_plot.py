@@ -8,12 +8,16 @@ import re
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.collections import PathCollection
+from matplotlib.path import Path
 
 from util.batch import DataSpec
+from util.grid import output_grid
 from util.logger import MetricRow
 from util.plot.coast import coastlines
 from util.plot.curves import curves_figure
-from util.plot.maps import _longitude_label, forecast_figure, weighted_rmse
+from util.plot.maps import forecast_figure, grid_extent, weighted_rmse
+from util.plot.sheet import labels_of, longitude_label
 from util.plot.style import COLORS, color_limits, plotly_scale, power_of_ten, pretty_unit, save_figures
 
 
@@ -23,14 +27,15 @@ def make_spec(latitudes, longitudes, channels=("t2m",), units=("K",), pressures=
     return DataSpec(channels, units, pressures, lat, lon, 3, 1, 6, (0.0,) * k, (1.0,) * k, False)
 
 
-def lines_of(panel):
-    """面板里每一组线（垫底的白边、海岸线）的顶点。"""
-    return [collection.get_segments() for collection in panel.collections]
+def maps(figure):
+    """各格的图像，标签是单位；色标的图像没有标签。坐标是页上的英寸。"""
+    return [image for image in figure.axes[0].images if not image.get_label().startswith("_")]
 
 
-def panels(figure):
-    """有图像的轴：地图；色标的轴没有。"""
-    return [axes for axes in figure.axes if axes.images]
+def sides(spec):
+    """一格画的是哪里：西、东、南、北，格点外推半格，不出两极。"""
+    (west, east, south, north), _ = grid_extent(output_grid(spec))
+    return west, east, max(south, -90), min(north, 90)
 
 
 GLOBAL_NORTH_FIRST = (84.375 - 11.25 * np.arange(16), 11.25 * np.arange(32))
@@ -51,21 +56,38 @@ def test_a_bright_cell_is_drawn_at_its_latitude_and_longitude(latitudes, longitu
     field = np.zeros((1, spec.height, spec.width), np.float32)
     field[0, row, column] = 50.0  # 图上唯一的亮格
     (figure,) = forecast_figure(spec, None, field, "bright cell")
-    for coast in panels(figure)[0].collections:
-        coast.set_visible(False)  # 海岸线可能正压在要看的像素上
+    page = figure.axes[0]
+    for group in page.collections:
+        group.set_visible(False)  # 海岸线、经纬线可能正压在要看的像素上
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())
-    (panel,) = panels(figure)
-    low, high = panel.get_xlim()
+    (image,) = maps(figure)
+    west, east, south, north = sides(spec)
+    left, right, bottom, top = image.get_extent()
     place = longitudes[column] + 360 * np.arange(-1, 2)
-    place = place[(place > low) & (place < high)][0]
+    place = place[(place > west) & (place < east)][0]
     for offset, bright in (((0, 0), True), ((0.75, 0), False), ((0, 0.75), False), ((0, -0.75), False)):
         step = abs(latitudes[1] - latitudes[0]), abs(longitudes[1] - longitudes[0])
         point = (place + offset[1] * step[1], latitudes[row] + offset[0] * step[0])
-        x, y = panel.transData.transform(point)
+        across, up = (point[0] - west) / (east - west), (point[1] - south) / (north - south)
+        x, y = page.transData.transform((left + across * (right - left), bottom + up * (top - bottom)))
         brightness = pixels[pixels.shape[0] - 1 - round(y), round(x), :3].sum()
         assert (brightness > 400) == bright, offset
+
+
+def test_nothing_is_drawn_beyond_the_poles():
+    """格点在两极的网格，图像越过极点半格：格子到 90° 为止，极点那一行只有一半高。"""
+    spec = make_spec([90, 30, -30, -90], np.arange(6) * 60)
+    field = np.repeat(np.array([50.0, 0, 0, 50])[:, None], 6, axis=1)[None]
+    (figure,) = forecast_figure(spec, None, field, "poles")
+    (image,) = maps(figure)
+    clip = image.get_clip_box()
+    assert clip is not None
+    box = clip.transformed(figure.axes[0].transData.inverted())
+    _, _, bottom, top = image.get_extent()
+    assert (top - bottom) / box.height == pytest.approx(240 / 180)
+    assert box.y0 - bottom == pytest.approx(top - box.y1) == pytest.approx(box.height / 6)
 
 
 def test_rmse_in_the_header_is_the_latitude_weighted_one():
@@ -82,11 +104,10 @@ def test_rmse_in_the_header_is_the_latitude_weighted_one():
     expected = math.sqrt(total / area)
     assert weighted_rmse((forecast - truth)[0], latitudes) == pytest.approx(expected, rel=1e-12)
     (figure,) = forecast_figure(spec, truth, forecast, "header")
-    texts = [text.get_text() for text in figure.texts]
+    texts = [text.get_text() for text in figure.axes[0].texts]
     assert f"RMSE {expected:.3g} m² s⁻²" in texts
     assert "z_level_03 — geopotential, 500 hPa" in texts
-    titles = [panel.get_title(loc="left") for panel in panels(figure)]
-    assert titles == ["truth", "forecast", "forecast − truth"]
+    assert {"truth", "forecast", "forecast − truth"} <= set(texts)
 
 
 def test_missing_values_are_left_out_of_the_rmse():
@@ -97,7 +118,7 @@ def test_missing_values_are_left_out_of_the_rmse():
     spec = make_spec([60, 20, -20, -60], np.arange(6) * 60)
     truth = np.full((1, 4, 6), np.nan)
     (figure,) = forecast_figure(spec, truth, np.ones((1, 4, 6)), "no truth at all")
-    assert any("RMSE nan" in text.get_text() for text in figure.texts)
+    assert any("RMSE nan" in text.get_text() for text in figure.axes[0].texts)
 
 
 def test_color_limits():
@@ -106,16 +127,16 @@ def test_color_limits():
     truth = np.stack([rng.normal(280, 10, (16, 32)), rng.normal(5, 3, (16, 32)), rng.gamma(0.3, 1e-3, (16, 32))])
     forecast = truth * 1.1
     (figure,) = forecast_figure(spec, truth, forecast, "limits")
-    rows = [panels(figure)[3 * i : 3 * i + 3] for i in range(3)]
-    for maps in rows:
-        assert maps[0].images[0].get_clim() == maps[1].images[0].get_clim()
-        low, high = maps[2].images[0].get_clim()
+    rows = [maps(figure)[3 * i : 3 * i + 3] for i in range(3)]
+    for images in rows:
+        assert images[0].get_clim() == images[1].get_clim()
+        low, high = images[2].get_clim()
         assert low == -high < 0
-    low, high = rows[1][0].images[0].get_clim()
+    low, high = rows[1][0].get_clim()
     assert low == -high < 0
-    assert rows[2][0].images[0].get_clim()[0] == 0
-    assert rows[2][0].images[0].get_label() == "10⁻³ m"  # 毫米量级的米：提出 10 的幂
-    np.testing.assert_allclose(np.asarray(rows[2][1].images[0].get_array()), forecast[2] * 1e3)
+    assert rows[2][0].get_clim()[0] == 0
+    assert rows[2][0].get_label() == "10⁻³ m"  # 毫米量级的米：提出 10 的幂
+    np.testing.assert_allclose(np.asarray(rows[2][1].get_array()), forecast[2] * 1e3)
 
 
 @pytest.mark.parametrize("value", [0.0, 54000.0])
@@ -123,8 +144,8 @@ def test_constant_fields_are_drawn(value):
     spec = make_spec(*GLOBAL_NORTH_FIRST, ("tp", "v10"), ("m", "m s-1"), (None, None))
     fields = np.full((2, 16, 32), value)
     (figure,) = forecast_figure(spec, fields, fields, "constant")
-    for panel in panels(figure):
-        low, high = panel.images[0].get_clim()
+    for image in maps(figure):
+        low, high = image.get_clim()
         assert high > low
 
 
@@ -132,8 +153,8 @@ def test_many_channels_make_several_figures(tmp_path):
     channels = tuple(f"q_level_{i:02d}" for i in range(11))
     spec = make_spec([10, 0, -10], [0, 10, 20, 30], channels, ("1",) * 11, (None,) * 11)
     figures = forecast_figure(spec, None, np.random.default_rng(0).random((11, 3, 4)), "a title")
-    assert [len(panels(figure)) for figure in figures] == [9, 2]
-    assert figures[1].texts[0].get_text() == "a title (2 of 2)"
+    assert [len(maps(figure)) for figure in figures] == [9, 2]
+    assert figures[1].axes[0].texts[0].get_text() == "a title (2 of 2)"
     paths = save_figures(figures, tmp_path / "figures" / "test+006h")
     assert [path.name for path in paths] == ["test+006h-1.png", "test+006h-2.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
@@ -145,11 +166,11 @@ def test_panels_keep_the_shape_of_the_region():
     for latitudes, longitudes in GRIDS.values():
         spec = make_spec(latitudes, longitudes)
         (figure,) = forecast_figure(spec, None, np.random.default_rng(0).random((1, spec.height, spec.width)), "shape")
-        (panel,) = panels(figure)
-        box = panel.get_window_extent()
+        (image,) = maps(figure)
+        west, east, south, north = sides(spec)
+        left, right, bottom, top = image.get_extent()
         middle = math.radians((max(latitudes) + min(latitudes)) / 2)
-        degree_east = box.width / (panel.get_xlim()[1] - panel.get_xlim()[0])
-        degree_north = box.height / (panel.get_ylim()[1] - panel.get_ylim()[0])
+        degree_east, degree_north = (right - left) / (east - west), (top - bottom) / (north - south)
         assert degree_east / degree_north == pytest.approx(math.cos(middle), rel=1e-6)
 
 
@@ -158,15 +179,47 @@ def test_the_coast_is_on_every_map(latitudes, longitudes):
     spec = make_spec(latitudes, longitudes)
     truth, forecast = np.random.default_rng(0).random((2, 1, spec.height, spec.width))
     (figure,) = forecast_figure(spec, truth, forecast, "coast")
-    for panel in panels(figure):
-        west, east = panel.get_xlim()
-        south, north = panel.get_ylim()
-        expected = coastlines(west, east, south, north)
-        assert len(expected) > 3
-        for drawn in lines_of(panel):
-            assert len(drawn) == len(expected)
+    west, east, south, north = sides(spec)
+    expected = coastlines(west, east, south, north)
+    assert len(expected) > 3
+    stamps = [group for group in figure.axes[0].collections if isinstance(group, PathCollection)]
+    assert len(stamps) == 2  # 垫底的白边、海岸线
+    for stamp in stamps:
+        (path,), places = stamp.get_paths(), np.asarray(stamp.get_offsets())
+        assert len(places) == len(maps(figure)) == 3
+        starts = np.flatnonzero(path.codes == Path.MOVETO)
+        drawn = np.split(path.vertices, starts[1:])
+        for image, place in zip(maps(figure), places, strict=True):
+            left, right, bottom, top = image.get_extent()
+            np.testing.assert_allclose(place, (left, bottom))
+            scale = np.array([(right - left) / (east - west), (top - bottom) / (north - south)])
             for line, other in zip(drawn, expected, strict=True):
-                np.testing.assert_array_equal(line, other)
+                np.testing.assert_allclose(line / scale + [west, south], other, atol=1e-9)
+
+
+def test_the_color_bar_says_what_its_colors_mean():
+    """刻度在该在的高度上；有超出两端的值时那一端是尖角。"""
+    spec = make_spec(*GLOBAL_NORTH_FIRST, ("u10",), ("m s-1",))
+    field = np.random.default_rng(0).uniform(-9, 9, (1, 16, 32))
+    field[0, 3, 4:6] = -100, 100
+    (figure,) = forecast_figure(spec, None, field, "bar")
+    page = figure.axes[0]
+    (image,) = maps(figure)
+    (bar,) = [other for other in page.images if other is not image]
+    _, right, bottom, top = bar.get_extent()
+    low, high = image.get_clim()
+    assert bar.get_clim() == (low, high) and bar.get_cmap() is image.get_cmap()
+    np.testing.assert_allclose(np.asarray(bar.get_array())[[0, -1], 0], (high, low))
+    labels = [t for t in page.texts if right < t.get_position()[0] < right + 0.1 and t.get_text() != "m s⁻¹"]
+    assert [label.get_text() for label in labels] == ["−5", "0", "5"]
+    for label in labels:
+        value = float(label.get_text().replace("−", "-"))
+        assert label.get_position()[1] == pytest.approx(bottom + (top - bottom) * (value - low) / (high - low))
+    _, _, floor, ceiling = image.get_extent()
+    assert floor < bottom and top < ceiling
+    (figure,) = forecast_figure(spec, None, np.sign(field), "bar")
+    (image, bar) = figure.axes[0].images
+    assert bar.get_extent()[2:] == image.get_extent()[2:]
 
 
 def test_a_map_without_any_coast(tmp_path):
@@ -207,7 +260,7 @@ def test_limits_by_kind():
 
 
 def test_labels():
-    assert [_longitude_label(v) for v in (0, 60, 180, -180, 200, 359, -10)] == [
+    assert [longitude_label(v) for v in (0, 60, 180, -180, 200, 359, -10)] == [
         "0°",
         "60°E",
         "180°",
@@ -218,6 +271,8 @@ def test_labels():
     ]
     assert [pretty_unit(u) for u in ("K", "m2 s-2", "kg kg-1", "%", "")] == ["K", "m² s⁻²", "kg kg⁻¹", "%", ""]
     assert pretty_unit("kg kg-1", -3) == "10⁻³ kg kg⁻¹"
+    assert labels_of([-0.5, 0.0, 0.25]) == ["−0.50", "0.00", "0.25"]
+    assert labels_of([-20.0, 0.0]) == ["−20", "0"] and labels_of([0.1 + 0.2]) == ["0.3"]
     assert [power_of_ten(v) for v in (0, 0.5, 0.004, 2e-5, 54000, 101325)] == [0, 0, -3, -6, 0, 3]
 
 
