@@ -1,45 +1,67 @@
-"""评测的内存与速度：`python -m benchmarks.evaluation [--windows 1000 4000] [key=value ...]`。
+"""评测的内存与速度：`python -m benchmarks.evaluation [--windows 1000 4000] [--rounds 3] [key=value ...]`。
 
-在示例数据上造一个没有训练过的 quickstart 模型，评测不同个数的窗口；每次一个子进程，量它的峰值匿名内存（RssAnon）。
-读取在主进程里（workers = 0），所以量到的就是全部。
+在示例数据上造一个没有训练过的 quickstart 模型，评测不同个数的窗口。
+
+* 内存：每次一个子进程，量它的峰值匿名内存（RssAnon）；读取在主进程里（workers = 0），所以量到的就是全部。
+* 时间：同一个进程里轮流评测最少的那些窗口，不存场、存 NetCDF、存 Zarr；取中位数。与其中预报用去的相比：
+  计分的循环是它的几倍，存场又多出几倍。
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+from lightning_fabric import Fabric
+
+from engine.evaluation.evaluate import Trained, make_evaluation_fabric, make_task, provenance_of
+from engine.evaluation.results import write_statistics
+from engine.evaluation.saved_fields import open_zarr
+from engine.evaluation.scoring import score
+from engine.evaluation.task import Options, Task
+from engine.loading import checkpoint_config, load_forecaster
+from engine.progress import Progress
+from models.interface import can_forecast
 from util.calendar import parse_time, time_text
-from util.cli import run_command
+from util.checkpoint import load_checkpoint
+from util.cli import aligned, run_command
 from util.config import load_config
+from util.data.dataset import open_data
 
 CONFIG = "config/quickstart.yaml"
 FIRST_DAY = "1979-01-01"
 SAMPLE_SECONDS = 0.02
+SAVES = ((), ("netcdf",), ("zarr",))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--windows", nargs="+", type=int, default=[1000, 4000], help="windows to evaluate")
+    parser.add_argument("--rounds", type=int, default=3, help="take turns this often")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"overrides of {CONFIG}")
     args = parser.parse_intermixed_args()
     print(f"{'windows':>8} {'RssAnon MiB':>12} {'seconds':>8} {'windows/s':>10}")
     peaks = []
     for windows in args.windows:
         with tempfile.TemporaryDirectory() as folder:
-            peak, seconds = evaluate(windows, args.overrides, Path(folder))
+            peak, seconds = evaluate(train(windows, args.overrides, Path(folder)), Path(folder))
         peaks.append(peak)
         print(f"{windows:>8} {peak / 1024:>12.1f} {seconds:>8.1f} {windows / seconds:>10.1f}", flush=True)
     print(f"largest / smallest RssAnon: {max(peaks) / min(peaks):.3f}")
+    with tempfile.TemporaryDirectory() as folder:
+        print("\n".join(aligned(shares(train(min(args.windows), args.overrides, Path(folder)), args.rounds))))
     return 0
 
 
-def evaluate(windows: int, overrides: list[str], folder: Path) -> tuple[int, float]:
-    """评测 windows 个窗口；返回峰值 RssAnon（KiB）与用时（秒）。"""
+def train(windows: int, overrides: list[str], folder: Path) -> Path:
+    """没有训练过的模型，测试有 windows 个窗口；返回检查点。"""
     changes = [
         *split_overrides(windows),
         f"checkpoint.dir={folder}",
@@ -53,12 +75,17 @@ def evaluate(windows: int, overrides: list[str], folder: Path) -> tuple[int, flo
         "data.workers=0",
         "data.eval_stride=10000",
     ]
+    command = [sys.executable, "train.py", "--config", CONFIG, *changes, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"training failed: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "bench/best.ckpt"
+
+
+def evaluate(checkpoint: Path, folder: Path) -> tuple[int, float]:
+    """整个 evaluate.py；返回峰值 RssAnon（KiB）与用时（秒）。"""
     log = folder / "output.txt"
     with log.open("w") as file:
-        command = [sys.executable, "train.py", "--config", CONFIG, *changes, *overrides]
-        if subprocess.run(command, stdout=file, stderr=file).returncode:
-            raise ValueError(f"training failed: {log.read_text().strip().splitlines()[-1]}")
-        checkpoint = folder / "bench/best.ckpt"
         begin = time.perf_counter()
         command = [sys.executable, "evaluate.py", "--checkpoint", str(checkpoint), "--out", str(folder / "out")]
         process = subprocess.Popen(command, stdout=file, stderr=file)
@@ -66,9 +93,42 @@ def evaluate(windows: int, overrides: list[str], folder: Path) -> tuple[int, flo
         while process.poll() is None:
             peak = max(peak, anonymous_memory(process.pid))
             time.sleep(SAMPLE_SECONDS)
-        if process.returncode:
-            raise ValueError(f"evaluation failed: {log.read_text().strip().splitlines()[-1]}")
+    if process.returncode:
+        raise ValueError(f"evaluation failed: {log.read_text().strip().splitlines()[-1]}")
     return peak, time.perf_counter() - begin
+
+
+def shares(checkpoint: Path, rounds: int) -> list[list[str]]:
+    """表：一个进程里，各种存法的窗口/秒，与预报自己相比。"""
+    content = load_checkpoint(checkpoint)
+    config = checkpoint_config(content, str(checkpoint))
+    fabric = make_evaluation_fabric(config)
+    model, _ = load_forecaster(content, fabric.device)
+    assert can_forecast(model)
+    task = make_task(model, open_data(config.data), config, Options(), fabric)
+    trained = Trained("bench", str(checkpoint), 0, Progress(**content["progress"]))
+    loop(task, (), trained, fabric)  # 预热
+    turns = [{save: loop(task, save, trained, fabric) for save in SAVES} for _ in range(rounds)]
+    alone = statistics.median(forecasts for turn in turns for _, forecasts in turn.values())
+    rows = [["", "windows/s", "of the forecasts' time"], ["forecasts alone", f"{len(task.starts) / alone:.1f}", "1"]]
+    for save in SAVES:
+        total = statistics.median(turn[save][0] for turn in turns)
+        ratio = statistics.median(turn[save][0] / turn[save][1] for turn in turns)
+        rows.append([f"scored, {' '.join(save) or 'nothing'} saved", f"{len(task.starts) / total:.1f}", f"{ratio:.2f}"])
+    return rows
+
+
+def loop(task: Task, save: tuple[str, ...], trained: Trained, fabric: Fabric) -> tuple[float, float]:
+    """走一遍：(全部的秒数, 其中各模型的预报)。"""
+    task = replace(task, options=replace(task.options, save=save))
+    origin = provenance_of(task, trained)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        with ExitStack() as stack:
+            keep = open_zarr(stack, task, Path(folder), origin, fabric) if "zarr" in save else None
+            _, seen = write_statistics(task, score(task, fabric, keep=keep), Path(folder), origin)
+        total = time.perf_counter() - begin
+    return total, sum(len(task.starts) / rate for rate in seen.rates().values() if rate)
 
 
 def split_overrides(windows: int) -> list[str]:

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.step.reference import AR_PRED
 from engine.device import device_name
-from engine.loading import versions
+from engine.versions import versions
 from util.cli import one_line, run_command
 
 OURS = ("benchmarks", "engine", "models", "util")

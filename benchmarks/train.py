@@ -35,9 +35,9 @@ from benchmarks.step.reference import reference_config, written_out_attention
 from benchmarks.step.sources import compare_steps, show
 from benchmarks.step.training import Round, open_training, walk
 from engine.device import device_name
-from engine.loading import versions
 from engine.training.loop import train_epoch
 from engine.training.run import Run, make_fabric
+from engine.versions import versions
 from util.cli import run_command
 from util.config import RunConfig, load_config
 from util.data.dataset import open_data

@@ -56,7 +56,11 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
 def inference_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Forecast from a checkpoint.", allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
-    parser.add_argument("--time", help="initial time in UTC: the last input frame, e.g. 2015-06-01T00")
+    parser.add_argument(
+        "--time", nargs="+", default=[], metavar="TIME",
+        help="initial time in UTC: the last input frame, e.g. 2015-06-01T00; or FROM TO EVERY: a forecast every EVERY "
+        "hours, both ends included, e.g. 2015-06-01T00 2015-06-30T18 6",
+    )  # fmt: skip
     parser.add_argument(
         "--inputs", nargs="+", default=[], metavar="FILE.npy",
         help="frames (H, W, k), or one (T_in, H, W, k), standardised or raw as the training tree was",
@@ -79,18 +83,29 @@ def inference_parser() -> argparse.ArgumentParser:
 def inference_command(argv: Arguments = None) -> int:
     """inference.py、inference_ar_pred_video_vanilla.py。"""
     args = inference_parser().parse_intermixed_args(argv)
-    if args.time is None and not args.inputs:
+    times = [text for text in args.time if "=" not in text]
+    moved = [text for text in args.time if "=" in text]  # 写在时刻后面的 data.KEY=VALUE
+    if not times and not args.inputs:
         raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
-    if args.save and args.time is None:
+    if args.save and not times:
         raise ValueError("--save zarr adds a forecast by its initial time: give --time beside --inputs")
     _check_overwrite(args)
-    from engine.forecasting.forecast import forecast
+    from engine.forecasting.forecast import Options, forecast
 
+    options = Options(
+        time=tuple(times),
+        inputs=tuple(args.inputs),
+        steps=args.steps,
+        members=args.members,
+        perturb=args.perturb,
+        smooth=args.smooth,
+        set=tuple(args.set),
+        overrides=(*args.overrides, *moved),
+        zarr=args.save == "zarr",
+        overwrite=args.overwrite,
+    )
     with reserved(args.out):
-        return forecast(
-            args.checkpoint, args.time, args.inputs, args.out, args.steps, args.members, args.perturb, args.smooth,
-            args.set, args.overrides, args.save == "zarr", args.overwrite,
-        )  # fmt: skip
+        return forecast(args.checkpoint, options, args.out)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from lightning_fabric.__version__ import version as fabric_version
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from models import build_model, change_options, check_weights
 from models.interface import Learner, Network
@@ -23,7 +18,6 @@ from util.strict import validate
 # 数据在哪里、怎样读：与训练时不同，还是同一次训练、同一个模型
 DATA_MAY_CHANGE = {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"}
 DATA_MAY_CHANGE |= {"parts", "statistics"}  # 几个数据集合成一个时，各自在哪里
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 Content = dict[str, Any]
 
 
@@ -81,7 +75,7 @@ def load_weights(model: Network, weights: dict[str, Any]) -> None:
     """
     check_weights(model, weights, "checkpoint does not fit this model")
     assert isinstance(model, nn.Module)
-    set_model_state_dict(model, weights, options=FULL)
+    model.load_state_dict(weights)
 
 
 def load_forecaster(content: Content, device: torch.device, changes: Sequence[str] = ()) -> tuple[Learner, DataSpec]:
@@ -90,11 +84,3 @@ def load_forecaster(content: Content, device: torch.device, changes: Sequence[st
     model = build_model(change_options(model_options(content), changes), spec)
     load_weights(model, forecast_weights(content))
     return model.to(device).eval(), spec
-
-
-def versions() -> dict[str, str]:
-    """复现要用的版本；Fabric 的由它自己说：装的是 lightning-fabric 还是整个 lightning 都一样。"""
-    named = {name: version(name) for name in ("torch", "numpy", "xarray", "pydantic", "einops")}
-    with suppress(PackageNotFoundError):  # 没有它，只是不记到 W&B
-        named["wandb"] = version("wandb")
-    return {"python": platform.python_version(), "lightning_fabric": fabric_version, **named}

@@ -26,7 +26,7 @@ from engine.evaluation.page import (
     page_leads,
     phrase,
 )
-from engine.loading import versions
+from engine.versions import versions
 from util.atomic import replacing
 from util.files.records import as_json
 from util.logger import setup_logging

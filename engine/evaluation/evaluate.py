@@ -76,16 +76,8 @@ def evaluate(
     Raises:
         ValueError: 选项与模型或数据不合；预报里有非有限值。
     """
-    spec, name = data.spec, config.model["name"]
-    check_members(model, name, options.members, options.perturb, options.smooth)
-    steps = options.steps or spec.frames_out
-    starts = find_starts(data, options.split, steps, options.stride)
-    thresholds = threshold_tensor(options.thresholds, spec)
-    glimpse = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
-    batch_size = eval_batch_size(config)
-    models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
+    task = make_task(model, data, config, options, fabric, check)
     reset_peak_memory(fabric.device)
-    task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds)
     origin = provenance_of(task, trained)
     with ExitStack() as stack:
         keep = open_zarr(stack, task, out, origin, fabric) if "zarr" in options.save else None
@@ -97,8 +89,32 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         scores, seen = write_statistics(task, stream, out, origin)
     memory, rates = peak_memory(fabric.device), seen.rates()  # 在数运算次数之前：那里要多一份副本
-    cost = model_cost(model, spec, trained.progress, rates[name], memory, fabric.device)
+    cost = model_cost(model, task.spec, trained.progress, rates[task.judged], memory, fabric.device)
     return Evaluated(task, Result(**vars(origin), **vars(scores), samples_per_second=rates, cost=cost), seen)
+
+
+def make_task(
+    model: ForecastModel,
+    data: WeatherData,
+    config: RunConfig,
+    options: Options,
+    fabric: Fabric,
+    check: Check = lambda: None,
+) -> Task:
+    """要走的窗口，被评的模型与拟合好的基线。
+
+    Raises:
+        ValueError: 选项与模型或数据不合。
+    """
+    spec, name = data.spec, config.model["name"]
+    check_members(model, name, options.members, options.perturb, options.smooth)
+    steps = options.steps or spec.frames_out
+    starts = find_starts(data, options.split, steps, options.stride)
+    thresholds = threshold_tensor(options.thresholds, spec)
+    glimpse = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
+    batch_size = eval_batch_size(config)
+    models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
+    return Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds)
 
 
 def provenance_of(task: Task, trained: Trained) -> Provenance:

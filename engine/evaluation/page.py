@@ -20,7 +20,7 @@ from engine.evaluation.metrics_file import Cost, Result
 from engine.evaluation.page_fields import Coast, Maps, Phrase, Series, make_coast, make_maps, make_series, numbers
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
-from engine.loading import versions
+from engine.versions import versions
 from util.calendar import time_text
 from util.config import RunConfig
 from util.data.dataset import WeatherData

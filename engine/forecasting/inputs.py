@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -46,10 +49,16 @@ def read_inputs(paths: list[str], spec: DataSpec) -> torch.Tensor:
     return history if spec.standardized else spec.to_standard(history)
 
 
-def read_tree(
-    config: DataConfig, spec: DataSpec, init: int, steps: int
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """按时刻从目录树读：历史 (T_in, C, H, W)，以及存在时的真值 (steps, C, H, W) 与 valid (steps, C)。
+class Start(NamedTuple):
+    """一个初始时刻：历史 (T_in, C, H, W)，标准化；目标都在时的真值 (L, C, H, W) 与 valid (L, C)。"""
+
+    history: torch.Tensor
+    truth: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
+
+
+def open_tree(config: DataConfig, spec: DataSpec, inits: Sequence[int], steps: int) -> FieldReader:
+    """目录树或存档，读得出这些初始时刻（UTC 小时，升序）的历史；前后 max_gap_hours 之内的也在，插值与读几个无关。
 
     Raises:
         ValueError: 时刻不在抽样的钟点上，或目录树里没有那些历史帧。
@@ -59,45 +68,59 @@ def read_tree(
         raise ValueError(
             f"data.root {origin.root}: channels {origin.channels}, the checkpoint has {list(spec.channels)}"
         )
-    hour = init + config.utc_offset_hours  # 文件名的历法
+    hours = np.asarray(inits) + config.utc_offset_hours  # 文件名的历法
     step = spec.interval_hours
-    if hour % step != config.first_hour:
-        before = init - (hour - config.first_hour) % step
+    for init in np.asarray(inits)[hours % step != config.first_hour][:1].tolist():
+        before = init - (init + config.utc_offset_hours - config.first_hour) % step
         near = f"{time_text(before)} and {time_text(before + step)} UTC"
         raise ValueError(f"--time {time_text(init)}: the tree is sampled every {step} h; the nearest are {near}")
-    wanted = hour + np.arange(1 - spec.frames_in, steps + 1) * step
-    past = wanted[: spec.frames_in]
-    there = origin.years(sorted({moment_of(int(h)).year for h in wanted}))
+    past = hours[:, None] + np.arange(1 - spec.frames_in, 1) * step  # (N, T_in)
+    ends = (past.min() - config.max_gap_hours, hours.max() + steps * step + config.max_gap_hours)
+    first, last = (moment_of(int(hour)).year for hour in ends)
+    there = origin.years(range(first, last + 1))
     index = origin.index(there) if there else None
-    gone = [int(h) for h in past if index is None or not covered(index, int(h), config.max_gap_hours)]
-    if index is None or gone:
-        lost = ", ".join(time_text(h - config.utc_offset_hours) for h in gone)
+    held = np.zeros(past.shape, bool) if index is None else covered(index, past, config.max_gap_hours)
+    if index is None or not held.all():
+        row = int(held.all(1).argmin())
+        lost = ", ".join(time_text(h - config.utc_offset_hours) for h in past[row][~held[row]].tolist())
         raise ValueError(
-            f"--time {time_text(init)}: the tree {origin.root} lacks history at {lost} UTC "
+            f"--time {time_text(inits[row])}: the tree {origin.root} lacks history at {lost} UTC "
             f"(needed: {spec.frames_in} frames every {step} h up to the given time)"
         )
     for channel, found, *saved in zip(origin.channels, origin.mean_std(), spec.mean, spec.std, strict=True):
         if found != (*saved,):
             raise ValueError(f"{channel}: mean_std.json in {origin.root} holds {found}, the checkpoint {(*saved,)}")
-    reader = FieldReader(origin, spec, index, past, None)
-    return _read_frames(reader, spec, past.tolist(), wanted[len(past) :].tolist())
+    return FieldReader(origin, spec, index, np.unique(past), None)
 
 
-def covered(index: Index, hour: int, max_gap: int) -> bool:
-    """这一小时每个通道或有文件、或补得上。"""
-    place = hour - index.start
-    return 0 <= place < index.present.shape[1] and all(bridgeable(row, max_gap)[place] for row in index.present)
+def covered(index: Index, hours: np.ndarray, max_gap: int) -> np.ndarray:
+    """这些小时每个通道或有文件、或补得上，同样的形状。"""
+    whole = np.all([bridgeable(row, max_gap) for row in index.present], axis=0)
+    places = hours - index.start
+    inside = (places >= 0) & (places < whole.size)
+    return inside & whole[np.where(inside, places, 0)]
 
 
-def _read_frames(
-    reader: FieldReader, spec: DataSpec, history_hours: list[int], target_hours: list[int]
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    frames = [reader.frame(h, until=history_hours[-1]) for h in history_hours]
+def has_truth(reader: FieldReader, init: int, steps: int) -> bool:
+    """每个时效的真值按名字都有文件。"""
+    first, step = init + reader.config.utc_offset_hours, reader.spec.interval_hours
+    return all(reader.available(first + step * (i + 1)) for i in range(steps))
+
+
+def read_start(reader: FieldReader, init: int, steps: int) -> Start:
+    """一个初始时刻（UTC 小时）的历史，以及存在时的真值。"""
+    spec, last = reader.spec, init + reader.config.utc_offset_hours
+    past, ahead = (last + np.arange(*span) * spec.interval_hours for span in ((1 - spec.frames_in, 1), (1, steps + 1)))
+    frames = [reader.frame(h, until=last) for h in past.tolist()]
     history = torch.from_numpy(np.stack([f.fields for f in frames]))
-    if not all(reader.available(h) for h in target_hours):
-        return history, None, None
-    hours = np.array(history_hours + target_hours)
-    frames += [reader.frame(h) for h in target_hours]
-    valid = window_valid(hours, frames, len(history_hours))[len(history_hours) :]
-    truth = np.stack([f.fields for f in frames[len(history_hours) :]])
-    return history, torch.from_numpy(truth), torch.from_numpy(valid)
+    if not has_truth(reader, init, steps):
+        return Start(history)
+    frames += [reader.frame(h) for h in ahead.tolist()]
+    valid = window_valid(np.concatenate([past, ahead]), frames, len(past))[len(past) :]
+    truth = np.stack([f.fields for f in frames[len(past) :]])
+    return Start(history, torch.from_numpy(truth), torch.from_numpy(valid))
+
+
+def read_tree(config: DataConfig, spec: DataSpec, init: int, steps: int) -> Start:
+    """只有一个初始时刻；参数与异常见 open_tree。"""
+    return read_start(open_tree(config, spec, [init], steps), init, steps)

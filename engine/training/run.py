@@ -14,7 +14,7 @@ import yaml
 from lightning_fabric import Fabric
 
 from engine.device import to_host
-from engine.loading import Content, check_same_data, versions
+from engine.loading import Content, check_same_data
 from engine.parallel import (
     check_launch,
     die_with_parent,
@@ -27,6 +27,7 @@ from engine.training.resume import windows_fingerprint
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
+from engine.versions import versions
 from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint, save_checkpoint
 from util.config import RunConfig, check_batch_size, eval_batch_size

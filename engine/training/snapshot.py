@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 
-from engine.loading import FULL, Content, load_weights, versions
+from engine.loading import Content
 from engine.progress import Progress
 from engine.training.state import State
+from engine.versions import versions
+from models import check_weights
 from models.interface import Portable
 from util.batch import DataSpec
 from util.checkpoint import random_state, set_random_state
 from util.config import RunConfig
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 
 
 def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, run_name: str) -> Content:
@@ -54,7 +60,8 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     Raises:
         ValueError: 检查点的权重与模型对不上。
     """
-    load_weights(state.model, content["model"])
+    check_weights(state.model, content["model"], "checkpoint does not fit this model")
+    set_model_state_dict(state.module, content["model"], options=FULL)
     if state.adam is not None and state.scheduler is not None:
         if content["optimizer"] is not None:
             for group in content["optimizer"]["param_groups"]:

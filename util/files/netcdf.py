@@ -7,7 +7,7 @@ write_forecast 写一次预报；ForecastFile、TruthFile 逐批写许多次，�
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
     from util.batch import DataSpec
 
-CHUNK = 2**17  # 一块至多约半兆字节：小的场几个时刻一块，块多了，HDF5 留在内存里的索引就长
+CHUNK = 2**17  # 小的场几个时刻一块，一个变量同时写着的块（各时效、各层）合起来至多这么多个数
 CACHE = 2 * 4 * CHUNK  # 每个变量的缓存，字节：一批跨得过两块
 
 
 class FieldFile:
-    """一份 NetCDF 里的全部变量，按前几维（时间、成员、时效）逐片写；用作上下文管理器，正常离开时才有正式的名字。
+    """一份 NetCDF 里的全部变量，按前几维（时间、成员、时效）逐片写；用作上下文管理器。
 
     变量一直开着：关上一次，HDF5 就把它缓存着的块写一遍，没写满的以后还要读出来再写。块不压缩：float32 的场压过的还有
-    七成多大，写却慢许多倍（docs/benchmarks.md）。一层一块，没有的层不写，也就不占地方。
+    七成多大，写却慢许多倍（docs/benchmarks.md）。一个时效、一层一块：逐个时效也写得，没有的层不写，也就不占地方。
     """
 
     def __init__(
@@ -54,18 +54,20 @@ class FieldFile:
         attributes: Mapping[str, str],
         kinds: Sequence[str] = ("",),
         static: Mapping[str, tuple[np.ndarray, str]] = MappingProxyType({}),
+        whole: bool = True,
     ) -> None:
         """coordinates: 网格以外的，次序即各维的次序；kinds: "" 写 `<变量>`，"truth" 写没有成员的 `<变量>_truth`。
 
         static: 不随时间变的场，名字 → ((H, W), 单位)。
+        whole: 正常离开时才有正式的名字；不然从头就有，中断了也留下 flush 过的。
         """
         import h5netcdf
         import h5py
 
         self.spec, self.grid, self.levels = spec, output_grid(spec), levels_of(spec)
         with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(path))
-            with h5netcdf.File(temporary, "w") as file:
+            target = stack.enter_context(replacing(path)) if whole else path
+            with h5netcdf.File(target, "w") as file:
                 file.attrs.update({"Conventions": "CF-1.8", **attributes})
                 _write_coordinates(file, coordinates | space_coordinates(self.grid, self.levels))
                 for name, (values, units) in static.items():
@@ -75,16 +77,17 @@ class FieldFile:
                 leading = [name for name in coordinates if name != "valid_time"]
                 for kind in kinds:
                     self._create(file, kind, [dim for dim in leading if dim != "number" or not kind])
-            raw = stack.enter_context(h5py.File(temporary, "r+", rdcc_nbytes=CACHE))
+            raw = stack.enter_context(h5py.File(target, "r+", rdcc_nbytes=CACHE))
             names = [_joined(name, kind) for kind in kinds for name in variables_of(spec)]
             self.variables: dict[str, Any] = {name: raw[name] for name in names}
+            self.flush: Callable[[], None] = raw.flush  # 写到现在的都到盘上
             self._closing = stack.pop_all()
 
     def _create(self, file: h5netcdf.File, kind: str, leading: list[str]) -> None:
         for name, channels in variables_of(self.spec).items():
             vertical = ["level"] if self.spec.pressures[channels[0]] is not None else []
             dims = (*leading, *vertical, "latitude", "longitude")
-            chunks = _chunks([1 if dim == "level" else file.dimensions[dim].size for dim in dims])
+            chunks = _chunks({dim: file.dimensions[dim].size for dim in dims})
             variable = file.create_variable(
                 _joined(name, kind), dims, "f4", chunks=chunks, fillvalue=np.float32(np.nan)
             )
@@ -92,15 +95,16 @@ class FieldFile:
             if "valid_time" in file.variables:
                 variable.attrs["coordinates"] = "valid_time"
 
-    def put(self, place: int | slice, fields: np.ndarray, kind: str = "") -> None:
-        """fields (..., C, H, W) 物理单位，写在第一维的 place 处。"""
+    def put(self, place: int | slice, fields: np.ndarray, kind: str = "", lead: int | None = None) -> None:
+        """fields (..., C, H, W) 物理单位，写在第一维的 place 处；lead: 只是第几个时效的，None 是全部。"""
         rows, columns = np.ix_(self.grid.rows, self.grid.columns)
         for name, channels in variables_of(self.spec).items():
             for channel in channels:
                 pressure = self.spec.pressures[channel]
-                level = () if pressure is None else (self.levels.index(pressure),)
+                inner = [] if lead is None else [lead]
+                inner += [] if pressure is None else [self.levels.index(pressure)]
                 field = fields[..., channel, rows, columns]  # (..., H, W)，北在上
-                self.variables[_joined(name, kind)][(place, ..., *level, slice(None), slice(None))] = field
+                self.variables[_joined(name, kind)][(place, ..., *inner, slice(None), slice(None))] = field
 
     def __enter__(self) -> Self:
         return self
@@ -211,8 +215,9 @@ def _write_coordinates(file: h5netcdf.File, coordinates: Coordinates) -> None:
         file.create_variable(name, (name,) if dims == name else dims, data=values).attrs.update(about)
 
 
-def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
-    """小的场几个时刻一块。"""
-    chunks = one_time(shape)
-    chunks[0] = max(1, min(shape[0], CHUNK // math.prod(chunks)))
+def _chunks(sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """各维的长度 → 块：一个时效、一层，小的场几个时刻。"""
+    first, *rest = sizes.values()
+    chunks = one_time([1 if dim in ("prediction_timedelta", "level") else size for dim, size in sizes.items()])
+    chunks[0] = max(1, min(first, CHUNK // math.prod(rest)))
     return tuple(chunks)

@@ -11,6 +11,8 @@ import torch
 import xarray as xr
 
 from engine.commands import inference_command
+from engine.forecasting import outputs, starts
+from engine.forecasting.inputs import read_start
 from tests.engine.runs import train_here, write_run
 from util.calendar import parse_time
 from util.data.tree_files import field_path
@@ -146,6 +148,12 @@ def test_history_never_looks_ahead(make_tree, trained, tmp_path):
         (["--time", "2000-01-01T00"], "lacks history at 1999-12-31T12"),
         (["--time", "9999-12-31T18"], "years 1000 to 9000"),
         (["--time", "yesterday"], "write it like 2015-06-01T00"),
+        (["--time", "2000-02-15T06", "2000-02-16T06"], "give one time, or FROM TO EVERY"),
+        (["--time", "2000-02-15T06", "2000-02-16T06", "0"], "give one time, or FROM TO EVERY"),
+        (["--time", "2000-02-16T06", "2000-02-15T06", "6"], "2000-02-15T06 lies before 2000-02-16T06"),
+        (["--time", "2000-02-15T06", "2000-02-16T06", "3"], "--time 2000-02-15T09: the tree is sampled every 6 h"),
+        (["--time", "2000-02-20T18", "2000-02-22T00", "6"], "--time 2000-02-22T00: .* lacks history at 2000-02-22T00"),
+        (["--time", "2000-02-15T06", "2000-02-16T06", "6", "--inputs", "x.npy"], "one --time, or none"),
         ([], "give --time"),
         (["--time", "2000-02-15T06", "--members", "3"], "needs --perturb"),
         (["--inputs", "missing.npy"], "cannot be read"),
@@ -204,3 +212,64 @@ def test_added_to_zarr(trained, tmp_path):
         infer(trained, tmp_path, "--inputs", "x.npy", "--save", "zarr")
     with pytest.raises(ValueError, match="--overwrite is about forecast.zarr"):
         infer(trained, tmp_path, "--time", "2000-02-15T18", "--overwrite")
+
+
+def test_many_starts_are_those_of_one_by_one(tree, trained, tmp_path, monkeypatch):
+    """起止都在内；批切得不齐，成员一次放不下：与逐个预报的相同；真值只到目录树的末尾，没有的是 NaN。"""
+    monkeypatch.setattr(outputs, "draw_lead", lambda *_: [tmp_path])  # 图要几秒，这里不看
+    content = torch.load(trained, weights_only=True)
+    content["config"]["train"]["batch_size"] = 5  # 两个起报时刻一批，一次模型调用至多五个样本
+    torch.save(content, tmp_path / "five.ckpt")
+    words = ("--members", "2", "--perturb", "0.1", "--steps", "3", "--save", "zarr")
+    span = ("2000-02-18T18", "2000-02-20T18", "12")
+    infer(tmp_path / "five.ckpt", tmp_path / "many", "--time", *span, f"data.root={tree.root}", *words)
+    kept = []
+    for day, hour in ((18, 18), (19, 6), (19, 18), (20, 6), (20, 18)):
+        infer(trained, tmp_path / "one", "--time", f"2000-02-{day}T{hour:02d}", *words)
+        with xr.open_dataset(tmp_path / "one/forecast.nc", decode_timedelta=True) as file:
+            kept.append(file.load())
+    many = xr.open_dataset(tmp_path / "many/forecast.nc", decode_timedelta=True).load()
+    expected = xr.concat(kept, "time", data_vars="minimal", coords="minimal", compat="override", join="outer")
+    for name in many.data_vars:
+        rtol = 0 if str(name).endswith("_truth") else 1e-5
+        np.testing.assert_allclose(many[name], expected[name].transpose(*many[name].dims), rtol=rtol, atol=1e-3)
+    assert many["t2m_truth"].notnull().all(("prediction_timedelta", "latitude", "longitude")).values.tolist() == [
+        *([True] * 3), False, False,
+    ]  # fmt: skip
+    for name in ("forecast", "truth"):  # Zarr 里的与 NetCDF、与逐个接起来的都相同
+        found, other = (xr.open_zarr(tmp_path / f / f"{name}.zarr", chunks=None).load() for f in ("many", "one"))
+        xr.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-3)
+    found = xr.open_zarr(tmp_path / "many/forecast.zarr", chunks=None)
+    np.testing.assert_array_equal(found["2m_temperature"], many["t2m"])
+    assert not list((tmp_path / "many").glob("*.npy")) and not list((tmp_path / "many").glob("*.png"))
+
+
+def test_interrupted_it_leaves_the_batches_done(tree, trained, tmp_path, monkeypatch):
+    """三个一批，第二批里停下：第一批与照常走完的逐位相同，其余是 NaN。"""
+    content = torch.load(trained, weights_only=True)
+    content["config"]["train"]["batch_size"] = 3
+    torch.save(content, tmp_path / "three.ckpt")
+    words = ("--time", "2000-02-15T06", "2000-02-16T06", "6")
+    infer(tmp_path / "three.ckpt", tmp_path / "whole", *words)
+
+    def stopped(reader, init, steps):
+        if init == parse_time("2000-02-16T00"):
+            raise KeyboardInterrupt
+        return read_start(reader, init, steps)
+
+    monkeypatch.setattr(starts, "read_start", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        infer(tmp_path / "three.ckpt", tmp_path / "stopped", *words)
+    for name, fields in xr.open_dataset(tmp_path / "whole/forecast.nc", decode_timedelta=True).load().data_vars.items():
+        found = xr.open_dataset(tmp_path / "stopped/forecast.nc", decode_timedelta=True)[name]
+        np.testing.assert_array_equal(found[:3], fields[:3])
+        assert found[3:].isnull().all() and fields.notnull().all()
+
+
+def test_a_broken_model_is_named_with_its_start(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["model"] = {name: value * float("nan") for name, value in content["model"].items()}
+    content["ema"] = None
+    torch.save(content, tmp_path / "broken.ckpt")
+    with pytest.raises(ValueError, match=r"the forecast from 2000-02-15T06 UTC holds non-finite values at \+6 h"):
+        infer(tmp_path / "broken.ckpt", tmp_path / "out", "--time", "2000-02-15T06", "2000-02-16T06", "6")

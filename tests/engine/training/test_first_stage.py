@@ -17,6 +17,7 @@ import yaml
 
 from engine.evaluation.evaluate import evaluate_checkpoint
 from engine.evaluation.task import Options
+from engine.forecasting.forecast import Options as ForecastOptions
 from engine.forecasting.forecast import forecast
 from engine.loading import load_forecaster
 from engine.training import know_latents
@@ -197,7 +198,7 @@ def test_a_second_stage_checkpoint_works_alone(tree, stage_one, tmp_path, fine_t
         assert torch.equal(held["model"][f"first_stage.{name}"], value) != changed, name
     path = str(best(tmp_path, "alone"))
     assert evaluate_checkpoint(path, Options(stride=8), tmp_path / "scores") == 0
-    assert forecast(path, "2000-02-12T00", [], tmp_path / "forecast", 2, 1, 0.0, 0.0) == 0
+    assert forecast(path, ForecastOptions(("2000-02-12T00",), steps=2), tmp_path / "forecast") == 0
     assert np.isfinite(np.load(tmp_path / "forecast" / "forecast+012h.npy")).all()
     train_stage(tmp_path, tree, model, "alone", "train.ema_decay=0.5", "train.epochs=2", resume="auto")
     assert len(losses(tmp_path, "alone")) == 2 * 8
