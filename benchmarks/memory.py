@@ -75,7 +75,7 @@ def measured(config: RunConfig, device: torch.device) -> int:
     reset_peak_memory(device)
     state = build_state(fabric, config, spec, total_steps=1_000_000)
     state.progress.step = state.total_steps - STEPS  # 由粗到细的模型到这时是全部的尺度
-    batch = fabric.to_device(random_batch(spec, config.train.batch_size))
+    batch = fabric.to_device(random_batch(spec, config.train.windows))
     for _ in range(STEPS):
         train_step(fabric, state, config, [batch]).terms()
     return peak_memory(device) - before

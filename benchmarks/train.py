@@ -108,7 +108,7 @@ def measure(
         if profile_to is not None:
             write_profile(runs[OURS], profile_to)
         flops = training_flops(config.model, data.spec)
-        size = config.train.batch_size
+        size = config.train.windows
         return {
             "model": config.model["name"],
             "device": device_name(device),

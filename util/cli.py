@@ -18,9 +18,10 @@ FILE_LIBRARIES = {
     *("netCDF4", "h5py", "h5netcdf", "zarr", "numcodecs", "zlib", "lzma", "zipfile", "cfgrib", "gribapi", "PIL"),
     *("safetensors", "huggingface_hub", "pydantic", "pydantic_core", "yaml", "wandb"),
 }
+NO_MEMORY = r"out of memory|OutOfMemory|can't allocate memory|^MemoryError"
 MACHINE = (  # torch 的 RuntimeError 里，是机器的毛病的那几种，各该怎么办
     (
-        r"out of memory|OutOfMemory|can't allocate memory|^MemoryError",
+        NO_MEMORY,
         "lower train.batch_size or raise train.accumulate, take a smaller model, or fewer --members",
     ),
     (r"shared memory\(shm\)|torch_shm|file </torch_", "make /dev/shm larger, e.g. docker run --shm-size=1g"),
@@ -89,6 +90,11 @@ def describe(error: Exception) -> str | None:
     if FILE_LIBRARIES & {type(error).__module__.partition(".")[0], *raised_by(error)}:
         return named
     return None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """内存或显存用尽了：CUDA 的、torch 在处理器上的、numpy 的。"""
+    return re.search(NO_MEMORY, f"{type(error).__name__}: {error}") is not None
 
 
 def raised_by(error: Exception) -> tuple[str, ...]:

@@ -223,12 +223,22 @@ class Schedule(Strict):
     min_ratio: Share = 0.0
 
 
+def _number_or_auto(value: object) -> object:
+    """联合类型自己的报错看不懂，在它之前说清。"""
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError("write an integer of 1 or more, or auto: as many windows as fit into the memory")
+    return value
+
+
 class TrainConfig(Strict):
-    """训练段；batch_size 是全体设备上一次参数更新所用的窗口数；init 是新的运行从哪个检查点的权重起步（续训时不读）。"""
+    """训练段；init 是新的运行从哪个检查点的权重起步（续训时不读）。
+
+    batch_size 是全体设备上一次参数更新所用的窗口数；auto 由训练定下（engine/memory/advice.py），检查点里是定下的数。
+    """
 
     epochs: int = Field(ge=0)
     init: str | None = None
-    batch_size: PositiveInt
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
     accumulate: PositiveInt = 1
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: float = Field(default=1e-4, gt=0)
@@ -244,6 +254,17 @@ class TrainConfig(Strict):
     early_stop_epochs: PositiveInt | None = None
     validate_every_epochs: PositiveInt = 1
     preflight: bool = True
+
+    @property
+    def windows(self) -> int:
+        """定下了的 batch_size。
+
+        Raises:
+            ValueError: 还是 auto。
+        """
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        raise ValueError("train.batch_size = auto: only a training settles it; write a number here")
 
 
 class CheckpointConfig(Strict):
@@ -382,13 +403,11 @@ def check_batch_size(config: RunConfig) -> None:
     Raises:
         ValueError: 切不成。
     """
-    parts = least_batch(config)
-    if config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size = {config.train.batch_size} must be a multiple of devices x train.accumulate = {parts}"
-        )
+    size, parts = config.train.batch_size, least_batch(config)
+    if size != "auto" and size % parts:
+        raise ValueError(f"train.batch_size = {size} must be a multiple of devices x train.accumulate = {parts}")
 
 
 def eval_batch_size(config: RunConfig) -> int:
     """评测时一批的窗口数：与训练的小批相同，显存已知够用；与这一次起了几个进程无关，结果才与进程数无关。"""
-    return max(1, config.train.batch_size // least_batch(config))
+    return max(1, config.train.windows // least_batch(config))

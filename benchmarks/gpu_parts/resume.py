@@ -22,7 +22,7 @@ def identical(scene: Scene) -> Found:
     config = scene.config(name, "train.ema_decay=0.9", *overrides)
     fabric, spec = make_fabric(config), imagined_spec(config.data)
     fabric.seed_everything(config.run.seed, verbose=False)
-    batch = fabric.to_device(random_batch(spec, config.train.batch_size))
+    batch = fabric.to_device(random_batch(spec, config.train.windows))
 
     def walk(state: State) -> list[float]:
         losses = []

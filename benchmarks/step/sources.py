@@ -59,7 +59,7 @@ def compare_steps(config: RunConfig, steps: int, rounds: int) -> dict[str, list[
         sources[name] = open_data(config.data.model_copy(update=keys), device=fabric.device)
     tree = sources["tree"]
     state = build_state(fabric, config, tree.spec, total_steps=LONG)
-    segments = {**tree.segments, "train": just(tree, (steps + 1) * config.train.batch_size)}  # 第一步不计
+    segments = {**tree.segments, "train": just(tree, (steps + 1) * config.train.windows)}  # 第一步不计
     batches = epoch_batches(config, replace(tree, segments=segments), fabric, 0)
     fixed = next(feed(tree, batches[:1], fabric.device))
     ways: dict[str, Callable[[], Iterator[Batch]]] = {
@@ -92,7 +92,7 @@ def walk(fabric, state: State, config: RunConfig, batches: Iterator[Batch]) -> R
 
 def show(found: dict[str, list[Round]], steps: int, config: RunConfig) -> None:
     rounds = len(found["synthetic"])
-    size, name = config.train.batch_size, config.model["name"]
+    size, name = config.train.windows, config.model["name"]
     print(f"{name}: {steps} steps of {size} windows in each of {rounds} rounds, medians")
     print(f"{'':>10} {'steps/s':>8} {'/ synthetic':>12} {'waiting':>8} {'start, s':>9}   slowest to fastest round")
     rates = {name: [steps / r.seconds for r in several] for name, several in found.items()}

@@ -55,7 +55,7 @@ def open_training(config: RunConfig, fabric: Fabric, data: WeatherData, steps: i
     if fabric.world_size > 1:
         raise ValueError(f"run.devices = {fabric.world_size}: the steps of one device are timed; set run.devices=1")
     fabric.seed_everything(config.run.seed, verbose=False)
-    data = replace(data, segments={**data.segments, "train": just(data, steps * config.train.batch_size)})
+    data = replace(data, segments={**data.segments, "train": just(data, steps * config.train.windows)})
     state = build_state(fabric, config, data.spec, total_steps=LONG)
     if state.optimizer is None:
         raise ValueError(f"{config.model['name']} takes no gradient steps, there is nothing to time")

@@ -44,6 +44,10 @@ class Estimate(NamedTuple):
         return sum(self.parts.values())
 
     @property
+    def summary(self) -> str:
+        return f"{megabytes(self.total)} of {megabytes(self.size)} MB"
+
+    @property
     def fits(self) -> bool:
         return self.total <= MARGIN * self.size
 
@@ -97,3 +101,8 @@ def resident_bytes(config: DataConfig, spec: DataSpec, cuda: bool) -> int:
 def changed(config: RunConfig, **train: object) -> RunConfig:
     """train 段改几个键。"""
     return config.model_copy(update={"train": config.train.model_copy(update=train)})
+
+
+def megabytes(size: int) -> str:
+    """字节 → 写给人看的 MB，不带单位。"""
+    return f"{size / 1e6:,.0f}"

@@ -10,13 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from engine.blocks import checkpoint_blocks
@@ -26,14 +20,9 @@ from engine.optim import make_optimizer
 from models import build_model
 from models.interface import Learner, Scheduled
 from util.batch import DataSpec, Seeds
+from util.cli import one_line
 from util.config import TrainConfig
 
-CANNOT_BE_FAKED = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 PASSING: tuple[Kind, ...] = ("gradients", "activations", "temporary")
 LONG = 1_000_000  # 步；由粗到细的模型走到末了，尺度全了，内存最大
 
@@ -50,14 +39,15 @@ def step_peak(options: Mapping[str, Any], spec: DataSpec, train: TrainConfig, si
     """一个小批 size 个窗口；优化器已经有了状态，累积时梯度已经在。没有梯度步的模型只有前向。
 
     Raises:
-        ValueError: 选项不对；损失依赖算出来的值，只有形状走不下去。
+        ValueError: 选项不对；损失依赖算出来的值之类，只有形状走不下去。
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         try:
             trainable = _walk(build_model(options, spec), spec, train, size, live)
-        except CANNOT_BE_FAKED as error:
+        except RuntimeError as error:  # 问算出来的值，没有假的那一种的算子
             raise ValueError(
-                f"memory of {options['name']} cannot be estimated: its loss depends on values, not shapes ({error})"
+                f"memory of {options['name']} cannot be estimated, with shapes alone its step fails: "
+                f"{type(error).__name__}: {one_line(error)}"
             ) from None
     sizes: dict[Kind, int] = {kind: live.peak[kind, True] + live.peak[kind, False] for kind in KINDS}
     return Peak(sizes, sum(live.peak[kind, False] for kind in PASSING), trainable)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec
-from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, this_machine
+from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, megabytes, this_machine
 from engine.memory.fitting import epoch_windows, largest_batch
 from engine.memory.live import KINDS
 from models import without_files
@@ -26,16 +26,17 @@ def show_estimate(config: RunConfig) -> int:
         ValueError: 见 estimate。
     """
     config = config.model_copy(update={"model": without_files(config.model, imagined_spec(config.data))})
-    device = Fabric(accelerator=config.run.device, devices=1).device
-    print(memory_table(config, this_machine(device, config.run.devices)))
+    machine = this_machine(Fabric(accelerator=config.run.device, devices=1).device, config.run.devices)
+    if config.train.batch_size == "auto":
+        config = changed(config, batch_size=largest_batch(config, machine) or least_batch(config))
+    print(memory_table(config, machine))
     return 0
 
 
-def memory_line(found: Estimate, machine: Machine) -> str:
-    """日志里的一行。"""
-    parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in found.parts.items() if size >= 500_000)
-    share = f"{_megabytes(found.total)} of {_megabytes(found.size)} MB ({machine.name})"
-    return f"memory of a step, estimated: {share}: {parts}"
+def memory_line(found: Estimate, windows: int, machine: Machine) -> str:
+    """日志里的一行；windows 是 train.batch_size。"""
+    parts = ", ".join(f"{name} {megabytes(size)}" for name, size in found.parts.items() if size >= 500_000)
+    return f"memory of a step of {windows} window(s), estimated: {found.summary} ({machine.name}): {parts}"
 
 
 def memory_table(config: RunConfig, machine: Machine) -> str:
@@ -49,10 +50,10 @@ def memory_table(config: RunConfig, machine: Machine) -> str:
     rows = [["", *SWITCHES, "batch_size", *names, "total", "of device"]]
     for changes, one in found:
         own = changed(config, **changes) == config
-        sizes = [_megabytes(one.parts[name]) for name in names]
+        sizes = [megabytes(one.parts[name]) for name in names]
         given = [str(changes[key]) for key in (*SWITCHES, "batch_size")]
-        rows.append(["*" if own else "", *given, *sizes, _megabytes(one.total), f"{one.total / one.size:.0%}"])
-    title = f"{config.model['name']} on {machine.name}: {_megabytes(machine.size)} MB; a step needs, in MB:"
+        rows.append(["*" if own else "", *given, *sizes, megabytes(one.total), f"{one.total / one.size:.0%}"])
+    title = f"{config.model['name']} on {machine.name}: {megabytes(machine.size)} MB; a step needs, in MB:"
     most, windows = largest_batch(config, machine) or "none", epoch_windows(config)
     last = f"largest train.batch_size that fits into {MARGIN:.0%} of it: {most} (an epoch has {windows} windows)"
     return "\n".join([title, *aligned(rows), last])
@@ -60,12 +61,8 @@ def memory_table(config: RunConfig, machine: Machine) -> str:
 
 def settings(config: RunConfig) -> Iterator[Mapping[str, Any]]:
     """train 段的各种写法：开关的每一种，批的一半、原样、两倍。"""
-    size, least = config.train.batch_size, least_batch(config)
+    size, least = config.train.windows, least_batch(config)
     sizes = sorted({max(least, size // 2 // least * least), size, 2 * size})
     options = [get_args(TrainConfig.model_fields[name].annotation) for name in SWITCHES]
     for *chosen, batch_size in product(*options, sizes):
         yield {**dict(zip(SWITCHES, chosen, strict=True)), "batch_size": batch_size}
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f}"

@@ -10,7 +10,10 @@ from contextlib import ExitStack, nullcontext
 import torch
 
 from engine.device import device_name, float32_matmuls, peak_memory, reset_peak_memory
+from engine.memory.advice import announce, explained, settled
+from engine.memory.estimate import Machine, changed, this_machine
 from engine.one_pass import fit_one_pass
+from engine.parallel import from_main
 from engine.progress import Progress
 from engine.seeds import training_seeds
 from engine.training.finish import finish
@@ -54,7 +57,12 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
         content, name = find_resume(fabric, config, config_path, resume, held)
         if content is None:
             check_first_stage(config.model)  # 续训不再需要它
+        machine = this_machine(fabric.device, config.run.devices)  # 模型造好之前
+        config = from_main(fabric, lambda: settled(config, content, machine))
+        held.enter_context(explained(config, machine))
         run = open_run(config, config_path, name, fabric, content, stop)
+        if fabric.is_global_zero:
+            announce_memory(run, machine, fresh=content is None)
         try:
             with float32_matmuls(config.train.matmul_precision):
                 if content is None:
@@ -76,6 +84,12 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
             run.wandb.finish()
             if run.metrics:
                 run.metrics.close()
+
+
+def announce_memory(run: Run, machine: Machine, fresh: bool) -> None:
+    """一步要多少内存，日志里一行；续训不预检。"""
+    config = run.config if fresh else changed(run.config, preflight=False)
+    announce(config.model_copy(update={"model": run.state.options(config)}), machine)
 
 
 def start_fresh(run: Run) -> None:

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec, random_batch
+from engine.memory.estimate import changed
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot
 from engine.training.start import read_initial
@@ -16,7 +17,7 @@ from engine.training.state import State, build_state, train_step
 from models.interface import OnePass, can_forecast, is_codec
 from util.batch import Batch, DataSpec, window_time
 from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
-from util.config import RunConfig
+from util.config import RunConfig, least_batch
 
 log = logging.getLogger("ar_pred")
 
@@ -34,7 +35,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
     path = folder / ".preflight.ckpt"
     try:
         torch.manual_seed(config.run.seed)
-        size = max(1, config.train.batch_size // (fabric.world_size * config.train.accumulate))
+        size = max(1, config.train.windows // (fabric.world_size * config.train.accumulate))
         batches = [fabric.to_device(random_batch(spec, size)) for _ in range(config.train.accumulate)]
         state = build_state(fabric, config, spec, total_steps=1_000_000)
         if isinstance(state.model, OnePass):
@@ -85,6 +86,8 @@ def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec,
 
 def smoke(config: RunConfig) -> int:
     """--smoke：只做预检，不需要数据，一分钟以内。"""
+    if config.train.batch_size == "auto":
+        config = changed(config, batch_size=least_batch(config))
     fabric = Fabric(accelerator=config.run.device, devices=1, precision=config.train.precision)
     preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
     if config.train.init:

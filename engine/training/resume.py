@@ -109,6 +109,8 @@ def check_same_run(saved: dict[str, Any], config: RunConfig, path: str) -> None:
     saved = RunConfig(**saved).model_dump()  # 从前的检查点没有的键，取默认值
     saved["model"] = _full_options(saved["model"])
     now["model"] = _full_options(now["model"])
+    if now["train"]["batch_size"] == "auto":
+        now["train"]["batch_size"] = saved["train"]["batch_size"]
     changed = []
     for part, values in now.items():
         free = MAY_CHANGE.get(part, set())

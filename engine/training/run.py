@@ -143,7 +143,7 @@ def check_room(config: RunConfig, data: WeatherData, fabric: Fabric) -> None:
     Raises:
         ValueError: 放不下，见 check_shared_memory。
     """
-    size = max(config.train.batch_size // (fabric.world_size * config.train.accumulate), eval_batch_size(config))
+    size = max(config.train.windows // (fabric.world_size * config.train.accumulate), eval_batch_size(config))
     batch = batch_bytes(data.windows, size, fabric.device)
     check_shared_memory(batch, config.data.workers, processes=fabric.world_size // config.run.num_nodes)
 
@@ -156,7 +156,7 @@ def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: i
     """
     starts = epoch_starts(data.segments["train"], data.spec.window, config.data.shuffle, config.run.seed, epoch)
     least = fabric.world_size * config.train.accumulate
-    batches = [b for b in split_batches(starts, config.train.batch_size) if len(b) >= least]
+    batches = [b for b in split_batches(starts, config.train.windows) if len(b) >= least]
     if not batches:
         raise ValueError(
             f"data.splits.train gives {len(starts)} windows an epoch, fewer than devices x train.accumulate = {least}"

@@ -20,7 +20,6 @@ from engine.progress import Progress
 from engine.training.state import State
 from engine.versions import versions
 from models import check_weights
-from models.interface import Portable
 from util.batch import DataSpec
 from util.checkpoint import random_state, set_random_state
 from util.config import RunConfig
@@ -46,7 +45,7 @@ def snapshot(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec, ru
         "progress": asdict(state.progress),
         "init": state.init,
         "first_stage": state.first_stage,
-        "model_options": state.model.portable_options() if isinstance(state.model, Portable) else config.model,
+        "model_options": state.options(config),
         "random": ranks,
         "config": config.model_dump(),
         "spec": spec.to_dict(),

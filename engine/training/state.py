@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -23,7 +23,7 @@ from engine.parallel import reduce_tensor
 from engine.progress import Progress
 from engine.training.start import Initial, first_stage_origin, start_from
 from models import build_model
-from models.interface import Autoencoder, ForecastModel, Learner, Network, Scheduled
+from models.interface import Autoencoder, ForecastModel, Learner, Network, Portable, Scheduled
 from util.batch import Batch, DataSpec
 from util.config import RunConfig, TrainConfig
 
@@ -77,6 +77,10 @@ class State:
     def adam(self) -> optim.Optimizer | None:
         """Fabric 包过的优化器里原来的那个。"""
         return self.optimizer.optimizer if isinstance(self.optimizer, _FabricOptimizer) else self.optimizer
+
+    def options(self, config: RunConfig) -> dict[str, Any]:
+        """造出同样的模型而不必读文件的选项。"""
+        return self.model.portable_options() if isinstance(self.model, Portable) else config.model
 
     @property
     def module(self) -> nn.Module:
