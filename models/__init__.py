@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.interface import Adjustable, Autoencoder, Learner, Network, Portable, is_codec
+from models.interface import Adjustable, Autoencoder, Learner, Network, Portable, Stacked, is_codec
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
 from util.config import apply_overrides, load_config
@@ -60,6 +60,11 @@ def without_files(options: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:
         assert isinstance(model, Portable)
         return model.portable_options()
     return dict(options)
+
+
+def has_blocks(options: Mapping[str, Any]) -> bool:
+    """激活丢得了吗：是不是由块叠成的（Stacked）。"""
+    return isinstance(_kind(options), Stacked)
 
 
 def change_options(options: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

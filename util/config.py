@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from util.strict import PositiveInt, Share, Strict, apply_overrides, brief, nearest, read_mapping, validate
+from util.strict import (
+    Day,
+    PositiveInt,
+    Share,
+    Strict,
+    apply_overrides,
+    brief,
+    nearest,
+    overlaid,
+    read_mapping,
+    validate,
+)
 from util.variables import RANGES, plausible_range, split_channel
 
 
 def _yes_no(value: object) -> object:
     """YAML 把 yes / no 读成布尔值，这里换回用户写的词。"""
     return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-
-
-def _day_text(value: object) -> object:
-    """日期可写年份（1979）或日子（1979-01-01）；统一存成文本，检查点里才是普通值。"""
-    if isinstance(value, bool) or not isinstance(value, (str, int, date)):
-        return value  # 类型不对，由 pydantic 报
-    text = str(value)
-    if re.fullmatch(r"[1-9]\d{3}", text):
-        return text
-    try:
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):  # fromisoformat 在 3.11 起还认别的写法，3.10 不认
-            raise ValueError("neither YYYY nor YYYY-MM-DD")
-        date.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"not a date ({error}); write a year like 1979 or a day like 1979-01-31") from None
-    return text
 
 
 def _levels(value: object) -> object:
@@ -43,7 +37,6 @@ def _levels(value: object) -> object:
     return value
 
 
-Day = Annotated[str, BeforeValidator(_day_text)]
 Levels = Annotated[Literal["single", "all"] | list[str], BeforeValidator(_levels)]
 
 
@@ -326,7 +319,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = F
             )
         where += f" with {' and '.join(paths)}"
         own = {k: v for k, v in data.items() if k != "set"}
-        values["data"] = _merge(read_mapping(paths[0]) if len(paths) == 1 else _join_sets(paths, own, where), own)
+        values["data"] = overlaid(read_mapping(paths[0]) if len(paths) == 1 else _join_sets(paths, own, where), own)
     values = apply_overrides(values, [text for text, chooses in zip(changes, chooses_set, strict=True) if not chooses])
     return validate(RunConfig, values, where)
 
@@ -341,7 +334,7 @@ def _join_sets(paths: list[str], own: dict[str, Any], where: str) -> dict[str, A
     for values in sets.values():
         for variable, levels in (values.get("variables") or {}).items():
             joined["variables"][variable] = _union(joined["variables"].get(variable, levels), levels)
-        joined |= {key: _merge(joined.get(key) or {}, values.get(key) or {}) for key in ("units", "valid_range")}
+        joined |= {key: overlaid(joined.get(key) or {}, values.get(key) or {}) for key in ("units", "valid_range")}
     for key in dict.fromkeys(key for values in sets.values() for key in values):
         free = key in own and key not in ("latitude", "longitude")
         if free or key in DataPart.model_fields:
@@ -381,15 +374,6 @@ def _union(one: Any, other: Any) -> Any:
     if one == other or not (isinstance(one, list) and isinstance(other, list)):
         return one if one == other else "all"
     return list(dict.fromkeys([*one, *other]))
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """top 盖过 base；映射逐键合并，只有 variables 整个替换（选了哪些变量不该与数据集的列表混在一起）。"""
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "variables"
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def least_batch(config: RunConfig) -> int:

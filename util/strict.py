@@ -5,15 +5,35 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def _day_text(value: object) -> object:
+    """日期可写年份（1979）或日子（1979-01-01）；统一存成文本，检查点里才是普通值。"""
+    if isinstance(value, bool) or not isinstance(value, (str, int, date)):
+        return value  # 类型不对，由 pydantic 报
+    text = str(value)
+    if re.fullmatch(r"[1-9]\d{3}", text):
+        return text
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):  # fromisoformat 在 3.11 起还认别的写法，3.10 不认
+            raise ValueError("neither YYYY nor YYYY-MM-DD")
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"not a date ({error}); write a year like 1979 or a day like 1979-01-31") from None
+    return text
+
+
+Day = Annotated[str, BeforeValidator(_day_text)]
 
 
 class Strict(BaseModel):
@@ -74,6 +94,15 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
     return values
+
+
+def overlaid(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """top 盖过 base；映射逐键合并，只有 variables 整个替换（选了哪些变量不该与数据集的列表混在一起）。"""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "variables"
+        merged[key] = overlaid(merged[key], value) if both else value
+    return merged
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.memory.fitting import largest_batch
 from engine.memory.table import memory_line, memory_table
 from models import without_files
 from util.cli import out_of_memory
-from util.config import RunConfig, least_batch
+from util.config import RunConfig, check_batch_size, least_batch
 
 log = logging.getLogger("ar_pred")
 
@@ -33,15 +33,17 @@ def announce(config: RunConfig, machine: Machine) -> None:
 
 
 def settled(config: RunConfig, content: Content | None, machine: Machine) -> RunConfig:
-    """train.batch_size: auto → 放得下的最大的；续训的是检查点里的那个。
+    """train.batch_size: auto → 放得下的最大的；续训的是检查点里的那个，与这时有多少内存无关。
 
     Raises:
-        ValueError: 一个小批一个窗口也放不下。
+        ValueError: 一个小批一个窗口也放不下；检查点里的那个这几个进程切不开。
     """
     if config.train.batch_size != "auto":
         return config
     if content is not None:
-        return changed(config, batch_size=content["config"]["train"]["batch_size"])
+        config = changed(config, batch_size=content["config"]["train"]["batch_size"])
+        check_batch_size(config)
+        return config
     described = config.model_copy(update={"model": without_files(config.model, imagined_spec(config.data))})
     if most := largest_batch(described, machine):
         return changed(config, batch_size=most)
@@ -73,5 +75,5 @@ def explained(config: RunConfig, machine: Machine) -> Iterator[None]:
         advice = f"the largest below it that would fit is {most}" if most else "no smaller one would fit"
         raise ValueError(
             f"out of memory with train.batch_size = {size}, a step needs {estimate(config, machine).summary} "
-            f"by estimate; {advice} (the table in the log: other precisions)"
+            f"by estimate; {advice} (other settings: the table in the log)"
         ) from None

@@ -46,16 +46,17 @@ class LiveTensors(TorchDispatchMode):
     def mark(self, kind: Kind, tensors: Iterable[Tensor]) -> None:
         """说明它们拿来做什么；没有说过的是 temporary。"""
         for tensor in tensors:
-            storage = self._storage(tensor)
-            self._count(storage, -1)
-            storage.kind = kind
-            self._count(storage, 1)
+            self._rename(self._storage(tensor), kind)
 
     def saved(self, tensor: Tensor) -> Tensor:
         """给 saved_tensors_hooks：反向要用的；参数、输入本来就在，不改说法。"""
-        if self._storage(tensor).kind == "temporary":
-            self.mark("activations", [tensor])
+        self._keep(self._storage(tensor))
         return tensor
+
+    def forward_done(self) -> None:
+        """前向走完了还活着的都是反向要用的：丢弃激活的块自己留着输入，不经过 saved。"""
+        for storage in list(self.storages.values()):
+            self._keep(storage)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -78,6 +79,15 @@ class LiveTensors(TorchDispatchMode):
             if total > self.most:
                 self.most, self.peak = total, self.sizes.copy()
         return self.storages[key]
+
+    def _keep(self, storage: Storage) -> None:
+        if storage.kind == "temporary":
+            self._rename(storage, "activations")
+
+    def _rename(self, storage: Storage, kind: Kind) -> None:
+        self._count(storage, -1)
+        storage.kind = kind
+        self._count(storage, 1)
 
     def _count(self, storage: Storage, sign: int) -> None:
         self.sizes[storage.kind, storage.size >= LARGE] += sign * storage.size

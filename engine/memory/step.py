@@ -80,18 +80,19 @@ def _walk(model: Learner, spec: DataSpec, train: TrainConfig, size: int, live: L
     live.mark("optimizer", [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)])
     if train.accumulate == 1:
         optimizer.zero_grad()
-    held = [buffer.clone() for buffer in model.buffers()]  # train_step 留着，坏的一步好还原
+    kept = [buffer.clone() for buffer in model.buffers()]  # train_step 留着，坏的一步好还原
+    live.mark("parameters", kept)
     if train.ema_decay is not None:
         average = [value.clone() for value in (*model.parameters(), *model.buffers())]
         live.mark("average", average)
-        held += average
+        kept += average
     live.reset()
     with saved_tensors_hooks(live.saved, lambda tensor: tensor):
         with precision:
             loss = model.loss(batch)["loss"]
-        loss.backward()
-    optimizer.step()
-    held.clear()
+        live.forward_done()
+        loss.backward()  # 最满的一刻在它里面：fused 的更新不另要内存
+    kept.clear()
     return sum(p.nbytes for p in trainable)
 
 

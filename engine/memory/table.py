@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any, get_args
+from typing import get_args
 
 from lightning_fabric import Fabric
 
@@ -12,11 +11,9 @@ from engine.imagined import imagined_spec
 from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, megabytes, this_machine
 from engine.memory.fitting import epoch_windows, largest_batch
 from engine.memory.live import KINDS
-from models import without_files
+from models import has_blocks, without_files
 from util.cli import aligned
 from util.config import RunConfig, TrainConfig, least_batch
-
-SWITCHES = ("precision",)  # 表里逐个试的
 
 
 def show_estimate(config: RunConfig) -> int:
@@ -40,29 +37,34 @@ def memory_line(found: Estimate, windows: int, machine: Machine) -> str:
 
 
 def memory_table(config: RunConfig, machine: Machine) -> str:
-    """各种精度、批的大小，一行一种，MB；* 是配置自己的那一种。
+    """各种精度、丢不丢弃激活、批的大小，一行一种，MB；* 是配置自己的那一种。
 
     Raises:
         ValueError: 见 estimate。
     """
-    found = [(changes, estimate(changed(config, **changes), machine)) for changes in settings(config)]
-    names = [name for name in found[0][1].parts if name in KINDS or any(e.parts[name] for _, e in found)]
-    rows = [["", *SWITCHES, "batch_size", *names, "total", "of device"]]
-    for changes, one in found:
-        own = changed(config, **changes) == config
+    ways = {name: get_args(TrainConfig.model_fields[name].annotation) for name in switches(config)}
+    ways["batch_size"] = batch_sizes(config)
+    found = {chosen: changed(config, **dict(zip(ways, chosen, strict=True))) for chosen in product(*ways.values())}
+    estimates = {chosen: estimate(one, machine) for chosen, one in found.items()}
+    first = next(iter(estimates.values()))
+    names = [name for name in first.parts if name in KINDS or any(e.parts[name] for e in estimates.values())]
+    rows = [["", *ways, *names, "total", "of device"]]
+    for chosen, one in estimates.items():
+        own = "*" if found[chosen] == config else ""
         sizes = [megabytes(one.parts[name]) for name in names]
-        given = [str(changes[key]) for key in (*SWITCHES, "batch_size")]
-        rows.append(["*" if own else "", *given, *sizes, megabytes(one.total), f"{one.total / one.size:.0%}"])
+        rows.append([own, *map(str, chosen), *sizes, megabytes(one.total), f"{one.total / one.size:.0%}"])
     title = f"{config.model['name']} on {machine.name}: {megabytes(machine.size)} MB; a step needs, in MB:"
     most, windows = largest_batch(config, machine) or "none", epoch_windows(config)
     last = f"largest train.batch_size that fits into {MARGIN:.0%} of it: {most} (an epoch has {windows} windows)"
     return "\n".join([title, *aligned(rows), last])
 
 
-def settings(config: RunConfig) -> Iterator[Mapping[str, Any]]:
-    """train 段的各种写法：开关的每一种，批的一半、原样、两倍。"""
+def switches(config: RunConfig) -> tuple[str, ...]:
+    """表里逐个试的键。"""
+    return ("precision", "activation_checkpointing") if has_blocks(config.model) else ("precision",)
+
+
+def batch_sizes(config: RunConfig) -> tuple[int, ...]:
+    """一半、原样、两倍。"""
     size, least = config.train.windows, least_batch(config)
-    sizes = sorted({max(least, size // 2 // least * least), size, 2 * size})
-    options = [get_args(TrainConfig.model_fields[name].annotation) for name in SWITCHES]
-    for *chosen, batch_size in product(*options, sizes):
-        yield {**dict(zip(SWITCHES, chosen, strict=True)), "batch_size": batch_size}
+    return tuple(sorted({max(least, size // 2 // least * least), size, 2 * size}))

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from util.config import Day, Limits, read_mapping
-from util.strict import Strict, nearest, parse_yaml, validate
+from util.config import Limits
+from util.strict import Day, Strict, nearest, parse_yaml, read_mapping, validate
 
 Scalar = int | float | str
 MAPS = Path(__file__).resolve().parents[2] / "config" / "maps"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
@@ -22,6 +22,7 @@ from engine.memory.live import KINDS, LARGE, LiveTensors
 from engine.memory.step import step_peak
 from engine.memory.table import memory_line
 from engine.training.state import build_state, train_step
+from models import build_model
 from tests.engine.runs import ROOT
 from util.config import DataConfig, RunConfig, load_config
 from util.data.dataset import open_data
@@ -113,7 +114,14 @@ def test_parts_beyond_the_tensors(make_tree: Any, tmp_path: Path) -> None:
     fed = estimate(config.model_copy(update={"data": config.data.model_copy(update={"workers": 3})}), EMPTY)
     assert fed.parts["waiting"] == 3 * 2 * base["batch"]
     checked = estimate(changed(config, preflight=True, ema_decay=0.9), EMPTY).parts
-    assert checked["preflight"] == checked["parameters"] + checked["average"] == 2 * base["parameters"]
+    assert checked["preflight"] == checked["parameters"] + checked["average"]
+    model = build_model(config.model, imagined_spec(config.data))
+    assert isinstance(model, nn.Module)
+    buffers, weights = (sum(v.nbytes for v in values) for values in (model.buffers(), model.parameters()))
+    assert (checked["average"], checked["parameters"]) == (
+        weights + buffers,
+        weights + 2 * buffers,
+    )  # 每步另留一份 buffer
     spread = config.model_copy(update={"run": config.run.model_copy(update={"devices": 2})})
     assert estimate(spread, EMPTY).parts["buckets"] == pytest.approx(base["optimizer"] / 2, rel=0.01)
     assert base["fragmentation"] == pytest.approx(
@@ -151,10 +159,13 @@ def test_the_table_and_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert train_command(["--config", config, "--estimate", *changes]) == 0
     title, head, *rows, last = capsys.readouterr().out.splitlines()
     assert title.startswith("cnn on CPU, ") and title.endswith(" MB; a step needs, in MB:")
-    assert [row.split()[:3] for row in rows] == [
-        ["32-true", "2", ANY], ["*", "32-true", "4"], ["32-true", "8", ANY],
-        ["bf16-mixed", "2", ANY], ["bf16-mixed", "4", ANY], ["bf16-mixed", "8", ANY],
-    ]  # fmt: skip
+    assert [tuple(row.removeprefix("*").split()[:3]) for row in rows] == [
+        (precision, kept, size)
+        for precision in ("32-true", "bf16-mixed")
+        for kept in ("none", "blocks")
+        for size in ("2", "4", "8")
+    ]
+    assert [row.startswith("*") for row in rows] == [n == 1 for n in range(12)]
     assert re.fullmatch(r"largest train.batch_size that fits into 90% of it: \d+ .*", last)
     found = estimate(load_config(config, changes), EMPTY)
     own = dict(zip(head.split(), rows[1].removeprefix("*").split(), strict=False))
