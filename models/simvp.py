@@ -247,6 +247,7 @@ class Model(nn.Module):
         else:
             self.translator = GatedTranslator(*sizes, config)
         self.decoder = Decoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
+        self.to(memory_format=torch.channels_last)  # 通道排在末尾，卷积快些
 
     @property
     def blocks(self) -> list[nn.Module]:
