@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import to_state
@@ -107,8 +108,8 @@ class Model(nn.Module):
         self.config, self.spec = config, spec
         sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
         if config.variant == "deep":
-            network = residual(*sizes, config.padding, config.blocks or BLOCKS)
-            self.network = network.to(memory_format=torch.channels_last)  # 通道排在末尾，卷积快一成
+            self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
+            convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，卷积快一成
             return
         for length, name in ((spec.height, "latitude"), (spec.width, "longitude")):
             if length % 2:
@@ -120,7 +121,8 @@ class Model(nn.Module):
             raise ValueError(
                 f"model.padding = circular_lon with variant cnn needs 4 longitudes, found {spec.width}: use zeros"
             )
-        self.network = encoder_decoder(*sizes, config.padding).to(memory_format=torch.channels_last)
+        self.network = encoder_decoder(*sizes, config.padding)
+        convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     @property
     def blocks(self) -> list[nn.Module]:

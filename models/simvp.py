@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import partner_frames, to_state
@@ -247,7 +248,7 @@ class Model(nn.Module):
         else:
             self.translator = GatedTranslator(*sizes, config)
         self.decoder = Decoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
-        self.to(memory_format=torch.channels_last)  # 通道排在末尾，卷积快些
+        convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，卷积快些
 
     @property
     def blocks(self) -> list[nn.Module]:
