@@ -7,6 +7,7 @@ make_tree   函数：按用户的目录布局写一棵小树，返回 Tree。用
                      first_day="2000-01-01", last_day="2000-01-31", interval=6, seed=0)
     config = DataConfig(**tree.data, splits={...}, frames_in=3)      # tree.data 只缺 splits 与 frames_in
     tree.fields[i, c]                                                # 第 i 个时刻 tree.hours[i]、第 c 个通道的真值
+unrendered  图照样摆，只不渲染成 PNG、PDF：一张要三分之一秒，训练一次有五六张；真渲染的在图、预报、编码的测试里。
 
 测试里不联网、不用显示器、每个进程一个计算线程（两个 xdist 进程恰好占满两个核）。
 """
@@ -14,7 +15,7 @@ make_tree   函数：按用户的目录布局写一棵小树，返回 Tree。用
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,16 @@ def real_data() -> Path:
         pytest.skip("AR_PRED_REAL_DATA is not set")
     assert Path(folder).is_dir(), f"AR_PRED_REAL_DATA={folder} is not a directory"
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def unrendered() -> Iterator[None]:
+    """见文件开头；用在整个文件上：`pytestmark = pytest.mark.usefixtures("unrendered")`。"""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b"not rendered"))
+        yield
 
 
 @pytest.fixture(scope="session")

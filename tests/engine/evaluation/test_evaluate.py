@@ -28,6 +28,7 @@ from tests.models.small import small_spec
 from util.calendar import parse_time
 from util.data.tree_files import field_path
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 ZERO = """
 from models.persistence import Config, Model as Persistence
 

@@ -33,6 +33,7 @@ from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.config import load_config
 from util.data.dataset import open_data
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 CODEC = {"name": "tiny_codec", "scaling": "minmax"}
 FORECASTER = {"name": "latent_unet", "base_channels": 8, "depth": 1}
 CPU = torch.device("cpu")

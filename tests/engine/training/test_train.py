@@ -17,6 +17,7 @@ from engine.training.state import train_step
 from tests.engine.runs import checkpoint, losses, run_script, start_script, train_here, write_run
 from util.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 RANDOM = {"dropout": 0.1}  # 让每一步都用到随机数
 DRAWN = {"query": "resampled"}  # 拿掉的区块、遮挡、query：损失里的随机数都有
 FIXED = {"random_patchify": False, "mask_ratio": 1.0}  # 损失不含随机数，才比得出高低

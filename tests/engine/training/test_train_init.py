@@ -20,6 +20,7 @@ from tests.models.small import small_spec
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
 from util.config import RunConfig, load_config
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
 MEMORY = {"name": "pastnet", "task": "reconstruct", **SIZES}
 FORECAST = {"name": "pastnet", **SIZES, "hid_T": 16, "N_T": 2, "patch": [4, 4], "fourier_dim": 8}
