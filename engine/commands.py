@@ -55,7 +55,13 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
 
 def inference_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Forecast from a checkpoint.", allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="e.g. checkpoints/RUN/best.ckpt")
+    source.add_argument("--program", metavar="FILE.pt2", help="what --export wrote, instead of a checkpoint")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE.pt2",
+        help="write the checkpoint's model as a program of torch.export, and nothing else",
+    )  # fmt: skip
     parser.add_argument(
         "--time", nargs="+", default=[], metavar="TIME",
         help="initial time in UTC: the last input frame, e.g. 2015-06-01T00; or FROM TO EVERY: a forecast every EVERY "
@@ -65,7 +71,7 @@ def inference_parser() -> argparse.ArgumentParser:
         "--inputs", nargs="+", default=[], metavar="FILE.npy",
         help="frames (H, W, k), or one (T_in, H, W, k), standardised or raw as the training tree was",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, type=Path, help="folder for npy, NetCDF, PNG and scores")
+    parser.add_argument("--out", type=Path, help="folder for npy, NetCDF, PNG and scores")
     parser.add_argument(
         "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"
     )
@@ -83,10 +89,14 @@ def inference_parser() -> argparse.ArgumentParser:
 def inference_command(argv: Arguments = None) -> int:
     """inference.py、inference_ar_pred_video_vanilla.py。"""
     args = inference_parser().parse_intermixed_args(argv)
+    if args.export:
+        return _export(args)
     times = [text for text in args.time if "=" not in text]
     moved = [text for text in args.time if "=" in text]  # 写在时刻后面的 data.KEY=VALUE
     if not times and not args.inputs:
         raise ValueError("give --time (frames from the tree of the checkpoint's config) or --inputs (npy files)")
+    if args.out is None:
+        raise ValueError("give --out: the folder for the forecast")
     if args.save and not times:
         raise ValueError("--save zarr adds a forecast by its initial time: give --time beside --inputs")
     _check_overwrite(args)
@@ -103,9 +113,21 @@ def inference_command(argv: Arguments = None) -> int:
         overrides=(*args.overrides, *moved),
         zarr=args.save == "zarr",
         overwrite=args.overwrite,
+        program=args.program is not None,
     )
     with reserved(args.out):
-        return forecast(args.checkpoint, options, args.out)
+        return forecast(args.program or args.checkpoint, options, args.out)
+
+
+def _export(args: argparse.Namespace) -> int:
+    alone = inference_parser().parse_args(["--checkpoint", args.checkpoint or "", "--export", str(args.export)])
+    if args.checkpoint is None or vars(args) != vars(alone):
+        raise ValueError(f"--export {args.export} goes with --checkpoint alone: leave out the other options")
+    from engine.forecasting.program import export_program
+    from util.logger import setup_logging
+
+    setup_logging(None)
+    return export_program(args.checkpoint, args.export)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:

@@ -222,6 +222,12 @@ class Model(nn.Module):
         made = self.net(torch.cat([noisy, past.flatten(1, 2)], 1), t)  # (B, N, T_out·c·p·q)
         return rearrange(made, "b (h w) (c p q) -> b c (h p) (w q)", **self.unpatch).to(noisy.dtype)
 
+    def network_call(self, history: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """velocity 里的网络；输入 (B, (T_out + T_in)·c, h, w) 与 t (B,)，给出 (B, N, T_out·c·p·q)。"""
+        past = encode_frames(self.first_stage, history).flatten(1, 2)
+        noisy = past.new_zeros(len(past), *self.shape)
+        return self.net, (torch.cat([noisy, past], 1), past.new_zeros(len(past)))
+
     @property
     def blocks(self) -> list[nn.Module]:
         """两支的各块。"""

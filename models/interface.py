@@ -42,19 +42,11 @@ class Network(Protocol):
     def to(self, device: torch.device) -> Self: ...
 
 
-@runtime_checkable
-class ForecastModel(Network, Protocol):
-    """预报模型。文件里与 `Model(config, spec, first_stage=None)` 并列一个严格的 `Config`。
-
-    做不到的事（AR_pred 只能 T_out = 1、网格不能整除）在构造函数里以 ValueError 说明。
-    """
+class Forecaster(Protocol):
+    """预报用得到的部分：模型，或由它导出的程序。"""
 
     probabilistic: bool
     can_forecast: bool  # 这一配置能不能预报；AR_pred 的区块不是一帧、PastNet 只训练记忆库时只能重建
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """训练目标：键 `loss` 参与求导，其余只记录；随机数由 batch.seeds 定（layers/draws.py），dropout 除外。"""
-        ...
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
@@ -69,6 +61,18 @@ class ForecastModel(Network, Protocol):
         Raises:
             ValueError: 确定性模型要求 num_members > 1（集合预报用引擎的 --perturb）；需要时刻而没有；不能预报。
         """
+        ...
+
+
+@runtime_checkable
+class ForecastModel(Network, Forecaster, Protocol):
+    """预报模型。文件里与 `Model(config, spec, first_stage=None)` 并列一个严格的 `Config`。
+
+    做不到的事（AR_pred 只能 T_out = 1、网格不能整除）在构造函数里以 ValueError 说明。
+    """
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """训练目标：键 `loss` 参与求导，其余只记录；随机数由 batch.seeds 定（layers/draws.py），dropout 除外。"""
         ...
 
 
@@ -249,6 +253,15 @@ class Adjustable(Protocol):
     """有的选项只在预报时才用到（采样的步数、引导的强度），训练好了也可以改。"""
 
     at_inference: tuple[str, ...]  # 它们的名字；是类的属性，不必造出模型就读得到
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """采样时一次次调同一个网络的模型，每一次的输入形状相同：导出的就是那个网络。"""
+
+    def network_call(self, history: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """(B, T_in, C, H, W) → 那个网络，与它的一次输入：加了噪声的未来叠着编码过的历史、时间。"""
+        ...
 
 
 class Memory(Protocol):

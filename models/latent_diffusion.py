@@ -170,6 +170,12 @@ class Model(nn.Module):
         """
         solve_tendency(self.targets)
 
+    def network_call(self, history: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """去噪的 U-Net；输入 (B, (T_out + T_in)·c, h, w) 与步序 t (B,)，给出 (B, T_out·c, h, w)。"""
+        past = encode_frames(self.first_stage, history).flatten(1, 2)
+        noisy = past.new_zeros(len(past), len(self.targets.mean), *self.latent[1:])
+        return self.net, (torch.cat([noisy, past], 1), past.new_zeros(len(past), dtype=torch.long))
+
     @property
     def blocks(self) -> list[nn.Module]:
         """U-Net 的各块。"""

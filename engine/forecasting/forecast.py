@@ -13,10 +13,11 @@ from torch import Tensor
 from engine.forecasting.inputs import Start, open_tree, read_inputs, read_start
 from engine.forecasting.members import Ensemble, check_members, ensemble
 from engine.forecasting.outputs import write_forecast_files, write_zarr
+from engine.forecasting.program import program_forecaster, read_program
 from engine.forecasting.starts import forecast_starts
 from engine.forecasting.zarr_output import appending_forecast, forecast_origin
 from engine.loading import Content, checkpoint_config, load_forecaster
-from models.interface import ForecastModel, can_forecast
+from models.interface import Forecaster, can_forecast
 from util.batch import DataSpec
 from util.calendar import parse_time, time_text
 from util.checkpoint import load_checkpoint
@@ -33,6 +34,7 @@ class Options:
     perturb、smooth: 初值扰动的标准差（标准化单位）与相关长度（度），确定性模型由它得到集合。
     set: 改过的模型选项，见 models.change_options；overrides: 数据在哪里、怎样读，见 checkpoint_config。
     zarr: 另外接进 forecast.zarr；overwrite: 那里已有的起报时刻重写。
+    program: 给的不是检查点，是 --export 写的程序。
     """
 
     time: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class Options:
     overrides: tuple[str, ...] = ()
     zarr: bool = False
     overwrite: bool = False
+    program: bool = False
 
 
 def forecast(checkpoint: str, options: Options, out: Path) -> int:
@@ -56,12 +59,8 @@ def forecast(checkpoint: str, options: Options, out: Path) -> int:
     inits = initial_times(options.time)
     if options.inputs and len(options.time) > 1:
         raise ValueError("--inputs are the frames of one forecast: give one --time, or none")
-    content = load_checkpoint(checkpoint)
-    config = checkpoint_config(content, checkpoint, options.overrides)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
-    model, spec = load_forecaster(content, device, options.set)
-    if not can_forecast(model):
-        raise ValueError(f"{checkpoint}: this configuration of {config.model['name']} reconstructs, it cannot forecast")
+    content, config, device, model = open_forecaster(checkpoint, options)
+    spec = DataSpec.from_dict(content["spec"])
     check_members(model, config.model["name"], options.members, options.perturb, options.smooth)
     steps = options.steps or spec.frames_out
     wanted = Ensemble(options.members, options.perturb, options.smooth, config.run.seed)
@@ -81,6 +80,25 @@ def forecast(checkpoint: str, options: Options, out: Path) -> int:
         if options.zarr:
             write_zarr(out, spec, result, start.truth, start.valid, inits[0])
     return 0
+
+
+def open_forecaster(path: str, options: Options) -> tuple[Content, RunConfig, torch.device, Forecaster]:
+    """检查点或程序 → 它的内容、配置（数据可以在别处）、算在哪里、预报的。
+
+    Raises:
+        ValueError: 读不了；只能重建；程序的选项改不了。
+    """
+    if options.program and options.set:
+        raise ValueError(f"--set {' '.join(options.set)}: a program is as it was exported, nothing in it may change")
+    content, program = read_program(path) if options.program else (load_checkpoint(path), None)
+    config = checkpoint_config(content, path, options.overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
+    if program is not None:
+        return content, config, device, program_forecaster(content, program, device)
+    model, _ = load_forecaster(content, device, options.set)
+    if not can_forecast(model):
+        raise ValueError(f"{path}: this configuration of {config.model['name']} reconstructs, it cannot forecast")
+    return content, config, device, model
 
 
 def initial_times(texts: tuple[str, ...]) -> list[int]:
@@ -117,7 +135,7 @@ def append_zarr(
 
 @torch.inference_mode()
 def predict(
-    model: ForecastModel, spec: DataSpec, history: Tensor, init: int | None, steps: int, wanted: Ensemble, limit: int
+    model: Forecaster, spec: DataSpec, history: Tensor, init: int | None, steps: int, wanted: Ensemble, limit: int
 ) -> Tensor:
     """history (T_in, C, H, W) → 各成员逐时效的预报 (M, L, C, H, W)，在主机上；limit: 一次模型调用的样本数。
 

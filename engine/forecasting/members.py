@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from engine.forecasting.perturbation import perturb
 from engine.forecasting.rollout import roll
 from engine.seeds import seed_of
-from models.interface import ForecastModel
+from models.interface import Forecaster
 from util.batch import DataSpec
 
 
@@ -25,7 +25,7 @@ class Ensemble:
 
 
 def ensemble(
-    model: ForecastModel,
+    model: Forecaster,
     history: Tensor,
     time: Tensor | None,
     steps: int,
@@ -57,7 +57,7 @@ def member_seed(seed: int, hour: int, member: int) -> int:
     return seed_of(seed, hour, member)
 
 
-def check_members(model: ForecastModel, name: str, members: int, noise: float, smooth: float) -> None:
+def check_members(model: Forecaster, name: str, members: int, noise: float, smooth: float) -> None:
     """成员数与扰动说得通。
 
     Raises:

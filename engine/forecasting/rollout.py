@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from models.interface import ForecastModel
+from models.interface import Forecaster
 from util.batch import DataSpec, window_time
 
 
 def roll(
-    model: ForecastModel,
+    model: Forecaster,
     history: Tensor,
     time: Tensor | None,
     steps: int,
@@ -44,7 +44,7 @@ def roll(
 
 
 def _forecast(
-    model: ForecastModel,
+    model: Forecaster,
     history: Tensor,
     time: Tensor | None,
     generators: Sequence[Generator] | None,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from engine.forecasting.inputs import Start, has_truth, read_start
 from engine.forecasting.members import Ensemble, ensemble
 from engine.forecasting.zarr_output import FORECAST, TRUTH, appending_truth
-from models.interface import ForecastModel
+from models.interface import Forecaster
 from util.calendar import time_text
 from util.data.reader import FieldReader
 from util.files.field_layout import forecast_coordinates
@@ -39,7 +39,7 @@ class Sink(NamedTuple):
 
 @torch.inference_mode()
 def forecast_starts(
-    model: ForecastModel, reader: FieldReader, inits: np.ndarray, steps: int, wanted: Ensemble, limit: int,
+    model: Forecaster, reader: FieldReader, inits: np.ndarray, steps: int, wanted: Ensemble, limit: int,
     device: torch.device, out: Path, checkpoint: str, to_zarr: bool,
 ) -> None:  # fmt: skip
     """inits (N,) 起报时刻，UTC 小时，升序；与逐个预报的是同样的场。limit: 一次模型调用的样本数（窗口 × 成员）。

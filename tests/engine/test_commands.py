@@ -16,7 +16,7 @@ FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "--estimate", "overrides"},
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
-        *("--save", "--overwrite", "overrides"),
+        *("--save", "--overwrite", "overrides", "--export", "--program"),
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),

@@ -1,0 +1,155 @@
+"""torch.export 的程序（.pt2）：训练好的模型的整个预报，离开 models/ 也能算；采样的模型是它一次次调的网络。
+
+一个程序收一个窗口：几种模型的批数在追踪时会定死（einops、逐块的循环），所以都取 1，几个窗口就调几次。
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+from engine.loading import Content, load_forecaster
+from models.interface import ForecastModel, Sampled, can_forecast
+from util.atomic import flush, replacing
+from util.batch import DataSpec
+from util.checkpoint import load_checkpoint, written
+
+log = logging.getLogger("ar_pred")
+FACTS = "ar_pred.json"  # .pt2 里另带的：配置、DataSpec，与 whole、needs_time
+
+
+class Whole(nn.Module):
+    """(1, T_in, C, H, W) 与 (1, T_in + T_out) UTC 小时 → (1, 1, T_out, C, H, W)。"""
+
+    def __init__(self, model: ForecastModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, history: Tensor, time: Tensor) -> Tensor:
+        return self.model.forecast(history, time)
+
+
+class Program:
+    """与 ForecastModel.forecast 同样的用法，算的是程序；总是确定性的。"""
+
+    probabilistic = False
+    can_forecast = True
+
+    def __init__(self, graph: nn.Module, spec: DataSpec, name: str, needs_time: bool) -> None:
+        self.graph, self.spec, self.name, self.needs_time = graph, spec, name, needs_time
+
+    def forecast(self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: object = None) -> Tensor:
+        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)。
+
+        Raises:
+            ValueError: 需要时刻而没有。
+        """
+        assert num_members == 1, "deterministic; see check_members"
+        if time is None:
+            if self.needs_time:
+                raise ValueError(f"{self.name} needs the time of the forecast: give --time beside --inputs")
+            time = torch.zeros(len(history), self.spec.window, dtype=torch.long, device=history.device)
+        return torch.cat([self.graph(*one) for one in zip(history.split(1), time.split(1), strict=True)])
+
+
+def export_program(checkpoint: str, path: Path) -> int:
+    """检查点（有 EMA 用 EMA）→ path。
+
+    Raises:
+        ValueError: 模型只能重建；采样的网络不是一次调用说得清的。
+    """
+    if path.suffix != ".pt2":
+        raise ValueError(f"--export {path}: name it with .pt2, which is what torch.export writes")
+    content = load_checkpoint(checkpoint)
+    model, spec = load_forecaster(content, torch.device("cpu"))
+    program, facts = traced(model, spec, content["config"]["model"]["name"])
+    kept = {key: content[key] for key in ("run", "config", "spec", "progress")}
+    write_program(path, program, {**kept, **facts})
+    log.info("exported: %s", path)
+    return 0
+
+
+def write_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
+    """原子地写；Raises 同 save_checkpoint。"""
+    with written(path), replacing(path) as temporary, quiet():
+        with temporary.open("wb") as file:
+            torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
+        flush(temporary)
+
+
+def traced(model: object, spec: DataSpec, name: str) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """模型 → 程序，与它的 whole、needs_time；随机数不必有，值不必真。
+
+    Raises:
+        ValueError: 见 export_program。
+    """
+    if not can_forecast(model):
+        raise ValueError(f"--export: this configuration of {name} reconstructs, it cannot forecast")
+    history = torch.zeros(1, spec.frames_in, spec.num_channels, spec.height, spec.width)
+    with torch.no_grad(), quiet():
+        if not model.probabilistic:
+            time = torch.zeros(1, spec.window, dtype=torch.long)
+            program = torch.export.export(Whole(model), (history, time))
+            return program, {"whole": True, "needs_time": uses_last_input(program)}
+        if not isinstance(model, Sampled):
+            raise ValueError(
+                f"--export: {name} samples, and not by calling one network on tensors of one shape: nothing to export; "
+                "forecast with --checkpoint"
+            )
+        network, inputs = model.network_call(history)
+        return torch.export.export(network, inputs), {"whole": False, "needs_time": False}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch 的两句提醒与我们无关：nn.LSTM 追踪时重排自己的权重，共用存储的权重存一份；出来的数是对的。"""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(The tensor attributes? self|No complete tensor found)", UserWarning)
+        yield
+
+
+def uses_last_input(program: torch.export.ExportedProgram) -> bool:
+    """最后一个输入用到了没有。"""
+    node = [node for node in program.graph.nodes if node.op == "placeholder"][-1]
+    return bool(node.users)
+
+
+def read_program(path: str) -> tuple[Content, torch.export.ExportedProgram]:
+    """.pt2 → 它带着的（与检查点的同名的项）与程序。
+
+    Raises:
+        ValueError: 不在、不是 export_program 写的；只有采样的网络，没有整个预报。
+    """
+    extra = {FACTS: ""}
+    if not Path(path).is_file():
+        raise ValueError(f"--program {path}: no such file; python inference.py --checkpoint CKPT --export FILE.pt2")
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+        raise ValueError(f"--program {path}: not a program of torch.export ({type(error).__name__})") from None
+    if not extra[FACTS]:
+        raise ValueError(f"--program {path}: not written by inference.py --export, its data and config are not in it")
+    content = json.loads(extra[FACTS])
+    if not content["whole"]:
+        name = content["config"]["model"]["name"]
+        raise ValueError(
+            f"--program {path}: holds one network call of {name}, its sampler is not in it; forecast with --checkpoint"
+        )
+    return content, program
+
+
+def program_forecaster(content: Content, program: torch.export.ExportedProgram, device: torch.device) -> Program:
+    """程序搬到设备上；content 是 read_program 给的。"""
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    spec = DataSpec.from_dict(content["spec"])
+    return Program(program.module(), spec, content["config"]["model"]["name"], content["needs_time"])
