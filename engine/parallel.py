@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch.distributed import ReduceOp
 
 T = TypeVar("T")
@@ -53,6 +54,21 @@ def check_launch(devices: int, num_nodes: int) -> None:
 def environment() -> LightningEnvironment | None:
     """给 Fabric 的 plugins：分配里直接 python 的，Lightning 会当成 srun 起的，去等不会来的进程。"""
     return LightningEnvironment() if "SLURM_NTASKS" in os.environ and launched_processes() is None else None
+
+
+class WholeInputs(MixedPrecision):
+    """bf16-mixed，而送进模型的一批不动：Fabric 替 DDP 把它也换成半精度，目标就不准了，与一个设备时也不同。"""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def plugins(precision: str, device: str) -> list[LightningEnvironment | WholeInputs]:
+    """给 Fabric 的 plugins；精度不是单精度时也在里面。"""
+    ours = environment()
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    found: list[LightningEnvironment | WholeInputs] = [] if ours is None else [ours]
+    return [*found, WholeInputs(precision, kind)] if precision == "bf16-mixed" else found
 
 
 def die_with_parent() -> None:

@@ -1,4 +1,8 @@
-"""检查点文件：只有张量和普通值；先写临时名、落盘、再改名，任何时刻被杀都不会留下坏文件。"""
+"""检查点文件：只有张量和普通值；先写临时名、落盘、再改名，任何时刻被杀都不会留下坏文件。
+
+分片的检查点（checkpoint.sharded）：张量在旁边的一个文件夹里，各进程写各自的一片（safetensors），文件里是其余的与文件夹的名字。
+每次存都用新的文件夹，改名的仍只是文件，所以被杀了，从前的那一个还在。
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import pickle
 import random
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from util.atomic import flush, replacing
 
 FORMAT = 1
+SHARDS = ".shards"  # 分片的文件夹
 PIECE = 2**24  # 算 sha256 时一次读多少字节
 
 
@@ -56,11 +68,89 @@ def written(path: Path) -> Iterator[None]:
         ) from None
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """读检查点到 CPU；不执行文件里的任何代码。
+def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """content 的张量各进程写各自的一片到 folder；返回余下的，给 save_checkpoint。各进程都要来。
 
     Raises:
-        ValueError: 文件不在、被截断、不是本程序的检查点、内含普通值以外的对象。
+        OSError: 有的进程写不下，各进程都抛。
+    """
+    with together(f"checkpoint {folder}", OSError, "; the one from before is kept"):
+        save(flat(content), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    rest = {part: None if content[part] is None else {} for part in ("model", "ema", "optimizer")}
+    if content["optimizer"] is not None:
+        rest["optimizer"] = {"state": {}, "param_groups": content["optimizer"]["param_groups"]}
+    return {**content, **rest, "shards": folder.name}
+
+
+def remove_shards(path: Path, kept: str | None = None) -> None:
+    """path 从前的、写到一半被杀的分片。"""
+    for folder in path.parent.glob(f"{path.stem}-*{SHARDS}"):
+        if folder.name != kept:
+            shutil.rmtree(folder)
+
+
+def read_shards(folder: str, tensors: dict[str, torch.Tensor]) -> None:
+    """folder 里的填进 tensors（flat 的样子，分片的只读自己的一片），与存的时候有几个进程无关。各进程都要来。
+
+    Raises:
+        ValueError: 文件不在、坏了，或形状不同。
+    """
+    _load(folder, tensors, alone=not torch.distributed.is_initialized())
+
+
+def flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """检查点里的张量，名字是 model.…、ema.…、optimizer.参数.哪一种。"""
+    weights = [(part, name, value) for part in ("model", "ema") for name, value in (content[part] or {}).items()]
+    states = (content["optimizer"] or {"state": {}})["state"].items()
+    moments = [("optimizer", f"{name}.{kind}", value) for name, kinds in states for kind, value in kinds.items()]
+    return {f"{part}.{name}": value for part, name, value in weights + moments}
+
+
+def gather_shards(content: dict[str, Any]) -> None:
+    """分片的检查点的张量，完整地读进 content；一个进程就够。"""
+    try:
+        known = HuggingFaceStorageReader(content["shards"]).read_metadata().state_dict_metadata
+    except SafetensorError as error:
+        raise ValueError(f"{content['shards']}: truncated or damaged ({error})") from None
+    tensors = {
+        name: torch.empty(held.size, dtype=held.properties.dtype)
+        for name, held in known.items()
+        if isinstance(held, TensorStorageMetadata)
+    }
+    _load(content["shards"], tensors, alone=True)
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        if part == "optimizer":
+            parameter, _, kind = name.rpartition(".")
+            content[part]["state"].setdefault(parameter, {})[kind] = value
+        else:
+            content[part][name] = value
+
+
+def _load(folder: str, tensors: dict[str, torch.Tensor], alone: bool) -> None:
+    with together(folder, ValueError), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # alone 正是这个意思
+        load(tensors, storage_reader=HuggingFaceStorageReader(folder), no_dist=alone)
+
+
+@contextmanager
+def together(where: str, kind: type[Exception], then: str = "") -> Iterator[None]:
+    """各进程一起做的存取，谁做不成都在这里成为一行，末了是 then。"""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise kind(f"{where}: rank {rank}: {cause}{then}") from None
+
+
+def load_checkpoint(path: str | Path, gather: bool = True) -> dict[str, Any]:
+    """读检查点到 CPU；不执行文件里的任何代码。
+
+    Args:
+        gather: 分片的也读成完整的；续训不必，各进程只读自己的一片（read_shards）。
+
+    Raises:
+        ValueError: 文件不在、被截断、不是本程序的检查点、内含普通值以外的对象；分片不在旁边。
     """
     path = Path(path)
     if not path.is_file():
@@ -80,6 +170,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{damaged} ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: not an ar_pred checkpoint of format {FORMAT}")
+    if "shards" in content:
+        folder = path.parent / content["shards"]
+        if not folder.is_dir():
+            raise ValueError(f"{path}: its tensors are in the folder {folder.name}, which is not beside it")
+        content["shards"] = str(folder)
+        if gather:
+            gather_shards(content)
     return content
 
 

@@ -205,7 +205,7 @@ class RunSection(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
     num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
 
 
 class Schedule(Strict):
@@ -261,9 +261,12 @@ class TrainConfig(Strict):
 
 
 class CheckpointConfig(Strict):
+    """sharded：last.ckpt 的张量由各进程各写一片；best、epoch-NNNN 总是一个完整的文件。"""
+
     dir: str = "checkpoints"
     every_epochs: PositiveInt = 10
     every_minutes: float = Field(default=15.0, gt=0)
+    sharded: bool = False
 
 
 class WandbConfig(Strict):

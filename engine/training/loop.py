@@ -75,6 +75,8 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
             return 0
         except Interrupted as signal:
             log.warning("stopped by %s; %s", signal, save_for_later(run))
+            run.wandb.finish()
+            fabric.barrier()  # 一起走：谁先以 143 退出，起它们的就把没走的杀掉
             return 128 + signal.signum
         except (DataError, NonFinite):
             if fabric.world_size == 1:  # 别的进程未必停在同一处，不能一起存

@@ -11,12 +11,12 @@ from lightning_fabric import Fabric
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import changed
 from engine.training.know_latents import observe
-from engine.training.snapshot import restore, snapshot
+from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import read_initial
 from engine.training.state import State, build_state, train_step
 from models.interface import OnePass, can_forecast, is_codec
 from util.batch import Batch, DataSpec, window_time
-from util.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from util.checkpoint import load_checkpoint, random_state, remove_shards, set_random_state
 from util.config import RunConfig, least_batch
 
 log = logging.getLogger("ar_pred")
@@ -46,13 +46,11 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
             train_step(fabric, state, config, batches).terms()
         if is_codec(state.model):
             observe(state.model, batches)
-        content = snapshot(fabric, state, config, spec, "preflight")  # 完整的权重只在零号进程
-        if fabric.is_global_zero:
-            save_checkpoint(path, content)
-        fabric.barrier()
+        sharded = writes_shards(config, fabric)
+        write(fabric, path, snapshot(fabric, state, config, spec, "preflight", sharded), sharded)
         expected = next_result(fabric, state, config, spec, batches)
         del state
-        content = load_checkpoint(path)
+        content = load_checkpoint(path, gather=False)
         again = build_state(fabric, config, spec, total_steps=1_000_000, saved=content)
         restore(fabric, again, content)
         fabric.barrier()
@@ -66,6 +64,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
     finally:
         if fabric.is_global_zero:
             path.unlink(missing_ok=True)
+            remove_shards(path)
         set_random_state(before)
 
 

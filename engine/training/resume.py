@@ -51,7 +51,7 @@ def find_resume(
     path, name = from_main(fabric, lambda: claim_run(config, Path(config_path).stem, resume, held))
     if path is None:
         return None, name
-    content = load_checkpoint(path)  # 占下之后再读：在那之前它可能还在存
+    content = load_checkpoint(path, gather=False)  # 占下之后再读：在那之前它可能还在存
     check_same_run(content["config"], config, path)
     return content, name
 
@@ -66,7 +66,7 @@ def claim_run(config: RunConfig, stem: str, resume: str | None, held: ExitStack)
         pattern = f"{config.run.name or stem + '-*'}/last.ckpt"
         found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
         resume = str(found[-1]) if found else None
-    name = load_checkpoint(resume)["run"] if resume else config.run.name or make_name(config, stem)
+    name = load_checkpoint(resume, gather=False)["run"] if resume else config.run.name or make_name(config, stem)
     for folder in run_folders(config, name):
         held.enter_context(reserved(folder, "wait for it to end, or give another run.name"))
     if resume is None and (Path(config.checkpoint.dir) / name / "last.ckpt").exists():

@@ -18,18 +18,19 @@ from engine.loading import Content, check_same_data
 from engine.parallel import (
     check_launch,
     die_with_parent,
-    environment,
     from_first_here,
     launched_processes,
+    plugins,
     reduce_tensor,
 )
+from engine.sharding import sharded_strategy
 from engine.training.resume import windows_fingerprint
-from engine.training.snapshot import restore, snapshot
+from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
 from engine.versions import versions
 from util.batch import DataSpec
-from util.checkpoint import copy_checkpoint, save_checkpoint
+from util.checkpoint import copy_checkpoint
 from util.config import RunConfig, check_batch_size, eval_batch_size
 from util.data.batches import epoch_starts, split_batches
 from util.data.dataset import WeatherData, open_data
@@ -51,9 +52,8 @@ def make_fabric(config: RunConfig) -> Fabric:
         accelerator=run.device,
         devices=run.devices,
         num_nodes=run.num_nodes,
-        strategy=run.strategy,
-        precision=config.train.precision,
-        plugins=environment(),
+        strategy=sharded_strategy(run.devices * run.num_nodes) if run.strategy == "fsdp" else run.strategy,
+        plugins=plugins(config.train.precision, run.device),
     )
     fabric.launch()
     if fabric.local_rank and launched_processes() is None:  # 零号进程起的
@@ -115,9 +115,11 @@ def open_run(
     if content is not None:
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
     check_room(config, data, fabric)
-    fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
+    fabric.seed_everything(config.run.seed, verbose=False)  # 处处同样的初值：分片时各留各的一片
     total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
     state = build_state(fabric, config, data.spec, total_steps, initial, content)
+    if fabric.global_rank:
+        fabric.seed_everything(config.run.seed + fabric.global_rank, verbose=False)
     if content is None:
         check_start(state.model, state.first_stage, config.model, initial)
     else:
@@ -183,22 +185,29 @@ def time_to_save(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """写 last.ckpt；各进程都要来。"""
-    content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name)
-    content["windows"] = windows_fingerprint(run.data)
-    if run.fabric.is_global_zero:
-        save_checkpoint(run.last, content)
+    write_state(run, run.last, writes_shards(run.config, run.fabric))
     run.saved_at = time.monotonic()
 
 
+def write_state(run: Run, path: Path, sharded: bool) -> None:
+    """现在的状态存成 path；各进程都要来。"""
+    content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name, sharded)
+    content["windows"] = windows_fingerprint(run.data)
+    write(run.fabric, path, content, sharded)
+
+
 def copy_from_last(run: Run) -> None:
-    """一轮之末刚存的 last 若正是最优的、或该留一份的那一轮，就复制出来；重复做也无妨。"""
-    progress = run.state.progress
-    if not run.fabric.is_global_zero:
-        return
-    if progress.best_step == progress.step:
-        copy_checkpoint(run.last, run.best)
+    """一轮之末刚存的 last 若正是最优的、或该留一份的那一轮，就复制出来；重复做也无妨。各进程都要来。"""
+    progress, source = run.state.progress, run.last
+    copies = [run.best] if progress.best_step == progress.step else []
     if progress.epoch and progress.epoch % run.config.checkpoint.every_epochs == 0:
-        copy_checkpoint(run.last, run.checkpoint_dir / f"epoch-{progress.epoch:04d}.ckpt")
+        copies.append(run.checkpoint_dir / f"epoch-{progress.epoch:04d}.ckpt")
+    if copies and writes_shards(run.config, run.fabric):  # last 不是完整的一个文件：头一份另写
+        source = copies.pop(0)
+        write_state(run, source, sharded=False)
+    if run.fabric.is_global_zero:
+        for copy in copies:
+            copy_checkpoint(source, copy)
 
 
 def save_for_later(run: Run) -> str:

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn, optim
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -21,6 +22,7 @@ from engine.loading import Content, model_options
 from engine.optim import make_optimizer, make_scheduler
 from engine.parallel import reduce_tensor
 from engine.progress import Progress
+from engine.sharding import is_sharded, shard_as, whole
 from engine.training.start import Initial, first_stage_origin, start_from
 from models import build_model
 from models.interface import Autoencoder, ForecastModel, Learner, Network, Portable, Scheduled
@@ -118,17 +120,21 @@ def build_state(
         if initial is not None:
             raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
         prepare_blocks(model, config.train)
-        return State(fabric.to_device(model), None, None, None, None, Progress(), first_stage=origin)
+        return State(model.to(fabric.device), None, None, None, None, Progress(), first_stage=origin)
     if initial is not None:
         start_from(model, initial, spec, origin)  # 在 EMA 的副本之前：副本也从这里起步
-    model = fabric.to_device(model)
+    model = fabric.to_device(model)  # 分片的不动：一块块地搬
     ema = None
     if config.train.ema_decay is not None:
-        ema = AveragedModel(model, fabric.device)
-    optimizer = make_optimizer(model, config.train)
+        ema = AveragedModel(model)
+        ema.n_averaged = ema.n_averaged.to(fabric.device)
+        shard_as(fabric, ema.module)
+    wrapped = fabric.setup_module(model)
+    if not is_sharded(fabric):
+        wrapped.mark_forward_method("loss")
+    optimizer = make_optimizer(model, config.train)  # 分片之后：参数换过了
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    wrapped.mark_forward_method("loss")
+    wrapped_optimizer = fabric.setup_optimizers(optimizer)
     prepare_blocks(model, config.train)  # 在 EMA 的副本之后：副本不编译
     sha256 = initial.sha256 if initial else ""
     broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
@@ -157,7 +163,8 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     wrapped.train()
     model = state.model
     if isinstance(model, Scheduled):
-        model.at_step(state.progress.step, state.total_steps)
+        with implicit_replication():  # 模型改自己的参数（换码）：分片时各进程各改自己的一片
+            model.at_step(state.progress.step, state.total_steps)
     before = [state.module.get_buffer(name).clone() for name in state.buffers]  # 前向就会改：BatchNorm 的平均、码本
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
@@ -168,7 +175,7 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
             fabric.backward(terms["loss"])
         sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
     means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean")
-    norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    norm = whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
     state.broken = state.broken | ~(means[list(sums).index("loss")] + norm).isfinite()
     update(state, config, norm, before)
     return Step((*sums, "grad_norm"), to_host(torch.cat([means, norm[None]])))

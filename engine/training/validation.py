@@ -28,17 +28,20 @@ def validation_loss(
         return batch.valid[:, data.spec.frames_in :]
 
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
-    batches = split_batches(starts[fabric.global_rank :: fabric.world_size], eval_batch_size(config))
+    mine, most = (
+        split_batches(starts[rank :: fabric.world_size], eval_batch_size(config)) for rank in (fabric.global_rank, 0)
+    )
+    batches = mine + most[: len(most) - len(mine)]  # 分片的模型走一步要各进程都来：少一批的陪着走，不计
     seeds = validation_seeds(config.run.seed, starts.tolist(), batches)
     loader = feed(data, batches, fabric.device)
     total = torch.zeros(2, dtype=torch.float64)
     training = model.training
     model.eval()
     with torch.inference_mode(), fabric.autocast():
-        for batch in tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0):
+        for number, batch in enumerate(tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0)):
             check()
             batch = batch._replace(seeds=next(seeds))
-            weight = float(counted(batch).double().sum())
+            weight = float(counted(batch).double().sum()) if number < len(mine) else 0.0
             total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
     model.train(training)
     loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()

@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed.tensor import DTensor
 
-from engine.training import loop
+from engine.training import loop, snapshot
 from engine.training.state import train_step
 from tests.engine.runs import ROOT, checkpoint, losses, train_here, write_run
+from util.checkpoint import flat, load_checkpoint
 from util.cli import run_command
 from util.data.origin import DataError
 
@@ -28,6 +33,13 @@ DRAWN = {"query": "resampled"}  # 拿掉的区块、遮挡、query：损失里�
 CNN = "model={name: cnn, width: 8}"  # BatchNorm
 STOPS = "run.name=stops"
 PREFLIGHT_AND_SAVES = ("train.preflight=true", "checkpoint.every_minutes=1e-4")  # 每几步存一次：要一起存
+DDP = ("run.devices=2", "run.strategy=ddp")
+FSDP = ("run.devices=2", "run.strategy=fsdp")
+EVERYTHING = (
+    *("train.accumulate=2", "train.ema_decay=0.5", "train.clip_norm=0.05", "train.optimizer=adamw"),
+    *("train.weight_decay=0.1", "train.schedule={name: constant, warmup_steps: 2}"),
+    *("data.eval_stride=3", "checkpoint.sharded=true"),
+)
 WINDOWS = {"train": ["2000-01-01", "2000-02-01"], "val": ["2000-02-02", "2000-02-10"], "test": ["2000-02-11"] * 2}
 LEFT = 20  # 秒：一个死了，另一个至多再留这么久
 Run = tuple[Path, str | None, Sequence[str]]
@@ -45,6 +57,12 @@ def start_two(runs: Sequence[Run], failure: str, launcher: Sequence[str] = ()) -
     return done.returncode, done.stderr, time.time() - since
 
 
+@pytest.fixture(autouse=True)
+def without_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """收尾另有测试。"""
+    monkeypatch.setattr(loop, "finish", lambda run: None)
+
+
 @pytest.fixture(scope="module")
 def config(make_tree, tmp_path_factory) -> Path:
     """一轮 32 个窗口，8 步，没有零头。"""
@@ -56,11 +74,11 @@ def config(make_tree, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def first(config) -> tuple[int, str, float]:
     """我们自己起的两个进程。"""
-    ddp = ("run.devices=2", "run.strategy=ddp")
     runs: list[Run] = [
-        (config, None, ("run.name=two", *ddp, *PREFLIGHT_AND_SAVES)),
-        (config, None, ("run.name=cnn-two", *ddp, CNN, "train.accumulate=2", "data.residency=device")),
-        (config, None, (STOPS, *ddp)),
+        (config, None, ("run.name=two", *DDP, *PREFLIGHT_AND_SAVES)),
+        (config, None, ("run.name=cnn-two", *DDP, CNN, "train.accumulate=2", "data.residency=device")),
+        (config, None, ("run.name=fsdp-two", *FSDP, *EVERYTHING)),
+        (config, None, (STOPS, *DDP)),
     ]
     return start_two(runs, "raises")
 
@@ -90,6 +108,24 @@ def test_batch_norm_sees_the_batch_of_all_processes(config, first):
     )
 
 
+def test_shards_equal_one(config, first):
+    """累积、EMA、裁剪、权重衰减都在；last 是分片的，best 是完整的一个文件。"""
+    folder = config.parent / "checkpoints"
+    assert train_here(config, "run.name=fsdp-one", *EVERYTHING) == 0
+    assert same(config.parent, "fsdp-one", "fsdp-two")
+    for name in ("last", "best"):
+        one, two = (checkpoint(config.parent, run, name) for run in ("fsdp-one", "fsdp-two"))
+        assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
+        expected, found = flat(one), flat(two)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key].numpy() == pytest.approx(value.numpy(), rel=1e-3, abs=1e-5), key
+    shares = [json.loads((folder / f"fsdp-two/share-{rank}.json").read_text()) for rank in (0, 1)]
+    total = sum(value.numel() for key, value in expected.items() if key.endswith(".exp_avg"))
+    assert sum(shares) == total and max(shares) < 0.6 * total  # 各进程真的只留着一片
+    assert len(list(folder.glob("fsdp-two/*.shards"))) == 1 and not list(folder.glob("fsdp-two/best*.shards"))
+
+
 def test_an_error_in_one_process_ends_all(first):
     """一号进程的错一行，说出是几号；零号只说别的进程停了。"""
     code, said, seconds = first
@@ -100,18 +136,47 @@ def test_an_error_in_one_process_ends_all(first):
 
 
 def test_a_killed_process_ends_all(config, first):
-    """两个进程存的，一个进程接着，再由 torchrun 的两个接着：与没停过的一个进程相同；末了一号被 kill -9。"""
-    assert train_here(config, "run.name=whole", "train.epochs=3") == 0
-    last = str(config.parent / "checkpoints/two/last.ckpt")
-    assert train_here(config, "run.name=two", "train.epochs=2", resume=last) == 0
-    ddp = ("run.devices=2", "run.strategy=ddp")
-    runs: list[Run] = [
-        (config, last, ("run.name=two", "train.epochs=3", *ddp)),
-        (config, None, ("run.name=stops-2", *ddp)),
-    ]
-    code, said, _ = start_two(runs, "is killed", TORCHRUN)
+    """两个进程存的，一个进程接着，再由 torchrun 的两个接着：与没停过的一个进程相同。末了一号在存第三片时被 kill -9。"""
+    runs: list[Run] = []
+    for name, strategy, more in (("two", DDP, ()), ("fsdp-two", FSDP, EVERYTHING)):
+        last = str(config.parent / f"checkpoints/{name}/last.ckpt")
+        assert train_here(config, f"run.name={name}", "train.epochs=2", *more, resume=last) == 0
+        runs.append((config, last, (f"run.name={name}", "train.epochs=3", *strategy, *more)))
+    (config.parent / "checkpoints/fsdp-two/last-dead.shards").mkdir()  # 从前写到一半被杀的
+    always = ("checkpoint.sharded=true", "checkpoint.every_minutes=1e-9")
+    code, said, _ = start_two([*runs, (config, None, ("run.name=killed", *FSDP, *always))], "is killed", TORCHRUN)
     assert code and "Signal 9 (SIGKILL) received" in said
-    assert same(config.parent, "whole", "two")
+    for name, more in (("two", ()), ("fsdp-two", EVERYTHING)):
+        assert train_here(config, f"run.name=whole-{name}", "train.epochs=3", *more) == 0
+        assert same(config.parent, f"whole-{name}", name)
+    assert not list(config.parent.glob("checkpoints/fsdp-two/last-dead.shards"))
+    last = config.parent / "checkpoints/killed/last.ckpt"
+    assert load_checkpoint(last)["progress"]["step"] == 3 and len(list(last.parent.glob("*.shards"))) == 2
+    (whole,) = (last.parent / load_checkpoint(last, gather=False)["shards"]).glob("*00001-model*")
+    whole.write_bytes(whole.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"last-\w+\.shards: truncated or damaged"):
+        load_checkpoint(last)
+    shutil.rmtree(whole.parent)
+    with pytest.raises(ValueError, match="its tensors are in the folder .*, which is not beside it"):
+        load_checkpoint(last)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["ours", "torchrun"])
+def test_a_signal_saves_on_every_process(config, launcher):
+    """存好了才一起走：先走的以 143 退出，没走的就会被杀。"""
+    name = f"term-{len(launcher)}"
+    command = ["train.py", "--config", str(config), f"run.name={name}", *FSDP, "train.epochs=1000"]
+    job = subprocess.Popen([sys.executable, *launcher, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics, until = config.parent / f"log/{name}/metrics.csv", time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert job.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=100)
+    assert "stopped by SIGTERM; resume with: python train.py" in said
+    assert job.returncode in (143, 1)  # torchrun 的是 1
+    assert checkpoint(config.parent, name)["progress"]["step"] > 0
 
 
 ORPHAN = """
@@ -139,25 +204,35 @@ def test_processes_started_by_the_main_one_die_with_it():
 
 def train_all() -> None:
     failure, runs = sys.argv[1], json.loads(sys.argv[2])
-    loop.finish = lambda run: None  # 收尾另有测试
+    loop.finish = write_share  # 收尾另有测试
     for config, resume, overrides in runs[:-1]:
         train_here(Path(config), *overrides, resume=resume)
-    loop.train_step = failing(failure)
+    if failure == "raises":
+        loop.train_step = third_fails(loop.train_step)
+    else:
+        snapshot.write_shards = third_fails(snapshot.write_shards)
     config, resume, overrides = runs[-1]
     train_here(Path(config), *overrides, resume=resume)
 
 
-def failing(how: str):
-    """一号进程走到第三步时。"""
+def write_share(run: loop.Run) -> None:
+    """这个进程留着几个参数。"""
+    kept = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in run.state.model.parameters())
+    (run.checkpoint_dir / f"share-{run.fabric.global_rank}.json").write_text(json.dumps(kept))
 
-    def step(fabric, state, config, batches):
-        if fabric.global_rank == 1 and state.progress.step == 2:
-            if how == "raises":
+
+def third_fails(action: Callable[..., Any]) -> Callable[..., Any]:
+    """一号进程第三次做 action 时：走一步读不出数据；存一片时被杀。"""
+    times = itertools.count(1)
+
+    def do(*arguments: Any) -> Any:
+        if next(times) == 3 and os.environ["RANK" if "RANK" in os.environ else "LOCAL_RANK"] == "1":
+            if action is train_step:
                 raise DataError("t2m cannot be read")
             os.kill(os.getpid(), signal.SIGKILL)
-        return train_step(fabric, state, config, batches)
+        return action(*arguments)
 
-    return step
+    return do
 
 
 if __name__ == "__main__":
