@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.precision import MixedPrecision
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch.distributed import ReduceOp
 
 T = TypeVar("T")
@@ -63,12 +65,12 @@ class WholeInputs(MixedPrecision):
         return data
 
 
-def plugins(precision: str, device: str) -> list[LightningEnvironment | WholeInputs]:
+def plugins(precision: str, device: str) -> list[Precision | ClusterEnvironment | CheckpointIO]:
     """给 Fabric 的 plugins；精度不是单精度时也在里面。"""
     ours = environment()
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    found: list[LightningEnvironment | WholeInputs] = [] if ours is None else [ours]
-    return [*found, WholeInputs(precision, kind)] if precision == "bf16-mixed" else found
+    cast = WholeInputs(precision, kind) if precision == "bf16-mixed" else None
+    return [plugin for plugin in (ours, cast) if plugin is not None]
 
 
 def die_with_parent() -> None:

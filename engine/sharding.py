@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import ModelParallelStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -50,7 +50,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> Root:
     mesh = mesh["data_parallel"]
     for block in model.blocks if isinstance(model, Stacked) else ():
         fully_shard(block, mesh=mesh)
-    return fully_shard(Root(model), mesh=mesh, reshard_after_forward=True)  # 出来时总是分片的样子，谁都可以存取
+    root = Root(model)
+    fully_shard(root, mesh=mesh, reshard_after_forward=True)  # 出来时总是分片的样子，谁都可以存取
+    return root
 
 
 def sharded_strategy(processes: int) -> ModelParallelStrategy:

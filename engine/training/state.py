@@ -65,7 +65,7 @@ class State:
 
     model: Learner
     wrapped: _FabricModule | None
-    optimizer: optim.Optimizer | None
+    optimizer: _FabricOptimizer | None
     scheduler: LRScheduler | None
     ema: AveragedModel | None
     progress: Progress
@@ -78,7 +78,7 @@ class State:
     @property
     def adam(self) -> optim.Optimizer | None:
         """Fabric 包过的优化器里原来的那个。"""
-        return self.optimizer.optimizer if isinstance(self.optimizer, _FabricOptimizer) else self.optimizer
+        return self.optimizer.optimizer if self.optimizer is not None else None
 
     def options(self, config: RunConfig) -> dict[str, Any]:
         """造出同样的模型而不必读文件的选项。"""
@@ -135,6 +135,7 @@ def build_state(
     optimizer = make_optimizer(model, config.train)  # 分片之后：参数换过了
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped_optimizer = fabric.setup_optimizers(optimizer)
+    assert isinstance(wrapped_optimizer, _FabricOptimizer)  # 给几个，回来的才是一组
     prepare_blocks(model, config.train)  # 在 EMA 的副本之后：副本不编译
     sha256 = initial.sha256 if initial else ""
     broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
