@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -15,42 +16,48 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from models.interface import Stacked
+from models.interface import Autoencoder, ForecastModel, Learner, OnePass, Stacked
 
-ENTRIES = ("loss", "forecast", "accumulate", "observe_latents")  # 引擎由这几个方法走进模型
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Root(nn.Module):
-    """模型的外壳：走进模型的哪一个方法都从它的 forward 过，余下的参数在那里收齐。
+    """模型的外壳：引擎走进模型的那几个方法都从它的 forward 过，余下的参数在那里收齐。
 
     不直接包模型自己：loss 里常再调模型的 forward，里面那一层出来时就把参数放下了。
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Learner) -> None:
         super().__init__()
         self.model = model
-        for name in ENTRIES:
-            if hasattr(model, name):
-                setattr(model, name, self._through(getattr(model, name)))
+        model.loss = self._through(model.loss)
+        if isinstance(model, ForecastModel):
+            model.forecast = self._through(model.forecast)
+        if isinstance(model, OnePass):
+            model.accumulate = self._through(model.accumulate)
+        if isinstance(model, Autoencoder):
+            model.observe_latents = self._through(model.observe_latents)
 
-    def _through(self, method: Any) -> Any:
-        def enter(*arguments: Any, **more: Any) -> Any:
+    def _through(self, method: Callable[P, T]) -> Callable[P, T]:
+        def enter(*arguments: P.args, **named: P.kwargs) -> T:
             learning = torch.is_grad_enabled()
             with torch.inference_mode(False), torch.set_grad_enabled(learning):  # 收齐的参数训练时还要用
-                return self(method, *arguments, **more)
+                return self(method, *arguments, **named)
 
         return enter
 
-    def forward(self, method: Any, *arguments: Any, **more: Any) -> Any:
-        return method(*arguments, **more)
+    def forward(self, method: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return method(*arguments, **named)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> Root:
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """就地分片；在造优化器之前：参数换成了 DTensor。"""
+    assert isinstance(module, ForecastModel | Autoencoder)
     mesh = mesh["data_parallel"]
-    for block in model.blocks if isinstance(model, Stacked) else ():
+    for block in module.blocks if isinstance(module, Stacked) else ():
         fully_shard(block, mesh=mesh)
-    root = Root(model)
+    root = Root(module)
     fully_shard(root, mesh=mesh, reshard_after_forward=True)  # 出来时总是分片的样子，谁都可以存取
     return root
 
@@ -65,10 +72,10 @@ def is_sharded(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
-def shard_as(fabric: Fabric, model: nn.Module) -> None:
+def shard_as(fabric: Fabric, module: nn.Module) -> None:
     """EMA 的副本，与模型同样地分片；别的 strategy 不必。"""
     if isinstance(fabric.strategy, ModelParallelStrategy):
-        shard(model, fabric.strategy.device_mesh)
+        shard(module, fabric.strategy.device_mesh)
 
 
 def whole(value: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def walk(combination: Combination, folder: Path) -> list[float] | str:
         with torch.compiler.set_stance(force_backend="aot_eager"):  # 编译到图为止：核要编译几分钟
             preflight(fabric, config, imagined_spec(config.data), folder)
             return losses(fabric, quiet)
-    except (ValueError, RuntimeError, NotImplementedError) as error:  # 两个进程同样的错，接着做下一个
+    except (ValueError, RuntimeError) as error:  # 两个进程同样的错，接着做下一个
         return f"{type(error).__name__}: {one_line(error)}"
 
 
