@@ -19,11 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from util.atomic import flush, replacing
 
@@ -74,6 +69,9 @@ def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     Raises:
         OSError: 有的进程写不下，各进程都抛。
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     with together(f"checkpoint {folder}", OSError, "; the one from before is kept"):
         save(flat(content), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     rest = {part: None if content[part] is None else {} for part in ("model", "ema", "optimizer")}
@@ -108,6 +106,9 @@ def flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def gather_shards(content: dict[str, Any]) -> None:
     """分片的检查点的张量，完整地读进 content；一个进程就够。"""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     try:
         known = HuggingFaceStorageReader(content["shards"]).read_metadata().state_dict_metadata
     except SafetensorError as error:
@@ -128,6 +129,9 @@ def gather_shards(content: dict[str, Any]) -> None:
 
 
 def _load(folder: str, tensors: dict[str, torch.Tensor], alone: bool) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     with together(folder, ValueError), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # alone 正是这个意思
         load(tensors, storage_reader=HuggingFaceStorageReader(folder), no_dist=alone)
@@ -136,6 +140,8 @@ def _load(folder: str, tensors: dict[str, torch.Tensor], alone: bool) -> None:
 @contextmanager
 def together(where: str, kind: type[Exception], then: str = "") -> Iterator[None]:
     """各进程一起做的存取，谁做不成都在这里成为一行，末了是 then。"""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         yield
     except CheckpointException as error:
