@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from util.atomic import flush, replacing
 
@@ -106,6 +105,7 @@ def flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def gather_shards(content: dict[str, Any]) -> None:
     """分片的检查点的张量，完整地读进 content；一个进程就够。"""
+    from safetensors import SafetensorError
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
