@@ -59,8 +59,8 @@ def inference_parser() -> argparse.ArgumentParser:
     source.add_argument("--checkpoint", help="e.g. checkpoints/RUN/best.ckpt")
     source.add_argument("--program", metavar="FILE.pt2", help="what --export wrote, instead of a checkpoint")
     parser.add_argument(
-        "--export", type=Path, metavar="FILE.pt2",
-        help="write the checkpoint's model as a program of torch.export, and nothing else",
+        "--export", type=Path, metavar="FILE.pt2|FILE.onnx",
+        help="write the checkpoint's model as a program of torch.export (or as ONNX), and nothing else",
     )  # fmt: skip
     parser.add_argument(
         "--time", nargs="+", default=[], metavar="TIME",

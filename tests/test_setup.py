@@ -22,6 +22,7 @@ def test_setup_names_no_host():
         "requirements.txt",
         "requirements-dev.txt",
         "requirements-grib.txt",
+        "requirements-onnx.txt",
         "requirements-remote.txt",
     ):
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -30,7 +31,8 @@ def test_setup_names_no_host():
 
 
 def test_every_requirement_is_exact_on_both_pythons():
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-grib.txt", "requirements-remote.txt"):
+    extras = [f"requirements-{name}.txt" for name in ("dev", "grib", "onnx", "remote")]
+    for name in ("requirements.txt", *extras):
         lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
         pinned = [Requirement(line) for line in lines if line]
         for version in ("3.10", "3.11"):

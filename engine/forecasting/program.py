@@ -62,18 +62,21 @@ class Program:
 
 
 def export_program(checkpoint: str, path: Path) -> int:
-    """检查点（有 EMA 用 EMA）→ path。
+    """检查点（有 EMA 用 EMA）→ path：.pt2，或者 .onnx，给别的运行时。
 
     Raises:
-        ValueError: 模型只能重建；采样的网络不是一次调用说得清的。
+        ValueError: 模型只能重建；采样的网络不是一次调用说得清的；没有装 ONNX 要的库。
     """
-    if path.suffix != ".pt2":
-        raise ValueError(f"--export {path}: name it with .pt2, which is what torch.export writes")
+    if path.suffix not in (".pt2", ".onnx"):
+        raise ValueError(f"--export {path}: name it with .pt2 (a program of torch.export) or .onnx")
     content = load_checkpoint(checkpoint)
     model, spec = load_forecaster(content, torch.device("cpu"))
     program, facts = traced(model, spec, content["config"]["model"]["name"])
     kept = {key: content[key] for key in ("run", "config", "spec", "progress")}
-    write_program(path, program, {**kept, **facts})
+    if path.suffix == ".onnx":
+        write_onnx(path, program)
+    else:
+        write_program(path, program, {**kept, **facts})
     log.info("exported: %s", path)
     return 0
 
@@ -84,6 +87,26 @@ def write_program(path: Path, program: torch.export.ExportedProgram, facts: dict
         with temporary.open("wb") as file:
             torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
         flush(temporary)
+
+
+def write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
+    """只有算的图与权重，没有配置；两 GB 以上的权重由 onnx 写在旁边的一个文件里，所以不先写临时名。
+
+    Raises:
+        ValueError: 没有装 onnx、onnxscript。
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # 没有装 torchvision，它的算子不必说
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+        try:
+            made = torch.onnx.export(program, dynamo=True, verbose=False)
+        except ImportError as error:
+            raise ValueError(
+                f"--export {path}: ONNX needs onnx and onnxscript ({error}); pip install -r requirements-onnx.txt"
+            ) from None
+    assert made is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(path)
 
 
 def traced(model: object, spec: DataSpec, name: str) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:

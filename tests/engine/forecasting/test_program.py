@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from engine.commands import inference_command
 from engine.forecasting import program
-from engine.forecasting.program import Program, read_program, traced, write_program
+from engine.forecasting.program import Program, read_program, traced, write_onnx, write_program
 from models.interface import Sampled, can_forecast
 from tests.engine.runs import train_here, write_run
 from tests.models.small import small_batch
@@ -84,13 +85,38 @@ def test_the_program_forecasts_without_the_model(
     refuse(["--program", file, "--out", str(tmp_path / "b"), *when, "--set", "model.dim=3"], "nothing in it may change")
     refuse(["--checkpoint", checkpoint, "--export", file, *when], r"goes with --checkpoint alone")
     refuse(["--program", file, "--export", file], r"goes with --checkpoint alone")
-    refuse(["--checkpoint", checkpoint, "--export", checkpoint], r"name it with \.pt2")
+    refuse(["--checkpoint", checkpoint, "--export", checkpoint], r"name it with \.pt2 .* or \.onnx")
     refuse(["--program", file, *when], "give --out")
     refuse(["--program", checkpoint, "--out", str(tmp_path / "b"), *when], "not a program of torch.export")
     with pytest.raises(ValueError, match=r"no such file; python inference\.py --checkpoint CKPT --export"):
         read_program("nowhere.pt2")
     with pytest.raises(ValueError, match="x needs the time of the forecast: give --time beside --inputs"):
         Program(torch.nn.Identity(), SMALL, "x", needs_time=True).forecast(torch.zeros(1), None)
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is not None, reason="onnxscript is installed")
+def test_onnx_says_what_to_install(tmp_path: Path) -> None:
+    exported = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
+    with pytest.raises(ValueError, match=r"ONNX needs onnx and onnxscript .*; pip install -r requirements-onnx\.txt"):
+        write_onnx(tmp_path / "a.onnx", exported)
+
+
+@one_config_a_model
+def test_onnx_gives_the_same(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+    reference = pytest.importorskip("onnx.reference")
+    model, batch = make(path).eval(), small_batch(SMALL, count=1)
+    if not can_forecast(model) or (model.probabilistic and not isinstance(model, Sampled)):
+        return
+    exported, _ = traced(model, SMALL, path.stem)
+    write_onnx(tmp_path / "a.onnx", exported)
+    graph = reference.ReferenceEvaluator(str(tmp_path / "a.onnx"))
+    inputs: tuple[Tensor, ...] = (batch.history, batch.time)
+    if isinstance(model, Sampled):
+        inputs = tuple(noise_like(value) for value in model.network_call(batch.history)[1])
+    found = graph.run(None, dict(zip(graph.input_names, (value.numpy() for value in inputs), strict=True)))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found[0]), exported.module()(*inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_alone_does_not_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
