@@ -199,6 +199,21 @@ class OnePass(Protocol):
 
 
 @runtime_checkable
+class Tuned(Protocol):
+    """求解之后还要看一遍验证段才定得下来的 OnePass（岭回归的惩罚）。"""
+
+    tunes: bool  # 这一配置要不要看；惩罚给定了就不必
+
+    def judge(self, batch: Batch) -> None:
+        """收下一批步长为 1 的验证窗口；在 solve 之后。"""
+        ...
+
+    def choose(self) -> None:
+        """看完之后定下来，结果存为 buffer。"""
+        ...
+
+
+@runtime_checkable
 class Scheduled(Protocol):
     """每一步之前有事要做的模型（VAR 由粗到细，VQVAE 换码）：走到哪里由引擎说，续训与累积都不会数错。"""
 

@@ -10,6 +10,9 @@ multi_output 真正的不同只有输入的标准化（等价于惩罚乘以各�
 * 对偶：Gram 矩阵 N²，N 个训练窗口。系数不写出来：预报是训练目标的加权和，权重由历史与各训练历史的内积经一个 N×N 的
   矩阵得到。步长 1 的窗口共用帧，所以只存帧（每帧一份）和各窗口由哪些帧组成：12 → 4 时比存窗口小 16 倍。
 
+惩罚（alpha: auto）在验证段的窗口上挑：Gram 矩阵 = QΛQᵀ 只分解一次，预报 = Z (Λ + α)⁻¹ QᵀM，
+Z 是验证的历史在 Q 上的坐标，所以验证误差只是 1/(λ + α) 的二次式，系数边看边加（RidgePath），每个 α 只要几次乘加。
+
 buffer 的形状要在看数据之前定下，检查点才能装回：对偶按 max_frames 开，用不满的行为零。
 来源：Hoerl & Kennard 1970；对偶见 Saunders et al. 1998。
 
@@ -19,11 +22,12 @@ buffer 的形状要在看数据之前定下，检查点才能装回：对偶按 
 from __future__ import annotations
 
 import logging
+import math
 from hashlib import blake2b
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from models.layers.losses import refuse_members, target_mse
@@ -34,19 +38,63 @@ from util.strict import PositiveInt, Strict
 log = logging.getLogger("ar_pred")
 CONSTANT = 1e-12  # 方差比这还小的格点当作不变的，不缩放（数据已是标准化的）
 COLUMNS = 1024  # 原问题一次解几个输出
+ALPHAS = [10 ** (quarter / 4) for quarter in range(-12, 41)]  # 0.001 到 10¹⁰
 
 
 class Config(Strict):
-    """variant 见文件开头；alpha: L2 惩罚（原版 ridge 1.0，multi_output 10.0）；
+    """variant 见文件开头；alpha: L2 惩罚（原版 ridge 1.0，multi_output 10.0），auto 在验证段上挑；
 
     max_frames: 训练段最多有几帧（日志里 split train 一行的样本数），对偶的大小、用哪种解法由它定；
     memory_gb: 求解许用的内存，10⁹ 字节。
     """
 
     variant: Literal["ridge", "multi_output"] = "ridge"
-    alpha: float = Field(gt=0)
+    alpha: float | Literal["auto"] = "auto"
     max_frames: PositiveInt
     memory_gb: float = Field(8.0, gt=0)
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _positive_or_auto(cls, alpha: object) -> object:  # 否则报错只提联合类型的第一种
+        if alpha == "auto" or (isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 < alpha < math.inf):
+            return alpha
+        raise ValueError("must be auto (chosen on the validation split) or a number above 0")
+
+
+class RidgePath:
+    """各 α 的验证误差：Σ|y − z (Λ + α)⁻¹ W|² = 常数 + sᵀ(ZᵀZ ∘ WWᵀ)s − 2 sᵀ Σ z∘(yWᵀ)，s = 1/(λ + α)。"""
+
+    def __init__(self, values: Tensor, targets: Tensor) -> None:
+        """values: λ (r,)；targets: WWᵀ (r, r)。"""
+        self.values, self.targets = values, targets
+        self.square = torch.zeros_like(targets)  # ZᵀZ
+        self.cross = torch.zeros_like(values)  # Σ z∘(yWᵀ)
+        self.count = 0
+        self.floor = len(values) * torch.finfo(values.dtype).eps * float(values.max())  # 特征值准到这里
+
+    def add(self, z: Tensor, y: Tensor) -> None:
+        """几个窗口的 z、yWᵀ，都是 (B, r)。"""
+        self.square.addmm_(z.T, z)
+        self.cross += (z * y).sum(0)
+        self.count += len(z)
+
+    def best(self) -> float:
+        """误差最小的 α。"""
+        quadratic, alphas = self.square * self.targets, [alpha for alpha in ALPHAS if alpha > self.floor]
+        shrunk = [1 / (self.values + alpha) for alpha in alphas]
+        errors = [float(s @ quadratic @ s - 2 * s @ self.cross) for s in shrunk]
+        return alphas[min(range(len(alphas)), key=errors.__getitem__)]
+
+    def inverse(self, alpha: float) -> Tensor:
+        """1/(λ + α)，(r,)。
+
+        Raises:
+            ValueError: 在舍入之内奇异。
+        """
+        shifted = self.values + alpha
+        if shifted.min() <= self.floor:
+            raise ValueError(f"model.alpha = {alpha:g} is too small: the equations are singular to rounding; try auto")
+        return 1 / shifted
 
 
 class Primal(nn.Module):
@@ -62,9 +110,9 @@ class Primal(nn.Module):
 
     @staticmethod
     def bytes_needed(frames_in: int, frames_out: int, size: int) -> int:
-        """Gram 矩阵与它的分解、XᵀY（float64），系数（float32）。"""
+        """Gram 矩阵、特征向量与分解的草稿（float64），XᵀY 与它在特征向量上的（float64），系数（float32）。"""
         inputs, outputs = frames_in * size, frames_out * size
-        return 16 * inputs**2 + 12 * inputs * outputs
+        return 32 * inputs**2 + 20 * inputs * outputs
 
     def add(self, history: Tensor, future: Tensor) -> None:
         """(B, T_in, F)、(B, T_out, F)。"""
@@ -79,21 +127,34 @@ class Primal(nn.Module):
         moment.addmm_(x.T, y)
         self.count += len(x)
 
-    def solve(self, alpha: float, standardise: bool) -> None:
+    def factor(self, standardise: bool) -> RidgePath:
+        """输入先除以各自惩罚的平方根，惩罚就是 α 乘单位阵。"""
         x_sum, y_sum, gram, moment = self.sums
-        x_mean, y_mean, self.sums = x_sum / self.count, y_sum / self.count, []
-        penalty = torch.full_like(x_mean, alpha)
+        self.x_mean, self.y_mean, self.sums = x_sum / self.count, y_sum / self.count, []
+        self.scale = torch.ones_like(x_sum)
         if standardise:
             square = (gram.diagonal() / self.count).view(self.frames_in, -1).mean(0)  # (F,)
-            variance = square - x_mean.view(self.frames_in, -1).mean(0).square()
-            penalty *= _or_one(variance).repeat(self.frames_in)
-        gram.addr_(x_mean, x_mean, alpha=-self.count).diagonal().add_(penalty)
-        moment.addr_(x_mean, y_mean, alpha=-self.count)
-        factor = _cholesky(gram, alpha)
-        for i in range(0, len(y_mean), COLUMNS):
-            part = torch.cholesky_solve(moment[:, i : i + COLUMNS], factor)  # (D, ≤ COLUMNS)
+            variance = square - self.x_mean.view(self.frames_in, -1).mean(0).square()
+            self.scale = _or_one(variance).rsqrt().repeat(self.frames_in)
+        gram.addr_(self.x_mean, self.x_mean, alpha=-self.count).mul_(self.scale).mul_(self.scale[:, None])
+        moment.addr_(self.x_mean, self.y_mean, alpha=-self.count).mul_(self.scale[:, None])
+        values, self.vectors = torch.linalg.eigh(gram)
+        self.moment = self.vectors.T @ moment  # (D, P)
+        return RidgePath(values, self.moment @ self.moment.T)
+
+    def project(self, history: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T_in, F)、(B, T_out, F) → z、yWᵀ，(B, D)。"""
+        x = (history.flatten(1).double() - self.x_mean) * self.scale
+        return x @ self.vectors, (future.flatten(1).double() - self.y_mean) @ self.moment.T
+
+    def finish(self, inverse: Tensor) -> None:
+        """inverse: 1/(λ + α)。"""
+        rotation = self.scale[:, None] * self.vectors * inverse  # (D, D)
+        for i in range(0, len(self.y_mean), COLUMNS):
+            part = rotation @ self.moment[:, i : i + COLUMNS]  # (D, ≤ COLUMNS)
             self.coefficients[:, i : i + COLUMNS] = part
-            self.intercept[i : i + COLUMNS] = y_mean[i : i + COLUMNS] - x_mean @ part
+            self.intercept[i : i + COLUMNS] = self.y_mean[i : i + COLUMNS] - self.x_mean @ part
+        del self.vectors, self.moment, self.x_mean, self.y_mean, self.scale
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, F) → (B, T_out, F)。"""
@@ -122,8 +183,8 @@ class Dual(nn.Module):
 
     @staticmethod
     def bytes_needed(size: int, max_frames: int) -> int:
-        """帧（float32，求解时另有两份 float64），四个 n×n（float64）：帧间、窗口间的内积，分解，逆。"""
-        return 20 * max_frames * size + 32 * max_frames**2
+        """帧（float32，求解时另有两份 float64），六个 n×n（float64）：历史间、目标间的内积，特征向量，草稿，逆。"""
+        return 20 * max_frames * size + 48 * max_frames**2
 
     def add(self, history: Tensor, future: Tensor) -> None:
         """(B, T_in, F)、(B, T_out, F)。"""
@@ -149,26 +210,39 @@ class Dual(nn.Module):
                 "shorten data.splits.train"
             )
 
-    def solve(self, alpha: float, standardise: bool) -> None:
+    def factor(self, standardise: bool) -> RidgePath:
+        """窗口间的 Gram 矩阵去掉平均，再分解。"""
         frames = self.frames[: len(self.rows)].double()  # (n, F)
-        histories = self.windows[: self.count, : self.frames_in]  # (N, T_in)
+        past, future = self.windows[: self.count].T.split([self.frames_in, self.frames_out])  # (T_in, N)、(T_out, N)
         self.rows = {}
         if standardise:
-            uses = histories.flatten().bincount(minlength=len(frames)).double() / histories.numel()
+            uses = past.flatten().bincount(minlength=len(frames)).double() / past.numel()
             self.precision.copy_(1 / _or_one(uses @ frames.square() - (uses @ frames).square()))
-        products = (frames * self.precision) @ frames.T  # (n, n)
-        gram = products.new_zeros(self.count, self.count)  # (N, N)
-        for rows in histories.T:
-            gram += products[rows[:, None], rows]
-        del frames, products
-        mean = gram.mean(0)
-        gram -= mean + mean[:, None] - mean.mean()
-        gram.diagonal().add_(alpha)
-        inverse = torch.cholesky_inverse(_cholesky(gram, alpha))
-        inverse -= inverse.mean(0)
-        self.inverse[: self.count, : self.count] = inverse
-        self.kernel_mean[: self.count] = mean
+        gram = _summed((frames * self.precision) @ frames.T, past)  # (N, N)
+        targets = _summed(frames @ frames.T, future)
+        del frames
+        self.kernel_mean[: self.count] = gram.mean(0)
+        self.target_mean = targets.mean(0)
+        values, self.vectors = torch.linalg.eigh(_centred(_centred(gram).T))
+        targets = _centred(_centred(targets).T)
+        return RidgePath(values, self.vectors.T @ targets @ self.vectors)
+
+    def project(self, history: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T_in, F)、(B, T_out, F) → z、yWᵀ，(B, N)。"""
+        windows, frames = self.windows[: self.count].T.split([self.frames_in, self.frames_out]), self.frames.double()
+        kernel, targets = (
+            (fields.double() @ frames.T).gather(2, rows.expand(len(fields), -1, -1)).sum(1)
+            for fields, rows in zip((history * self.precision, future), windows, strict=True)
+        )
+        kernel, targets = kernel - self.kernel_mean[: self.count], targets - self.target_mean
+        return _centred(kernel) @ self.vectors, _centred(targets) @ self.vectors
+
+    def finish(self, inverse: Tensor) -> None:
+        """inverse: 1/(λ + α)。"""
+        whole = (self.vectors * inverse) @ self.vectors.T  # (N, N)
+        self.inverse[: self.count, : self.count] = _centred(whole)
         self.share[: self.count] = 1 / self.count
+        del self.vectors, self.target_mean
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, F) → (B, T_out, F)。"""
@@ -183,7 +257,7 @@ class Dual(nn.Module):
 
 
 class Model(nn.Module):
-    """OnePass；有无效目标的窗口整个不用：各输出共用一个 Gram 矩阵，不能只去掉一部分。"""
+    """OnePass、Tuned；有无效目标的窗口整个不用：各输出共用一个 Gram 矩阵，不能只去掉一部分。"""
 
     probabilistic = False
     can_forecast = True
@@ -192,6 +266,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         self.config, self.spec = config, spec
+        self.tunes = config.alpha == "auto"
         self.left_out = 0
         lengths = spec.frames_in, spec.frames_out, spec.num_channels * spec.height * spec.width
         primal, dual = Primal.bytes_needed(*lengths), Dual.bytes_needed(lengths[-1], config.max_frames)
@@ -210,12 +285,12 @@ class Model(nn.Module):
         Raises:
             ValueError: 对偶时帧数超过 max_frames。
         """
-        whole = batch.valid[:, self.spec.frames_in :].all(2).all(1)  # (B,)
-        self.left_out += int((~whole).sum())
-        self.system.add(batch.history[whole].flatten(2), batch.future[whole].flatten(2))
+        windows = self._whole(batch)
+        self.left_out += len(batch.valid) - len(windows[0])
+        self.system.add(*windows)
 
     def solve(self) -> None:
-        """解出系数（对偶：各窗口的权重所需的矩阵）。
+        """分解；惩罚是给定的，连系数（对偶：各窗口的权重所需的矩阵）也求出来。
 
         Raises:
             ValueError: 没有一个窗口的目标全部有效；alpha 小到方程组在舍入之内奇异。
@@ -226,7 +301,34 @@ class Model(nn.Module):
         )  # fmt: skip
         if not self.system.count:
             raise ValueError(f"data.splits.train: none of its {self.left_out} windows has all targets valid")
-        self.system.solve(self.config.alpha, self.config.variant == "multi_output")
+        self.path = self.system.factor(self.config.variant == "multi_output")
+        if self.config.alpha != "auto":
+            self._finish(self.config.alpha)
+
+    def judge(self, batch: Batch) -> None:
+        """收下一批验证的窗口。"""
+        self.path.add(*self.system.project(*self._whole(batch)))
+
+    def choose(self) -> None:
+        """取验证误差最小的惩罚，求出系数。
+
+        Raises:
+            ValueError: 验证段没有一个窗口的目标全部有效。
+        """
+        if not self.path.count:
+            raise ValueError("data.splits.val: none of its windows has all targets valid; give model.alpha a number")
+        alpha = self.path.best()
+        log.info("linear_regression: alpha %.3g has the lowest error of %d validation windows", alpha, self.path.count)
+        self._finish(alpha)
+
+    def _whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """目标全部有效的窗口，(B', T_in, F)、(B', T_out, F)。"""
+        whole = batch.valid[:, self.spec.frames_in :].all(2).all(1)  # (B,)
+        return batch.history[whole].flatten(2), batch.future[whole].flatten(2)
+
+    def _finish(self, alpha: float) -> None:
+        self.system.finish(self.path.inverse(alpha))
+        del self.path
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
@@ -248,8 +350,14 @@ def _or_one(variance: Tensor) -> Tensor:
     return torch.where(variance > CONSTANT, variance, 1.0)
 
 
-def _cholesky(gram: Tensor, alpha: float) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        raise ValueError(f"model.alpha = {alpha:g} is too small: the equations are singular to rounding; try 1.0")
-    return factor
+def _summed(products: Tensor, rows: Tensor) -> Tensor:
+    """帧间的内积 (n, n)、各窗口的帧 (T, N) → 窗口间的内积 (N, N)。"""
+    result = products.new_zeros(rows.shape[1], rows.shape[1])
+    for row in rows:
+        result += products[row[:, None], row]
+    return result
+
+
+def _centred(matrix: Tensor) -> Tensor:
+    """每一行去掉平均。"""
+    return matrix - matrix.mean(-1, keepdim=True)

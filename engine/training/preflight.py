@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import changed
+from engine.one_pass import solve_one_pass
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import read_initial
@@ -39,8 +40,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         batches = [fabric.to_device(random_batch(spec, size)) for _ in range(config.train.accumulate)]
         state = build_state(fabric, config, spec, total_steps=1_000_000)
         if isinstance(state.model, OnePass):
-            state.model.accumulate(batches[0])
-            state.model.solve()
+            solve_one_pass(state.model, batches[:1], batches[:1])
         state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
         if state.optimizer is not None:
             train_step(fabric, state, config, batches).terms()

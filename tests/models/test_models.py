@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from engine.imagined import imagined_spec
+from engine.one_pass import solve_one_pass
 from models import build_config, build_model, change_options, model_names
 from models.interface import Autoencoder, ForecastModel, OnePass, Stacked, StartsAnew, can_forecast, is_codec
 from models.layers.codebook import Codebook
@@ -61,9 +62,8 @@ def make(path: Path, spec: DataSpec = SMALL) -> Any:
     torch.manual_seed(0)
     model = build_model(small_config(path).model, spec)
     if isinstance(model, OnePass):
-        for seed in range(2):
-            model.accumulate(small_batch(spec, count=2, seed=seed))
-        model.solve()
+        seen = [small_batch(spec, count=2, seed=seed) for seed in range(2)]
+        solve_one_pass(model, seen, seen)
     return model
 
 

@@ -8,6 +8,7 @@ import json
 import math
 from operator import itemgetter
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -18,7 +19,7 @@ from engine.imagined import imagined_spec
 from engine.seeds import training_seeds
 from engine.training import loop
 from engine.training.state import NonFinite, build_state, train_step
-from models import vqvae
+from models import linear_regression, vqvae
 from models.interface import OnePass, Scheduled
 from tests.engine.runs import SMALL_MODEL, train_here, write_run
 from tests.models.small import changed, small_batch
@@ -248,6 +249,26 @@ def test_extremes_are_seen_once_and_only_when_used(config, monkeypatch):
     train_here(config, f"model={unet}", "run.name=unet", "train.epochs=2", resume="auto")
     train_here(config, f"model={ {**unet, 'scaling': 'zscore'} }", "run.name=zscore")
     assert len(seen) == 1
+
+
+def test_a_penalty_is_chosen_on_the_validation_split(config, monkeypatch):
+    """步长 1 的训练窗口求解，步长 1 的验证窗口挑惩罚，各看一遍。"""
+    seen: dict[str, list[int]] = {"accumulate": [], "judge": []}
+
+    for name, hours in seen.items():
+        plain = getattr(linear_regression.Model, name)
+
+        def counted(model, batch, plain=plain, hours=hours):
+            hours += batch.time[:, 0].tolist()
+            plain(model, batch)
+
+        monkeypatch.setattr(linear_regression.Model, name, counted)
+    train_here(config, "model={name: linear_regression, max_frames: 200}", "train.epochs=0", "data.eval_stride=3")
+    hours = [np.array(seen[name]) for name in seen]
+    for found, days in zip(hours, (31, 10), strict=True):
+        assert len(found) == 4 * days - 3  # 6 小时一帧，一个窗口 4 帧
+        assert (np.diff(np.sort(found)) == 6).all()
+    assert hours[0].max() < hours[1].min()
 
 
 def test_the_shape_table_changes_nothing(config, monkeypatch):
