@@ -1,45 +1,72 @@
-"""各模型的大小：`python -m benchmarks.models [CONFIG ...]`，默认 config/ 下的全部，各在自己的形状上，不需要数据。
+"""全部模型并排：`python -m benchmarks.models [--steps N] [CONFIG ...] [key=value ...]`，默认 config/ 下的全部，
+各在自己的形状上，不需要数据，印成 Markdown 的表。
 
-参数个数与预报一个窗口的浮点运算次数（乘加算两次；只数矩阵乘、卷积、注意力），印成 Markdown 的表。
+参数个数与预报一个窗口的浮点运算次数（乘加算两次；只数矩阵乘、卷积、注意力）。--steps N 另训练 N 步，像 benchmarks.train
+那样量：每秒几个窗口，前向、反向、更新的毫秒，用了矩阵乘的速度（当场量）的几成，内存的峰值。
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
+from benchmarks.train import OURS, measure
 from engine.evaluation.cost import flops_per_sample, parameter_count
 from engine.imagined import imagined_spec
 from models import build_model
 from models.interface import can_forecast
 from util.cli import run_command
-from util.config import load_config
+from util.config import RunConfig, load_config
 
 CONFIGS = Path("config")
+MEASURED = ("windows/s", "forward, ms", "backward, ms", "optimizer, ms", "utilisation", "memory, MiB")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Parameters and FLOPs of the models, as a Markdown table.")
-    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="run YAMLs (default: all in config/)")
-    paths = parser.parse_args().configs or sorted(map(str, CONFIGS.glob("*.yaml")))
-    print("| YAML | frames | channels | grid | parameters | GFLOP / forecast |")
-    print("|---|---|---|---|---|---|")
+    parser = argparse.ArgumentParser(description="Size and speed of the models, as a Markdown table.")
+    parser.add_argument("--steps", type=int, default=0, help="training steps to time, the median of three rounds")
+    parser.add_argument("given", nargs="*", metavar="CONFIG, key=value", help="run YAMLs (default: all in config/)")
+    args = parser.parse_intermixed_args()
+    logging.getLogger("ar_pred").setLevel(logging.WARNING)
+    overrides = [text for text in args.given if "=" in text]
+    paths = [text for text in args.given if "=" not in text] or sorted(map(str, CONFIGS.glob("*.yaml")))
+    names = ["YAML", "frames", "channels", "grid", "parameters", "GFLOP / forecast"]
+    names += ["batch", *MEASURED] if args.steps else []
+    print(row(names), "|" + "---|" * len(names), sep="\n")
     for path in paths:
-        config = load_config(path)
-        spec = imagined_spec(config.data)
         try:
-            model = build_model(config.model, spec)
-        except ValueError as error:  # 要预训练的权重，或阶段一的检查点
+            config = load_config(path, overrides)
+            cells = [f"`{Path(path).stem}`", *size(config), *(speed(config, args.steps) if args.steps else [])]
+        except ValueError as error:  # 要预训练的权重，或阶段一的检查点；没有梯度步
             print(f"{path} left out: {error}", file=sys.stderr)
             continue
-        flops = f"{flops_per_sample(model, spec) / 1e9:.3f}" if can_forecast(model) else "none"
-        print(
-            f"| `{Path(path).stem}` | {spec.frames_in} → {spec.frames_out} | {spec.num_channels} "
-            f"| {spec.height} × {spec.width} | {parameter_count(model):,} | {flops} |",
-            flush=True,
-        )
+        print(row(cells), flush=True)
     return 0
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def size(config: RunConfig) -> list[str]:
+    """帧、通道、网格、参数个数、预报一次的 GFLOP。"""
+    spec = imagined_spec(config.data)
+    model = build_model(config.model, spec)
+    return [
+        f"{spec.frames_in} → {spec.frames_out}",
+        str(spec.num_channels),
+        f"{spec.height} × {spec.width}",
+        f"{parameter_count(model):,}",
+        f"{flops_per_sample(model, spec) / 1e9:.3f}" if can_forecast(model) else "none",
+    ]
+
+
+def speed(config: RunConfig, steps: int) -> list[str]:
+    """批的大小，与 MEASURED 各项。"""
+    side = measure(config, against=False, imagined=True, steps=steps, rounds=3)["sides"][OURS]
+    return [str(config.train.windows), *(f"{side[name]:.3g}" for name in MEASURED)]
 
 
 if __name__ == "__main__":
