@@ -246,6 +246,7 @@ class Model(nn.Module):
         self.size = rows * cols if config.grouping.size == "frame" else config.grouping.size
         self.groups = _num_groups(config, spec, rows * cols, self.size)
         self.can_forecast = self.size == rows * cols and config.grouping.order.startswith("t")
+        self.field_loss = self.can_forecast  # 评测时拿掉的是最后一帧
         if config.predict == "tendency" and not self.can_forecast:
             raise ValueError("model.predict = tendency needs one group per frame: grouping {order: t h w, size: frame}")
         head = config.dim // config.heads

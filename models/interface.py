@@ -77,6 +77,13 @@ class ForecastModel(Network, Forecaster, Protocol):
 
 
 @runtime_checkable
+class FieldLoss(Protocol):
+    """评测时的 loss 正是预报的场的均方误差（标准化空间，只算有效的）的模型：持续性预报的同一个数可以摆在旁边。"""
+
+    field_loss: bool  # 这一配置是不是
+
+
+@runtime_checkable
 class Portable(Protocol):
     """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
 

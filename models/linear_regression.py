@@ -229,11 +229,12 @@ class Dual(nn.Module):
 
     def project(self, history: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T_in, F)、(B, T_out, F) → z、yWᵀ，(B, N)。"""
-        windows, frames = self.windows[: self.count].T.split([self.frames_in, self.frames_out]), self.frames.double()
-        kernel, targets = (
-            (fields.double() @ frames.T).gather(2, rows.expand(len(fields), -1, -1)).sum(1)
-            for fields, rows in zip((history * self.precision, future), windows, strict=True)
-        )
+        frames, rows = _distinct(torch.cat([history, future], 1))  # 步长 1 的窗口共用帧：内积只算一次
+        known, count = self.frames.double(), self.frames_in
+        scaled, plain = (frames * self.precision) @ known.T, frames.double() @ known.T  # (m, n)
+        past, later = self.windows[: self.count].T.split([count, self.frames_out])  # (T_in, N)、(T_out, N)
+        kernel = scaled[rows[:, :count, None], past].sum(1)  # (B, N)
+        targets = plain[rows[:, count:, None], later].sum(1)
         kernel, targets = kernel - self.kernel_mean[: self.count], targets - self.target_mean
         return _centred(kernel) @ self.vectors, _centred(targets) @ self.vectors
 
@@ -307,7 +308,9 @@ class Model(nn.Module):
 
     def judge(self, batch: Batch) -> None:
         """收下一批验证的窗口。"""
-        self.path.add(*self.system.project(*self._whole(batch)))
+        history, future = self._whole(batch)
+        if len(history):
+            self.path.add(*self.system.project(history, future))
 
     def choose(self) -> None:
         """取验证误差最小的惩罚，求出系数。
@@ -356,6 +359,14 @@ def _summed(products: Tensor, rows: Tensor) -> Tensor:
     for row in rows:
         result += products[row[:, None], row]
     return result
+
+
+def _distinct(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T, F) → 不同的帧 (m, F)，各窗口由哪几帧组成 (B, T)。"""
+    frames, places = windows.flatten(0, 1), dict[bytes, int]()
+    rows = [places.setdefault(blake2b(frame.numpy().tobytes()).digest(), len(places)) for frame in frames.cpu()]
+    first = [rows.index(row) for row in range(len(places))]
+    return frames[first], torch.tensor(rows).view(windows.shape[:2])
 
 
 def _centred(matrix: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()

@@ -76,6 +76,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: 块不能整除网格。"""

@@ -78,10 +78,11 @@ class Spectra:
 
 @dataclass(frozen=True)
 class Curves:
-    """训练与验证的损失，各是 [步, 值]。"""
+    """训练与验证的损失，各是 [步, 值]；持续性预报的验证损失，没有就是 None。"""
 
     train: list[tuple[int, float]]
     val: list[tuple[int, float]]
+    persistence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -308,9 +309,13 @@ def read_curves(path: Path) -> Curves | None:
     if not path.is_file():
         return None
     points: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
+    persistence = None
     for row in read_metrics(path):
+        if row.name == "persistence":
+            persistence = float(f"{row.value:.6g}")
         if row.name == "loss" and row.split in points and math.isfinite(row.value):
             points[row.split].append((row.step, float(f"{row.value:.6g}")))
     every = {split: -(-len(found) // CURVE_POINTS) or 1 for split, found in points.items()}
-    curves = Curves(**{split: found[:: -every[split]][::-1] for split, found in points.items()})
+    kept = {split: found[:: -every[split]][::-1] for split, found in points.items()}
+    curves = Curves(**kept, persistence=persistence)
     return curves if curves.train or curves.val else None

@@ -32,7 +32,7 @@ from engine.training.run import (
 )
 from engine.training.shapes import record_shapes, shape_table
 from engine.training.state import NonFinite, train_step
-from engine.training.validation import validation_loss
+from engine.training.validation import persistence_loss, validation_loss
 from models import build_config, check_first_stage
 from models.interface import OnePass
 from util.calendar import time_text
@@ -43,6 +43,7 @@ from util.data.origin import DataError
 from util.signals import Interrupted, catch_signals
 
 log = logging.getLogger("ar_pred")
+HELPFUL = {"predict": "tendency", "last_group_share": 0.9}  # 有这些选项的模型，量过总是好得多
 
 
 def train(config: RunConfig, config_path: str, resume: str | None) -> int:
@@ -224,6 +225,8 @@ def validate_epoch(run: Run) -> None:
         raise ValueError(
             f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}"
         )
+    if progress.persistence is None:
+        progress.persistence = persistence_loss(run.state.model, run.data, run.config, run.fabric, check)
     improved = progress.best is None or value < progress.best
     if improved:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0
@@ -231,8 +234,30 @@ def validate_epoch(run: Run) -> None:
         progress.stale += run.config.train.validate_every_epochs
     mean = progress.loss_sum / max(1, progress.loss_count)
     run.record("train", {"epoch_loss": mean})
-    run.record("val", {"loss": value})
+    beside = {} if progress.persistence is None else {"persistence": progress.persistence}
+    run.record("val", {"loss": value, **beside})
     star = " (best)" if improved else ""
+    aside = "".join(f", {name} {loss:.5f}" for name, loss in beside.items())
     log.info(
-        "epoch %d, step %d: train loss %.5f, val loss %.5f%s", progress.epoch + 1, progress.step, mean, value, star
+        "epoch %d, step %d: train loss %.5f, val loss %.5f%s%s",
+        progress.epoch + 1, progress.step, mean, value, star, aside,
+    )  # fmt: skip
+    if remark := no_better(run.config, progress):
+        log.warning("%s", remark)
+
+
+def no_better(config: RunConfig, progress: Progress) -> str | None:
+    """三分之一走完时还没有好过持续性预报：说一次，点名试什么。"""
+    number, epochs = progress.epoch + 1, config.train.epochs
+    before = number - config.train.validate_every_epochs
+    if progress.persistence is None or progress.best is None or progress.best < progress.persistence:
+        return None
+    if not 3 * before < epochs <= 3 * number:  # 走过三分之一之后的头一次验证
+        return None
+    options = dict(build_config(config.model))
+    switches = [f"model.{key}={value}" for key, value in HELPFUL.items() if options.get(key, value) != value]
+    tries = f"try {' and '.join(switches)}, or " if switches else "try "
+    return (
+        f"a third of the training is over, and the lowest validation loss, {progress.best:.5g}, is not below that of "
+        f"persistence, {progress.persistence:.5g}: {tries}another train.lr; docs/models.md says what helped this model"
     )

@@ -9,12 +9,22 @@ from tqdm import tqdm
 from engine.one_pass import Check
 from engine.parallel import reduce_tensor
 from engine.seeds import validation_seeds
-from models.interface import Learner, is_codec
+from models import build_model
+from models.interface import FieldLoss, Learner, is_codec
 from util.batch import Batch, encoded_fields
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import WeatherData
 from util.data.feed import feed
+
+
+def persistence_loss(
+    model: Learner, data: WeatherData, config: RunConfig, fabric: Fabric, check: Check
+) -> float | None:
+    """持续性预报在验证段上的损失；模型的损失不是场的误差（扩散、编号、自编码器）时比不得，是 None。"""
+    if not (isinstance(model, FieldLoss) and model.field_loss):
+        return None
+    return validation_loss(build_model({"name": "persistence"}, data.spec), data, "val", config, fabric, check)
 
 
 def validation_loss(

@@ -8,7 +8,6 @@ import pytest
 
 from engine.imagined import imagined_spec
 from models import build_model
-from tests.models.small import count
 from util.config import load_config
 
 TINY = ["data.variables={t2m: single}", "data.latitude.count=8", "data.longitude.count=16", "train.batch_size=2"]
@@ -24,7 +23,8 @@ def test_sizes_and_steps(monkeypatch, capsys) -> None:
     assert len(rows) == 1
     found = dict(zip(head.split(" | "), rows[0].split(" | "), strict=True))
     config = load_config(paths[0], TINY)
-    expected = count(build_model(config.model, imagined_spec(config.data)))
+    model = build_model(config.model, imagined_spec(config.data))
+    expected = sum(weight.numel() for weight in model.parameters())
     assert (found["| YAML"], found["grid"], found["batch"]) == ("| `cnn`", "8 × 16", "2")
     assert int(found["parameters"].replace(",", "")) == expected
     assert float(found["windows/s"]) > 0

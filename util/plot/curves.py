@@ -23,12 +23,14 @@ def curves_figure(rows: Iterable[MetricRow]) -> Figure:
     """训练与验证的损失对步数；训练损失另画滑动平均，原值放淡。
 
     Args:
-        rows: MetricsLog.rows() 的行；取 name 为 loss、split 为 train 或 val 的。
+        rows: MetricsLog.rows() 的行；取 name 为 loss、split 为 train 或 val 的，与持续性预报的验证损失（一条横线）。
     """
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row.name == "loss" and math.isfinite(row.value)]
-    series = {s: np.array([(r.step, r.value) for r in rows if r.split == s]).reshape(-1, 2) for s in ("train", "val")}
+    rows = [row for row in rows if math.isfinite(row.value)]
+    losses = [row for row in rows if row.name == "loss"]
+    persistence = [row.value for row in rows if row.name == "persistence"][-1:]
+    series = {s: np.array([(r.step, r.value) for r in losses if r.split == s]).reshape(-1, 2) for s in ("train", "val")}
     figure = Figure(figsize=(8, 4.5), dpi=130, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     train, val = series["train"], series["val"]
@@ -41,7 +43,9 @@ def curves_figure(rows: Iterable[MetricRow]) -> Figure:
         name = f"validation (best {best:.4g} at step {step:.0f})"
         axes.plot(*val.T, color=VALIDATION, linewidth=1.8, marker="o", markersize=4, label=name)
         axes.plot(step, best, color=VALIDATION, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
-    _style_curves(axes, np.concatenate([train, val])[:, 1])
+    for value in persistence:
+        axes.axhline(value, color=QUIET, linewidth=1.4, linestyle="--", label=f"persistence, validation ({value:.4g})")
+    _style_curves(axes, np.array([*train[:, 1], *val[:, 1], *persistence]))
     return figure
 
 
