@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.atomic import reserved
+from util.cli import loading
 from util.config import load_config
 
 Arguments = Sequence[str] | None
@@ -48,7 +49,8 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
 
         build_config(config.model, args.config)
         return show_estimate(config)
-    from engine.training.loop import train
+    with loading():
+        from engine.training.loop import train
 
     return train(config, args.config, args.resume)
 
@@ -100,7 +102,8 @@ def inference_command(argv: Arguments = None) -> int:
     if args.save and not times:
         raise ValueError("--save zarr adds a forecast by its initial time: give --time beside --inputs")
     _check_overwrite(args)
-    from engine.forecasting.forecast import Options, forecast
+    with loading():
+        from engine.forecasting.forecast import Options, forecast
 
     options = Options(
         time=tuple(times),
@@ -169,8 +172,9 @@ def evaluate_command(argv: Arguments = None) -> int:
     if "none" in args.save and len(args.save) > 1:
         raise ValueError(f"--save {' '.join(args.save)}: none stands alone")
     _check_overwrite(args)
-    from engine.evaluation.evaluate import evaluate_checkpoint
-    from engine.evaluation.task import Options
+    with loading():
+        from engine.evaluation.evaluate import evaluate_checkpoint
+        from engine.evaluation.task import Options
 
     options = Options(
         split=args.split,
@@ -222,7 +226,8 @@ def compare_command(argv: Arguments = None) -> int:
         from engine.comparison.suite import run_suite
 
         return run_suite(args.suite, args.out)
-    from engine.comparison.compare import compare_runs
+    with loading():
+        from engine.comparison.compare import compare_runs
 
     out = args.out or Path("log/comparison")
     with reserved(out):
