@@ -53,7 +53,7 @@ def test_what_is_optional_never_ends_a_training(
     assert train_here(config, f"run.name={name}") == 0
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     goes_on = "failed, the run goes on without it"
-    assert warnings == [
+    assert [text for text in warnings if goes_on in text] == [
         f"W&B {goes_on}: TypeError: not a number",
         f"the figure of the curves {goes_on}: RuntimeError: no font",
         f"the report with the figures of the scores {goes_on}: {name}: {error}",
