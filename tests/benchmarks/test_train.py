@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ TINY = ["data.variables={t2m: single}", "data.latitude.count=8", "data.longitude
 
 def run(monkeypatch, *options: str) -> None:
     monkeypatch.setattr("sys.argv", ["train", "--config", "config/quickstart.yaml", *options, *TINY])
+    monkeypatch.delitem(sys.modules, "benchmarks.train", raising=False)  # 引入过的，runpy 要抱怨
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("benchmarks.train", run_name="__main__")
 
@@ -78,6 +80,7 @@ def test_the_parts_make_up_the_step(monkeypatch, capsys, tmp_path) -> None:
 
 def test_only_ar_pred_has_a_reference(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.argv", ["train", "--config", "config/simvp.yaml", "--imagined", "--against", "reference"])
+    monkeypatch.delitem(sys.modules, "benchmarks.train", raising=False)
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module("benchmarks.train", run_name="__main__")
     assert "simvp has no written-out reference, only ar_pred_video_vanilla has" in capsys.readouterr().err
