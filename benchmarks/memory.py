@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from engine.device import device_name, memory_size, peak_memory, reset_peak_memory
+from engine.device import check_device, device_name, memory_size, peak_memory, reset_peak_memory
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import Estimate, Machine, changed, estimate, this_machine
 from engine.training.state import build_state, train_step
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the steps run (%(default)s)")
     parser.add_argument("--case", nargs=2, metavar=("NAME", "BATCH"), help="measure one in this process; prints bytes")
     args = parser.parse_args()
+    check_device(args.device, "--device")
     device = Fabric(accelerator=args.device, devices=1).device
     if args.case:
         print(measured(case(args.case[0], int(args.case[1])), device))

@@ -26,9 +26,11 @@ MEASURED = ("windows/s", "forward, ms", "backward, ms", "optimizer, ms", "utilis
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Size and speed of the models, as a Markdown table.")
-    parser.add_argument("--steps", type=int, default=0, help="training steps to time, the median of three rounds")
+    parser.add_argument("--steps", type=int, default=0, help="time so many training steps, median of 3 rounds (none)")
     parser.add_argument("given", nargs="*", metavar="CONFIG, key=value", help="run YAMLs (default: all in config/)")
     args = parser.parse_intermixed_args()
+    if args.steps < 0:
+        raise ValueError(f"--steps {args.steps}: must be 0 or more")
     logging.getLogger("ar_pred").setLevel(logging.WARNING)
     overrides = [text for text in args.given if "=" in text]
     paths = [text for text in args.given if "=" not in text] or sorted(map(str, CONFIGS.glob("*.yaml")))
@@ -53,7 +55,7 @@ def row(cells: list[str]) -> str:
 def size(config: RunConfig) -> list[str]:
     """帧、通道、网格、参数个数、预报一次的 GFLOP。"""
     spec = imagined_spec(config.data)
-    model = build_model(config.model, spec)
+    model = build_model(config.model, spec).eval()
     return [
         f"{spec.frames_in} → {spec.frames_out}",
         str(spec.num_channels),

@@ -19,6 +19,15 @@ log = logging.getLogger("ar_pred")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def check_device(wanted: str, key: str = "run.device") -> None:
+    """
+    Raises:
+        ValueError: 要 cuda 而这里没有。
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{key} = cuda, but no CUDA device is available here; use auto or cpu")
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """从这里起重新量峰值内存。"""
     if device.type == "cuda":

@@ -301,7 +301,7 @@ class Model(nn.Module):
         return [*self.encoder, *self.decoder.blocks]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计。"""
+        """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计，count 是计了几个数。"""
         fields = rearrange(torch.cat([batch.history, batch.future], 1), "b t k h w -> b h w (t k)")  # (B, H, W, k·t)
         raw = self.tokenize(fields)  # (B, N, P)
         draws = Draws(batch)
@@ -316,7 +316,8 @@ class Model(nn.Module):
         if self.can_forecast:
             valid = valid[:, :1]  # (B, 1, 1, k)：一帧里的 token 同真同假
         weight = valid.to(error.dtype).expand_as(error)
-        return {"loss": (error.square() * weight).sum() / weight.sum().clamp(min=1)}
+        count = weight.sum()
+        return {"loss": (error.square() * weight).sum() / count.clamp(min=1), "count": count}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

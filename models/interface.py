@@ -72,7 +72,10 @@ class ForecastModel(Network, Forecaster, Protocol):
     """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """训练目标：键 `loss` 参与求导，其余只记录；随机数由 batch.seeds 定（layers/draws.py），dropout 除外。"""
+        """训练目标：键 `loss` 参与求导，其余只记录；随机数由 batch.seeds 定（layers/draws.py），dropout 除外。
+
+        全局批切成几份走时，各份按 loss 平均了几个数加权：有效的目标场数，不是的由键 `count` 说（不记录）。
+        """
         ...
 
 

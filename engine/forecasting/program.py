@@ -153,6 +153,8 @@ def read_program(path: str) -> tuple[Content, torch.export.ExportedProgram]:
         ValueError: 不在、不是 export_program 写的；只有采样的网络，没有整个预报。
     """
     extra = {FACTS: ""}
+    if Path(path).suffix != ".pt2":  # 别的文件 torch 要先说上二十行
+        raise ValueError(f"--program {path}: not a .pt2; python inference.py --checkpoint CKPT --export FILE.pt2")
     if not Path(path).is_file():
         raise ValueError(f"--program {path}: no such file; python inference.py --checkpoint CKPT --export FILE.pt2")
     try:

@@ -71,9 +71,11 @@ def explained(config: RunConfig, machine: Machine) -> Iterator[None]:
         size = config.train.windows
         config = config.model_copy(update={"model": without_files(config.model, imagined_spec(config.data))})
         log.info("%s", memory_table(config, machine))
-        most = largest_batch(config, machine, below=size)
-        advice = f"the largest below it that would fit is {most}" if most else "no smaller one would fit"
+        found = estimate(config, machine)
+        most = largest_batch(config, machine, below=size // 2 + 1 if found.fits else size)  # 估计错了，只少一个没有用
+        smaller = f"try {most}" if found.fits else f"the largest below it that would fit is {most}"
+        advice = smaller if most else "no smaller one would fit"
         raise ValueError(
-            f"out of memory with train.batch_size = {size}, a step needs {estimate(config, machine).summary} "
+            f"out of memory with train.batch_size = {size}, a step needs {found.summary} "
             f"by estimate; {advice} (other settings: the table in the log)"
         ) from None

@@ -21,6 +21,7 @@ from util.data.index import sampled_hours, split_hours
 FIRST_STEP = 40_000_000  # 字节；头一步才载入的核的代码、它们的工作区（CPU 上量到 33–37 MB）
 # 来来去去的张量之间的空隙占它们的几成。CPU（glibc，只有小块留下空隙）量到 0.2–0.6：docs/benchmarks.md；显卡没有量过
 FRAGMENTATION = {"cpu": 0.35, "cuda": 0.1}
+SHARDED = ("parameters", "gradients", "optimizer", "average")  # 分片（fsdp）时各进程只有自己的一片
 MARGIN = 0.9  # 估计到设备的这么多为止算放得下：估计不是量出来的
 
 
@@ -70,12 +71,16 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
     train, spec, cuda = config.train, imagined_spec(config.data), machine.device.type == "cuda"
     peak = _peak(json.dumps(config.model), spec, train.model_dump_json(), eval_batch_size(config))
     parts: dict[str, int] = {**peak.sizes}
+    processes = config.run.devices * config.run.num_nodes
+    sharded = config.run.strategy == "fsdp"
+    for name in SHARDED if sharded else ():
+        parts[name] //= processes
     parts["waiting"] = parts["batch"] * (1 if cuda else config.data.workers * AHEAD)  # 早到的；显卡的其余在主机上
     parts["batch"] *= train.accumulate
     sharers = 1 if cuda else config.run.devices  # 处理器上同机的进程共用一份
     parts["data"] = resident_bytes(config.data, spec, cuda) // sharers
     parts["preflight"] = parts["parameters"] + parts["average"] if train.preflight else 0  # 它另造一个模型
-    parts["buckets"] = peak.trainable if config.run.devices * config.run.num_nodes > 1 else 0  # DDP 归约用的
+    parts["buckets"] = peak.trainable if processes > 1 and not sharded else 0  # DDP 归约用的；分片的收齐的一块没有算
     parts["framework"] = machine.held + FIRST_STEP
     passing = parts["gradients"] + parts["activations"] + parts["temporary"] if cuda else peak.scattered
     parts["fragmentation"] = int(FRAGMENTATION[machine.device.type] * passing)

@@ -7,6 +7,7 @@ from typing import get_args
 
 from lightning_fabric import Fabric
 
+from engine.device import check_device
 from engine.imagined import imagined_spec
 from engine.memory.estimate import MARGIN, Estimate, Machine, changed, estimate, megabytes, this_machine
 from engine.memory.fitting import epoch_windows, largest_batch
@@ -23,6 +24,7 @@ def show_estimate(config: RunConfig) -> int:
         ValueError: 见 estimate。
     """
     config = config.model_copy(update={"model": without_files(config.model, imagined_spec(config.data))})
+    check_device(config.run.device)
     machine = this_machine(Fabric(accelerator=config.run.device, devices=1).device, config.run.devices)
     if config.train.batch_size == "auto":
         config = changed(config, batch_size=largest_batch(config, machine) or least_batch(config))

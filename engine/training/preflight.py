@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
+from engine.device import check_device
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import changed
 from engine.one_pass import solve_one_pass
@@ -87,7 +88,11 @@ def smoke(config: RunConfig) -> int:
     """--smoke：只做预检，不需要数据，一分钟以内。"""
     if config.train.batch_size == "auto":
         config = changed(config, batch_size=least_batch(config))
-    fabric = Fabric(accelerator=config.run.device, devices=1, precision=config.train.precision)
+    run = config.run
+    check_device(run.device)
+    if run.devices * run.num_nodes > 1 or run.strategy == "fsdp":
+        log.warning("--smoke runs in one process: run.devices, run.num_nodes and run.strategy are not tried")
+    fabric = Fabric(accelerator=run.device, devices=1, precision=config.train.precision)
     preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
     if config.train.init:
         read_initial(config.train.init)  # 大小与缩小了的模型不同，只看它在不在、读不读得出

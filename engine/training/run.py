@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 
-from engine.device import to_host
+from engine.device import check_device, to_host
 from engine.loading import Content, check_same_data
 from engine.parallel import (
     check_launch,
@@ -44,8 +44,7 @@ log = logging.getLogger("ar_pred")
 def make_fabric(config: RunConfig) -> Fabric:
     """设备、精度与多进程由 Fabric 管；循环是我们自己的。"""
     run = config.run
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device = cuda, but no CUDA device is available here; use auto or cpu")
+    check_device(run.device)
     check_launch(run.devices, run.num_nodes)
     check_batch_size(config)
     fabric = Fabric(

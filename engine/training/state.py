@@ -24,12 +24,14 @@ from engine.parallel import reduce_tensor
 from engine.progress import Progress
 from engine.sharding import is_sharded, shard_as, whole
 from engine.training.start import Initial, first_stage_origin, start_from
+from engine.training.validation import counted
 from models import build_model
-from models.interface import Autoencoder, ForecastModel, Learner, Network, Portable, Scheduled
-from util.batch import Batch, DataSpec
+from models.interface import Autoencoder, ForecastModel, Learner, Network, Portable, Scheduled, is_codec
+from util.batch import Batch, DataSpec, Predict
 from util.config import RunConfig, TrainConfig
 
 CLIP_EPS = 1e-6  # 与 torch.nn.utils.clip_grad_norm_ 的相同
+COUNT = "count"  # 模型的 loss 说它平均了几个数；没有说的是 counted
 
 
 class NonFinite(ValueError):
@@ -60,7 +62,7 @@ class State:
     """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。
 
     init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
-    buffers 是随权重存下的 buffer 的名字；broken 在设备上：有过坏的一步，以后的各步都不再更新。
+    encodes 是阶段一编码的；buffers 是随权重存下的 buffer 的名字；broken 在设备上：有过坏的一步，以后的各步都不再更新。
     """
 
     model: Learner
@@ -72,6 +74,7 @@ class State:
     init: str = ""
     first_stage: dict[str, str] = field(default_factory=dict)
     total_steps: int = 0
+    encodes: Predict | None = None
     buffers: tuple[str, ...] = ()
     broken: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
 
@@ -141,7 +144,7 @@ def build_state(
     broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
     return State(
         model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps,
-        saved_buffers(model), broken,
+        model.encodes if is_codec(model) else None, saved_buffers(model), broken,
     )  # fmt: skip
 
 
@@ -158,7 +161,10 @@ def prepare_blocks(model: Learner, config: TrainConfig) -> None:
 
 
 def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> Step:
-    """一次参数更新：几个小批的梯度取平均。主机不等设备：损失是不是有限值，由 Step.terms 在以后说。"""
+    """一次参数更新：几个小批、几个进程的梯度按各自平均了几个场加权，与一整批相同。
+
+    主机不等设备：损失是不是有限值，由 Step.terms 在以后说。
+    """
     wrapped = state.wrapped
     assert wrapped is not None
     wrapped.train()
@@ -168,25 +174,32 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
             model.at_step(state.progress.step, state.total_steps)
     before = [state.module.get_buffer(name).clone() for name in state.buffers]  # 前向就会改：BatchNorm 的平均、码本
     sums: dict[str, Tensor] = {}
+    cut = len(batches) * fabric.world_size > 1  # 没有切开就不必加权
     for i, batch in enumerate(batches):
         with fabric.no_backward_sync(wrapped, enabled=i < len(batches) - 1):
             with fabric.autocast():  # 一个设备时 wrapped.loss 就是模型自己的，Fabric 不替它换精度
-                losses = wrapped.loss(batch)
-            terms = {name: term / len(batches) for name, term in losses.items()}
+                losses = {COUNT: counted(batch, state.encodes), **wrapped.loss(batch)}
+            count = losses.pop(COUNT).float()
+            weight = count if cut else torch.ones_like(count)
+            terms = {name: term * weight for name, term in losses.items()}
             fabric.backward(terms["loss"])
+            terms[COUNT] = weight
         sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
     means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean")
-    norm = whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-    state.broken = state.broken | ~(means[list(sums).index("loss")] + norm).isfinite()
-    update(state, config, norm, before)
-    return Step((*sums, "grad_norm"), to_host(torch.cat([means, norm[None]])))
+    total = means[list(sums).index(COUNT)].clamp(min=1 / fabric.world_size)  # 一个有效的场也没有，梯度都是零
+    norm = whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None])) / total
+    found = {name: mean / total for name, mean in zip(sums, means.unbind(), strict=True) if name != COUNT}
+    found["grad_norm"] = norm
+    state.broken = state.broken | ~(found["loss"] + norm).isfinite()
+    update(state, config, norm, total, before)
+    return Step(tuple(found), to_host(torch.stack([*found.values()])))
 
 
 @torch.no_grad()
-def update(state: State, config: RunConfig, norm: Tensor, before: Sequence[Tensor]) -> None:
-    """梯度 → 权重、EMA、学习率；state.broken 为真时权重与 EMA 不动，buffer 还原成 before，都在设备上定。
+def update(state: State, config: RunConfig, norm: Tensor, total: Tensor, before: Sequence[Tensor]) -> None:
+    """梯度除以 total → 权重、EMA、学习率；state.broken 为真时权重与 EMA 不动，buffer 还原成 before，都在设备上定。
 
-    裁剪的系数与跳不跳过由 fused 的优化器自己用，就是 GradScaler 给它的那两个属性。
+    除数（裁剪的在内）与跳不跳过由 fused 的优化器自己用，就是 GradScaler 给它的那两个属性。
     """
     optimizer, adam, scheduler = state.optimizer, state.adam, state.scheduler
     assert optimizer is not None and adam is not None and scheduler is not None
@@ -194,7 +207,7 @@ def update(state: State, config: RunConfig, norm: Tensor, before: Sequence[Tenso
         buffer = state.module.get_buffer(name)
         torch.where(state.broken, value, buffer, out=buffer)
     limit = config.train.clip_norm
-    scale = None if limit is None else ((norm + CLIP_EPS) / limit).clamp(min=1)
+    scale = total if limit is None else total * ((norm + CLIP_EPS) / limit).clamp(min=1)
     vars(adam).update(grad_scale=scale, found_inf=state.broken.float())
     optimizer.step()
     optimizer.zero_grad()

@@ -11,7 +11,7 @@ from engine.parallel import reduce_tensor
 from engine.seeds import validation_seeds
 from models import build_model
 from models.interface import FieldLoss, Learner, is_codec
-from util.batch import Batch, encoded_fields
+from util.batch import Batch, Predict, encoded_fields
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import WeatherData
@@ -27,15 +27,16 @@ def persistence_loss(
     return validation_loss(build_model({"name": "persistence"}, data.spec), data, "val", config, fabric, check)
 
 
+def counted(batch: Batch, encodes: Predict | None) -> torch.Tensor:
+    """损失平均了几个场：预报数有效的目标，阶段一（encodes）数有效的、它编码的。"""
+    valid = encoded_fields(batch, encodes)[1] if encodes else batch.valid[:, batch.history.shape[1] :]
+    return valid.sum()
+
+
 def validation_loss(
     model: Learner, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
 ) -> float:
     """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式；随机数属于窗口，不动全局的。"""
-
-    def counted(batch: Batch) -> torch.Tensor:  # 损失平均的是哪些场
-        if is_codec(model):
-            return encoded_fields(batch, model.encodes)[1]
-        return batch.valid[:, data.spec.frames_in :]
 
     starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
     mine, most = (
@@ -45,13 +46,14 @@ def validation_loss(
     seeds = validation_seeds(config.run.seed, starts.tolist(), batches)
     loader = feed(data, batches, fabric.device)
     total = torch.zeros(2, dtype=torch.float64)
+    encodes = model.encodes if is_codec(model) else None
     training = model.training
     model.eval()
     with torch.inference_mode(), fabric.autocast():
         for number, batch in enumerate(tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0)):
             check()
             batch = batch._replace(seeds=next(seeds))
-            weight = float(counted(batch).double().sum()) if number < len(mine) else 0.0
+            weight = float(counted(batch, encodes)) if number < len(mine) else 0.0
             total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
     model.train(training)
     loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()

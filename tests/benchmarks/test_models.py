@@ -14,7 +14,7 @@ TINY = ["data.variables={t2m: single}", "data.latitude.count=8", "data.longitude
 
 
 def test_sizes_and_steps(monkeypatch, capsys) -> None:
-    paths = ["config/cnn.yaml", "config/latent_unet.yaml", "config/persistence.yaml"]
+    paths = ["config/quickstart.yaml", "config/latent_unet.yaml", "config/persistence.yaml"]
     monkeypatch.setattr("sys.argv", ["models", "--steps", "1", *paths, *TINY])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("benchmarks.models", run_name="__main__")
@@ -25,7 +25,7 @@ def test_sizes_and_steps(monkeypatch, capsys) -> None:
     config = load_config(paths[0], TINY)
     model = build_model(config.model, imagined_spec(config.data))
     expected = sum(weight.numel() for weight in model.parameters())
-    assert (found["| YAML"], found["grid"], found["batch"]) == ("| `cnn`", "8 × 16", "2")
+    assert (found["| YAML"], found["grid"], found["batch"]) == ("| `quickstart`", "8 × 16", "2")
     assert int(found["parameters"].replace(",", "")) == expected
     assert float(found["windows/s"]) > 0
     assert 0 < float(found["utilisation"]) < 2

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -87,6 +88,7 @@ class KeptFields:
             at = np.searchsorted(plan.hours, k.block.hours)
             self.rows[k.block.name][:, at] = np.full(at.size, number), np.arange(at.size)
         self.block = lru_cache(BLOCKS_KEPT * len(plan.files))(self._open)
+        self.opening = Lock()  # 不在的块要再读一次源文件，两块同时要也只读一次
         self.held = sorted(kept, key=lambda k: -k.block.hours.max())  # 还没有删去的，末一个最先用完
 
     def years(self, wanted: Sequence[int]) -> list[int]:
@@ -126,7 +128,9 @@ class KeptFields:
 
     def raw(self, c: int, hour: int) -> np.ndarray:
         number, row = self._place(c, hour)
-        return self.block(number)[row, self.places[c][1]]
+        with self.opening:
+            block = self.block(number)
+        return block[row, self.places[c][1]]
 
     def stamp(self, c: int, hour: int) -> str:
         return self.kept[self._place(c, hour)[0]].stamp

@@ -87,7 +87,7 @@ def test_the_program_forecasts_without_the_model(
     refuse(["--program", file, "--export", file], r"goes with --checkpoint alone")
     refuse(["--checkpoint", checkpoint, "--export", checkpoint], r"name it with \.pt2 .* or \.onnx")
     refuse(["--program", file, *when], "give --out")
-    refuse(["--program", checkpoint, "--out", str(tmp_path / "b"), *when], "not a program of torch.export")
+    refuse(["--program", checkpoint, "--out", str(tmp_path / "b"), *when], "not a .pt2")
     with pytest.raises(ValueError, match=r"no such file; python inference\.py --checkpoint CKPT --export"):
         read_program("nowhere.pt2")
     with pytest.raises(ValueError, match="x needs the time of the forecast: give --time beside --inputs"):

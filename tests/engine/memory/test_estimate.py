@@ -154,6 +154,16 @@ def test_the_largest_batch_is_the_one_found_one_by_one(
     assert largest_batch(config, machine, below) == max(fits, default=0)
 
 
+def test_sharded_parts_are_shared_out() -> None:
+    whole, shared = (
+        estimate(small("quickstart", "run.devices=4", "train.batch_size=8", f"run.strategy={name}"), EMPTY).parts
+        for name in ("ddp", "fsdp")
+    )
+    for name in ("parameters", "optimizer"):
+        assert 0 < shared[name] == whole[name] // 4
+    assert (whole["buckets"] > 0, shared["buckets"], shared["activations"]) == (True, 0, whole["activations"])
+
+
 def test_the_table_and_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     config, changes = str(ROOT / "config" / "cnn.yaml"), ["run.device=cpu", "train.batch_size=4", "data.workers=0"]
     assert train_command(["--config", config, "--estimate", *changes]) == 0

@@ -23,7 +23,7 @@ from models import linear_regression, vqvae
 from models.interface import OnePass, Scheduled
 from tests.engine.runs import SMALL_MODEL, train_here, write_run
 from tests.models.small import changed, small_batch
-from util.batch import Seeds
+from util.batch import Batch, Seeds
 from util.config import load_config
 
 SIZES = {"width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16}
@@ -212,6 +212,37 @@ def test_draws_belong_to_the_windows_not_to_the_cut(config, name):
     expected = walk(1)
     assert [walk(parts) for parts in (2, 4)] == [pytest.approx(expected, rel=1e-4)] * 2
     assert walk(1, epoch=2) != expected
+
+
+UNET = {"name": "pixel_unet", "base_channels": 8, "depth": 1, "scaling": "zscore"}
+
+
+@pytest.mark.parametrize("model", [SMALL_MODEL, UNET], ids=["ar_pred", "pixel_unet"])
+def test_interpolated_fields_do_not_tell_the_cut(config, model):
+    """一份里一个有效的目标也没有：损失、裁剪前后的梯度仍与整批的相同；一个有效的也没有时不动。"""
+    run = load_config(str(config), [f"model={json.dumps(model)}", "train.clip_norm=0.01"])
+    spec, fabric = imagined_spec(run.data), Fabric(accelerator="cpu", devices=1)
+    whole = small_batch(spec, count=8)
+    whole.valid[:2] = False
+    whole.valid[5, :, 0] = False
+    nothing = whole._replace(valid=torch.zeros_like(whole.valid))
+
+    def walk(parts: int, batch: Batch) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        state = build_state(fabric, run, spec, 10)
+        micro = [
+            changed(batch, itemgetter(mine))._replace(seeds=training_seeds(42, 1, 3, list(range(8)), mine.tolist()))
+            for mine in torch.arange(8).chunk(parts)
+        ]
+        terms = train_step(fabric, state, run, micro).terms()
+        assert set(terms) == {"loss", "grad_norm"}
+        assert state.adam is not None
+        gradients = [held["exp_avg"] for held in state.adam.state.values()]  # 裁剪过的梯度的十分之一
+        return [torch.tensor([terms["loss"], terms["grad_norm"]]), *gradients]
+
+    for parts in (2, 4):
+        torch.testing.assert_close(walk(parts, whole), walk(1, whole), rtol=1e-4, atol=1e-7)
+        assert walk(parts, nothing)[0].tolist() == [0, 0]
 
 
 def test_scheduled_models_hear_the_step_not_the_micro_batch(config):
