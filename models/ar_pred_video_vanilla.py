@@ -316,8 +316,7 @@ class Model(nn.Module):
         if self.can_forecast:
             valid = valid[:, :1]  # (B, 1, 1, k)：一帧里的 token 同真同假
         weight = valid.to(error.dtype).expand_as(error)
-        count = weight.sum()
-        return {"loss": (error.square() * weight).sum() / count.clamp(min=1), "count": count}
+        return {"loss": (error.square() * weight).sum() / weight.sum().clamp(min=1), "count": weight.sum()}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

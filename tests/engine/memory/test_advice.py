@@ -53,7 +53,8 @@ def test_out_of_memory_ends_with_the_table_and_a_batch(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     break_down(monkeypatch, error)
-    with pytest.raises(ValueError, match=r"^out of memory with train\.batch_size = 4, a step needs .* MB by estimate; try 2 ") as raised:
+    message = r"^out of memory with train\.batch_size = 4, a step needs .* MB by estimate; try 2 "
+    with pytest.raises(ValueError, match=message) as raised:
         train_here(run, "run.name=a")
     assert "\n" not in str(raised.value)
     assert report_error(raised.value) == 2
