@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -128,7 +129,7 @@ def leave(status: int) -> NoReturn:
             sys.stderr.flush()
             os._exit(status)
         distributed.destroy_process_group()
-    gc.freeze()  # 解释器收场时还要把引入过的都看一遍，半秒，没有用处
+    atexit.register(gc.freeze)  # 解释器收场时还要把引入过的都看一遍，半秒，没有用处
     sys.exit(status)
 
 
