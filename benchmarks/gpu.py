@@ -125,7 +125,7 @@ def main() -> int:
         (args.out / "gpu.md").write_text("\n".join(table(report)) + "\n", encoding="utf-8")
         print(f"{part.name}: {found['status']}, {found['seconds']:.1f} s", flush=True)
     print(f"{args.out / 'gpu.md'}")
-    return 0
+    return int(any(part["status"].startswith("failed") for part in report["parts"]))
 
 
 def cuda_name() -> str | None:

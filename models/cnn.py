@@ -110,7 +110,7 @@ class Model(nn.Module):
         sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
         if config.variant == "deep":
             self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
-            convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，卷积快一成
+            convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，处理器上卷积快些
             return
         for length, name in ((spec.height, "latitude"), (spec.width, "longitude")):
             if length % 2:

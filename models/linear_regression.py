@@ -195,7 +195,7 @@ class Dual(nn.Module):
             self.count += 1
 
     def _row(self, frame: Tensor) -> int:
-        key = blake2b(frame.numpy().tobytes()).digest()
+        key = _digest(frame)
         if key not in self.rows:
             self._check_room(len(self.rows))
             self.frames[len(self.rows)] = frame
@@ -361,10 +361,14 @@ def _summed(products: Tensor, rows: Tensor) -> Tensor:
     return result
 
 
+def _digest(frame: Tensor) -> bytes:
+    return blake2b(frame.numpy().tobytes()).digest()
+
+
 def _distinct(windows: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T, F) → 不同的帧 (m, F)，各窗口由哪几帧组成 (B, T)。"""
     frames, places = windows.flatten(0, 1), dict[bytes, int]()
-    rows = [places.setdefault(blake2b(frame.numpy().tobytes()).digest(), len(places)) for frame in frames.cpu()]
+    rows = [places.setdefault(_digest(frame), len(places)) for frame in frames.cpu()]
     first = [rows.index(row) for row in range(len(places))]
     return frames[first], torch.tensor(rows).view(windows.shape[:2])
 

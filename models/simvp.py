@@ -249,7 +249,7 @@ class Model(nn.Module):
         else:
             self.translator = GatedTranslator(*sizes, config)
         self.decoder = Decoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
-        convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，卷积快些
+        convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，处理器上卷积快些
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -108,7 +108,7 @@ class Model(nn.Module):
         self.post_quant_conv = PaddedConv2d(config.latent_dim, config.latent_dim, 3, config.padding)
         self.decoder = make_decoder(config.latent_dim, spec.num_channels, config.shape)
         self.latents = LatentScaling((config.latent_dim, 1, 1))
-        convert_conv2d_weight_memory_format(self, channels_last)  # 通道排在末尾，卷积快一成
+        convert_conv2d_weight_memory_format(self, channels_last)  # 通道排在末尾，处理器上卷积快些
 
     def freeze(self, encoder: bool, decoder: bool) -> None:
         """encode（连同码本与 φ）、decode 各自用到的参数学不学；码本的统计量在 eval 时才不动。"""

@@ -142,8 +142,8 @@ def quiet() -> Iterator[None]:
 
 def uses_last_input(program: torch.export.ExportedProgram) -> bool:
     """最后一个输入用到了没有。"""
-    node = [node for node in program.graph.nodes if node.op == "placeholder"][-1]
-    return bool(node.users)
+    last = program.graph_signature.user_inputs[-1]
+    return any(node.name == last and node.users for node in program.graph.nodes)
 
 
 def read_program(path: str) -> tuple[Content, torch.export.ExportedProgram]:

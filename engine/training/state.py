@@ -178,9 +178,12 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     for i, batch in enumerate(batches):
         with fabric.no_backward_sync(wrapped, enabled=i < len(batches) - 1):
             with fabric.autocast():  # 一个设备时 wrapped.loss 就是模型自己的，Fabric 不替它换精度
-                losses = {COUNT: counted(batch, state.encodes), **wrapped.loss(batch)}
-            count = losses.pop(COUNT).float()
-            weight = count if cut else torch.ones_like(count)
+                losses = dict(wrapped.loss(batch))
+            count = losses.pop(COUNT, None)
+            if not cut:
+                weight = torch.ones_like(losses["loss"])
+            else:
+                weight = (counted(batch, state.encodes) if count is None else count).float()
             terms = {name: term * weight for name, term in losses.items()}
             fabric.backward(terms["loss"])
             terms[COUNT] = weight
@@ -191,13 +194,14 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     found = {name: mean / total for name, mean in zip(sums, means.unbind(), strict=True) if name != COUNT}
     found["grad_norm"] = norm
     state.broken = state.broken | ~(found["loss"] + norm).isfinite()
-    update(state, config, norm, total, before)
+    update(state, config, norm, total if cut else None, before)
     return Step(tuple(found), to_host(torch.stack([*found.values()])))
 
 
 @torch.no_grad()
-def update(state: State, config: RunConfig, norm: Tensor, total: Tensor, before: Sequence[Tensor]) -> None:
-    """梯度除以 total → 权重、EMA、学习率；state.broken 为真时权重与 EMA 不动，buffer 还原成 before，都在设备上定。
+def update(state: State, config: RunConfig, norm: Tensor, total: Tensor | None, before: Sequence[Tensor]) -> None:
+    """梯度除以 total（None 不除）→ 权重、EMA、学习率；state.broken 为真时权重与 EMA 不动，buffer 还原成 before，
+    都在设备上定。
 
     除数（裁剪的在内）与跳不跳过由 fused 的优化器自己用，就是 GradScaler 给它的那两个属性。
     """
@@ -207,7 +211,10 @@ def update(state: State, config: RunConfig, norm: Tensor, total: Tensor, before:
         buffer = state.module.get_buffer(name)
         torch.where(state.broken, value, buffer, out=buffer)
     limit = config.train.clip_norm
-    scale = total if limit is None else total * ((norm + CLIP_EPS) / limit).clamp(min=1)
+    scale = total
+    if limit is not None:
+        clip = ((norm + CLIP_EPS) / limit).clamp(min=1)
+        scale = clip if total is None else total * clip
     vars(adam).update(grad_scale=scale, found_inf=state.broken.float())
     optimizer.step()
     optimizer.zero_grad()

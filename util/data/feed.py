@@ -159,11 +159,15 @@ def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers
     except DataError as error:
         # 读取进程的异常由 DataLoader 转述，与它的 traceback 互相引用，读取进程要等垃圾回收才收场；断开，当场就收
         raise error.with_traceback(None) from None
-    except (OSError, EOFError, RuntimeError):  # 它死在交一批的半途，先看见的是断了的连接
-        wait([reader.sentinel for reader in readers], timeout=1)
+    except (OSError, EOFError, RuntimeError) as error:  # 它死在交一批的半途，先看见的是断了的连接
+        ended = wait([reader.sentinel for reader in readers], timeout=1)
+        for reader in readers:
+            if reader.sentinel in ended:
+                reader.join(1)  # 先关文件，后才有退出的状态：等到有
         dead = [reader for reader in readers if reader.exitcode]
         if not dead:
             raise
+        error.__traceback__ = None  # 同上：DataError 的来由是它
         raise DataError(_obituary(dead[0])) from None
 
 
