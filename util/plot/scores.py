@@ -212,7 +212,7 @@ def _number(value: float) -> str:
     """四位有效数字；没有的写 missing。"""
     if not math.isfinite(value):
         return "missing"
-    return f"{value:#.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
+    return f"{value:#.4g}".rstrip(".") if abs(value) < 9999.5 else f"{value:.0f}"
 
 
 def _lead_ticks(last: int) -> list[int]:

@@ -61,6 +61,9 @@ def test_bars_with_one_lead():
     texts = [text.get_text().strip() for text in figure.axes[0].texts]
     assert [float(text) for text in texts[:3]] == pytest.approx([rmse[m]["t2m"][0] for m in MODELS[:3]], rel=1e-3)
     assert texts[3] == "missing"
+    rmse["ar_pred"]["t2m"] = [1158.2]
+    (figure,) = scores_figure([6], UNITS, rmse, BASELINES)
+    assert figure.axes[0].texts[0].get_text().strip() == "1158"
     names = [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
     assert names == [list(MODELS), [], list(MODELS)]  # 两列：模型的名字只写在第一列
 
