@@ -142,7 +142,7 @@ def quiet() -> Iterator[None]:
 
 def uses_last_input(program: torch.export.ExportedProgram) -> bool:
     """最后一个输入用到了没有。"""
-    last = program.graph_signature.user_inputs[-1]
+    *_, last = program.graph_signature.user_inputs
     return any(node.name == last and node.users for node in program.graph.nodes)
 
 
