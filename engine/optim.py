@@ -8,7 +8,7 @@ from torch import optim
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from models.interface import Network, Undecayed
-from util.config import Schedule, TrainConfig
+from util.training_config import Schedule, TrainConfig
 
 
 def make_optimizer(model: Network, config: TrainConfig) -> optim.Optimizer:

@@ -33,13 +33,14 @@ from engine.training.loop import train
 from util.batch import Batch
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint
-from util.config import DataConfig, RunConfig, TrainConfig, load_config
+from util.config import DataConfig, RunConfig, load_config
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData, open_data
 from util.data.index import scan
 from util.data.store_origin import Store
 from util.files.zarr_metadata import chunk_name
 from util.logger import read_metrics
+from util.training_config import TrainConfig
 
 HERE = Path(__file__).resolve().parent / "from_before"
 CPU = torch.device("cpu")

@@ -13,10 +13,11 @@ from engine.device import device_name, memory_size
 from engine.imagined import imagined_spec
 from engine.memory.step import Peak, step_peak
 from util.batch import DataSpec
-from util.config import DataConfig, RunConfig, TrainConfig, check_batch_size, eval_batch_size
+from util.config import DataConfig, RunConfig, check_batch_size, eval_batch_size
 from util.data.dataset import open_origin
 from util.data.feed import AHEAD
 from util.data.index import sampled_hours, split_hours
+from util.training_config import TrainConfig
 
 FIRST_STEP = 40_000_000  # 字节；头一步才载入的核的代码、它们的工作区（CPU 上量到 33–37 MB）
 # 来来去去的张量之间的空隙占它们的几成。CPU（glibc，只有小块留下空隙）量到 0.2–0.6：docs/benchmarks.md；显卡没有量过

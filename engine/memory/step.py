@@ -21,7 +21,7 @@ from models import build_model
 from models.interface import Learner, Scheduled
 from util.batch import DataSpec, Seeds
 from util.cli import one_line
-from util.config import TrainConfig
+from util.training_config import TrainConfig
 
 PASSING: tuple[Kind, ...] = ("gradients", "activations", "temporary")
 LONG = 1_000_000  # 步；由粗到细的模型走到末了，尺度全了，内存最大

@@ -14,7 +14,8 @@ from engine.memory.fitting import epoch_windows, largest_batch
 from engine.memory.live import KINDS
 from models import has_blocks, without_files
 from util.cli import aligned
-from util.config import RunConfig, TrainConfig, least_batch
+from util.config import RunConfig, least_batch
+from util.training_config import TrainConfig
 
 
 def show_estimate(config: RunConfig) -> int:

@@ -28,7 +28,8 @@ from engine.training.validation import counted
 from models import build_model
 from models.interface import Autoencoder, ForecastModel, Learner, Network, Portable, Scheduled, is_codec
 from util.batch import Batch, DataSpec, Predict
-from util.config import RunConfig, TrainConfig
+from util.config import RunConfig
+from util.training_config import TrainConfig
 
 CLIP_EPS = 1e-6  # 与 torch.nn.utils.clip_grad_norm_ 的相同
 COUNT = "count"  # 模型的 loss 说它平均了几个数；没有说的是 counted

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.optim import make_scheduler
-from util.config import Schedule
+from util.training_config import Schedule
 
 LR = 0.5
 

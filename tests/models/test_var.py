@@ -19,7 +19,7 @@ from models.var import Progressive, scale_weights
 from tests.engine.runs import ROOT
 from tests.models.small import changed, make_model, rollout, small_batch, small_spec
 from util.batch import Batch, DataSpec
-from util.config import TrainConfig
+from util.training_config import TrainConfig
 
 STAGE = {
     "name": "vqvae", "width": 8, "groups": 4, "multipliers": [1, 2], "blocks": 1, "attention": False,

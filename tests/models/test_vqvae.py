@@ -20,7 +20,7 @@ from models.vqvae import Model
 from tests.models.layers.numpy_layers import conv, group_norm, values
 from tests.models.small import make_model, small_batch, small_spec
 from util.batch import Batch
-from util.config import TrainConfig
+from util.training_config import TrainConfig
 
 TINY: dict[str, Any] = {
     "name": "vqvae", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4,

@@ -21,7 +21,7 @@ from util.atomic import replacing
 from util.calendar import moment_of, year_start
 from util.config import Axis, DataConfig
 from util.files.fills import Fills, fills_of, find_fill, standardized_too, surely_data
-from util.moments import Moments, check_moments, measure
+from util.files.moments import Moments, check_moments, measure
 from util.strict import Strict, nearest, validate
 from util.variables import channel_folder, channel_name, split_channel
 

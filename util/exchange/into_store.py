@@ -13,7 +13,7 @@ from util.data.tree_files import StaticField
 from util.exchange.kept import kept_blocks, measure_kept, remove_others
 from util.exchange.plan import ImportPlan
 from util.exchange.survey import Survey, survey
-from util.moments import check_moments
+from util.files.moments import check_moments
 from util.packing.claim import check_space, claimed, refuse_other
 
 

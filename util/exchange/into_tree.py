@@ -26,8 +26,8 @@ from util.data.tree_files import (
 )
 from util.exchange.plan import ImportPlan, blocks_of, read_blocks
 from util.exchange.survey import Survey, measure_block, survey
+from util.files.moments import Moments
 from util.inspection.statistics import channel_statistics
-from util.moments import Moments
 from util.source.axes import listed
 from util.variables import channel_folder
 

@@ -18,8 +18,8 @@ import numpy as np
 from util.atomic import replacing
 from util.exchange.plan import Block, ImportPlan, blocks_of, read_block, read_blocks
 from util.exchange.survey import Outside, Survey, measure_block
+from util.files.moments import Moments
 from util.files.zarr_metadata import json_digest, write_json
-from util.moments import Moments
 from util.source.collection import Source, file_stamps
 
 log = logging.getLogger("ar_pred")

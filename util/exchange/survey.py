@@ -14,7 +14,7 @@ import numpy as np
 from util.data.index import split_hours
 from util.exchange.masking import Filled
 from util.exchange.plan import Block, ImportPlan, block_parts, read_block
-from util.moments import Moments, measure
+from util.files.moments import Moments, measure
 
 MOST = 0.5
 Take = Callable[[str, int, np.ndarray], bool]  # (通道, 小时, 场 (H, W)) → 用得了

@@ -34,7 +34,7 @@ from util.data.tree_files import (
     write_mean_std,
 )
 from util.files.fills import Fills
-from util.moments import Moments, check_moments, measure
+from util.files.moments import Moments, check_moments, measure
 from util.variables import channel_folder
 from util.workers import distribute
 

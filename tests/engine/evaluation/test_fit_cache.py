@@ -15,9 +15,10 @@ from engine.evaluation.baselines import fit_baselines, training_fingerprint
 from tests.holding import two_at_once
 from tests.trees import DAYS, config_of, damage
 from util.calendar import parse_time
-from util.config import DataConfig, RunConfig, TrainConfig
+from util.config import DataConfig, RunConfig
 from util.data.dataset import open_data
 from util.data.tree_files import field_path, write_field
+from util.training_config import TrainConfig
 
 T0 = parse_time("2000-01-01")
 TRAINING = range(T0, T0 + 6 * 24, 6)

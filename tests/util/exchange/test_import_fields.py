@@ -21,7 +21,7 @@ from util.exchange import plan as importing
 from util.exchange.into_tree import write_fields
 from util.exchange.plan import ImportPlan, blocks_of, plan_import, read_blocks
 from util.exchange.summary import summarize
-from util.moments import Moments, measure
+from util.files.moments import Moments, measure
 from util.source.axes import read_axis
 from util.source.collection import Source
 from util.source.opening import open_source

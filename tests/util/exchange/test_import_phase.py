@@ -15,7 +15,7 @@ from engine.forecasting.inputs import read_tree
 from tests.util.exchange.test_import_fields import DATES
 from util.calendar import moment_of, parse_time, time_text
 from util.commands.import_fields import main
-from util.config import DataConfig, RunConfig, TrainConfig, read_mapping
+from util.config import DataConfig, RunConfig, read_mapping
 from util.data.batches import all_starts
 from util.data.dataset import open_data
 from util.data.index import scan, split_years
@@ -25,6 +25,7 @@ from util.inspection.check import check_tree
 from util.inspection.scan import summarize
 from util.inspection.statistics import channel_statistics
 from util.strict import validate
+from util.training_config import TrainConfig
 
 PHASES = {24: 12, 6: 3, 12: 9, 3: 1}  # 步长 → 第一个钟点
 Case = tuple[xr.Dataset, Path, int]

@@ -1,0 +1,61 @@
+"""配置的 train 段：怎样训练。"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from util.strict import PositiveInt, Share, Strict
+
+
+class Schedule(Strict):
+    """学习率曲线；warmup_steps 对 constant 与 cosine 有意义，min_ratio 只对 cosine。"""
+
+    name: Literal["constant", "cosine", "onecycle"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    min_ratio: Share = 0.0
+
+
+def _number_or_auto(value: object) -> object:
+    """联合类型自己的报错看不懂，在它之前说清。"""
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError("write an integer of 1 or more, or auto: as many windows as fit into the memory")
+    return value
+
+
+class TrainConfig(Strict):
+    """训练段；init 是新的运行从哪个检查点的权重起步（续训时不读）。
+
+    batch_size 是全体设备上一次参数更新所用的窗口数；auto 由训练定下（engine/memory/advice.py），检查点里是定下的数。
+    """
+
+    epochs: int = Field(ge=0)
+    init: str | None = None
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
+    accumulate: PositiveInt = 1
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(default=1e-4, gt=0)
+    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(default=None, gt=0)
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    compile: bool = False
+    activation_checkpointing: Literal["none", "blocks"] = "none"
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    early_stop_epochs: PositiveInt | None = None
+    validate_every_epochs: PositiveInt = 1
+    preflight: bool = True
+
+    @property
+    def windows(self) -> int:
+        """定下了的 batch_size。
+
+        Raises:
+            ValueError: 还是 auto。
+        """
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        raise ValueError("train.batch_size = auto: only a training settles it; write a number here")
