@@ -101,6 +101,7 @@ class Splits(Strict):
 
 
 Source = Literal["tree", "store"]
+Windows = Literal["random", "apart", "all"]  # 一轮训练的窗口：随机取 N // t 个起点；互不重叠，依次取；每个起点，打乱
 
 
 class DataPart(Strict):
@@ -141,11 +142,25 @@ class DataConfig(Strict):
     standardize: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_no)] = "auto"
     max_gap_hours: PositiveInt = 24
     max_missing: Share = 0.01
-    shuffle: bool = True
+    windows: Windows = "random"
     eval_stride: PositiveInt = 1
     workers: int = Field(default=2, ge=0)
     pin_memory: bool = True
     cache_dir: str = "tmp"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shuffle_is_windows(cls, values: Any) -> Any:
+        """需求的说法：shuffle: true | false 就是 windows: random | apart。"""
+        if not isinstance(values, dict) or "shuffle" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "shuffle"}
+        shuffle, wanted = values["shuffle"], rest.get("windows")
+        if wanted is not None:
+            raise ValueError(f"windows = {wanted} and shuffle = {shuffle} say the same thing; remove shuffle")
+        if not isinstance(shuffle, bool):
+            raise ValueError(f"shuffle = {brief(shuffle)}: write true or false, or windows: random | apart | all")
+        return rest | {"windows": "random" if shuffle else "apart"}
 
     @model_validator(mode="after")
     def _first_of_the_day(self) -> DataConfig:

@@ -34,4 +34,5 @@ def epoch_windows(config: RunConfig) -> int:
     """一轮至多几个窗口：照划分的日期，没有空缺时。"""
     data = config.data
     hours = sampled_hours(split_hours(data)["train"], data.interval_hours, data.first_hour)
-    return hours.size // (data.frames_in + data.frames_out)
+    window = data.frames_in + data.frames_out
+    return hours.size - window + 1 if data.windows == "all" else hours.size // window

@@ -155,7 +155,7 @@ def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: i
     Raises:
         ValueError: 一批也凑不出来。
     """
-    starts = epoch_starts(data.segments["train"], data.spec.window, config.data.shuffle, config.run.seed, epoch)
+    starts = epoch_starts(data.segments["train"], data.spec.window, config.data.windows, config.run.seed, epoch)
     least = fabric.world_size * config.train.accumulate
     batches = [b for b in split_batches(starts, config.train.windows) if len(b) >= least]
     if not batches:

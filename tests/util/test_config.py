@@ -81,6 +81,16 @@ def test_run_file_replaces_the_variables_of_the_set(run_yaml: Path):
     assert load_config(run_yaml).data.variables == {"tp": "single"}
 
 
+def test_shuffle_is_another_word_for_windows(run_yaml: Path):
+    assert load_config(run_yaml).data.windows == "random"
+    assert load_config(run_yaml, ["data.shuffle=true"]).data.windows == "random"
+    config = load_config(run_yaml, ["data.shuffle=false"])
+    assert config.data.windows == "apart"
+    assert RunConfig(**config.model_dump()) == config  # 检查点里的读得回来，从前的也是
+    both = message(run_yaml, "data.windows=all", "data.shuffle=false")
+    assert "data: windows = all and shuffle = False say the same thing; remove shuffle" in both
+
+
 def test_override_chooses_another_set(run_yaml: Path, tmp_path: Path):
     other = tmp_path / "other.yaml"
     other.write_text(DATA_SET.replace("root: tree", "root: elsewhere"), encoding="utf-8")
@@ -114,7 +124,8 @@ def test_the_files_own_values_are_untouched_by_overrides():
         ("train.batch_size=0", ["train.batch_size = 0", "integer of 1 or more, or auto"]),
         ("train.lr=fast", ["train.lr = 'fast'", "number"]),
         ("train.lr=.inf", ["train.lr = inf", "finite"]),
-        ("data.shuffle=1", ["data.shuffle = 1", "boolean"]),
+        ("data.shuffle=1", ["data: shuffle = 1: write true or false, or windows: random | apart | all"]),
+        ("data.windows=false", ["data.windows = False", "'random', 'apart' or 'all'"]),
         ("data.root=3", ["data.root = 3", "string"]),
         ("train.schedule=cosine", ["train.schedule = 'cosine'", "mapping"]),
         ("data.variables=[t2m]", ["data.variables = ['t2m']", "mapping"]),

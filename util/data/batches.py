@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from util.config import Windows
+
 Segments = list[np.ndarray]  # 每段是连续的抽样小时
 
 
@@ -16,16 +18,21 @@ def all_starts(segments: Segments, window: int, stride: int = 1) -> np.ndarray:
     ]
 
 
-def epoch_starts(segments: Segments, window: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+def epoch_starts(
+    segments: Segments, window: int, how: Windows, seed: int, epoch: int, reach: int | None = None
+) -> np.ndarray:
     """一轮训练的起点。
 
-    shuffle：从所有起点里不放回地随机取，个数与不打乱时相同（一段时即 N // t）；
-    不打乱：互不重叠，段长不能整除时丢掉段首最早的几个样本。
+    random：从所有起点里不放回地随机取，个数与 apart 的相同（一段时即 N // t）；
+    apart：互不重叠，依次取，段长不能整除时丢掉段首最早的几个样本；all：每个起点，打乱。
+    reach: 从起点起要读几帧，默认一个窗口；滚动训练的目标更长，读不满的起点不要，个数除此之外不变。
     """
-    count = sum(s.size // window for s in segments)
-    if shuffle:
-        return np.random.default_rng([seed, epoch]).permutation(all_starts(segments, window))[:count]
-    return adjoining_starts(segments, window)
+    every = all_starts(segments, reach or window)
+    if how == "apart":
+        starts = adjoining_starts(segments, window)
+        return starts[np.isin(starts, every)]
+    drawn = np.random.default_rng([seed, epoch]).permutation(every)
+    return drawn if how == "all" else drawn[: sum(s.size // window for s in segments)]
 
 
 def adjoining_starts(segments: Segments, window: int, shared: int = 0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.util.packing.stores import assert_same, outcomes, pack_small, shuffle
 from util.calendar import parse_time
 from util.config import DataConfig
 from util.data import resident as residency
-from util.data.batches import all_starts, split_batches
+from util.data.batches import all_starts, epoch_starts, split_batches
 from util.data.dataset import open_data
 from util.data.feed import feed
 
@@ -72,6 +73,25 @@ def test_resident_windows_are_the_same(tree, tmp_path: Path, source: str, seed: 
     assert 0 < data.resident.whole.sum() < data.resident.whole.size
     assert data.resident.holds(data.windows, there, CPU)
     assert_same(list(feed(data, there, CPU)), [disk.windows.__getitems__(starts) for starts in there])
+
+
+@pytest.mark.parametrize("way", ["disk", "workers", "device", "store"])
+def test_longer_windows_are_slices_of_the_series(tree, tmp_path: Path, way: str):
+    """滚动训练的窗口：目标三帧，每条读的路都与逐帧取出、接起来的逐位相同。"""
+    config = config_of(tree)
+    if way == "store":
+        config = pack_small(config, tmp_path / "store")
+    data = open_data(resident(config) if way == "device" else config, device=CPU)
+    data = replace(data, config=data.config.model_copy(update={"workers": int(way == "workers")}))
+    starts = epoch_starts(data.segments["train"], data.spec.window, "all", 42, 0, data.spec.window + 2)
+    batches = split_batches(starts, 5)
+    assert data.resident is None or data.resident.holds(data.windows.with_future(3), batches, CPU)
+    for batch, hours in zip(feed(data, batches, CPU, 3), batches, strict=True):
+        rows = (np.array(hours)[:, None] - T0) // 6 + np.arange(data.spec.window + 2)
+        mean, std = (np.float32(values)[:, None, None] for values in (data.spec.mean, data.spec.std))
+        fields = torch.cat([batch.history, batch.future], 1).numpy()
+        assert np.array_equal(fields, (tree.fields[rows] - mean) / std)
+        assert batch.valid.all() and np.array_equal(batch.time.numpy(), np.array(tree.hours)[rows])
 
 
 def test_processes_of_one_machine_share_one_copy(tree):

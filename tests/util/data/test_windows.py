@@ -12,6 +12,7 @@ import torch
 
 from tests.trees import DAYS, config_of, damage, truth
 from util.calendar import parse_time, time_text
+from util.config import Windows
 from util.data import tree_origin
 from util.data.batches import Segments, all_starts, epoch_starts, share_batches, split_batches
 from util.data.dataset import WeatherData, open_data
@@ -69,7 +70,7 @@ def test_not_shuffled(lengths: list[int], window: int):
         while len(hours) % window:
             hours.pop(0)
         expected += hours[::window]
-    found = epoch_starts(segments, window, shuffle=False, seed=42, epoch=3)
+    found = epoch_starts(segments, window, how="apart", seed=42, epoch=3)
     assert found.tolist() == expected
     used = [h + 6 * i for h in expected for i in range(window)]
     assert len(used) == len(set(used)) == sum(n - n % window for n in lengths)
@@ -85,19 +86,19 @@ def test_shuffled(lengths: list[int], window: int):
     possible = set(windows_by_loop(segments, window))
     if not possible:
         return
-    found = epoch_starts(segments, window, shuffle=True, seed=42, epoch=0).tolist()
+    found = epoch_starts(segments, window, how="random", seed=42, epoch=0).tolist()
     assert len(found) == len(set(found)) == sum(n // window for n in lengths)
     assert set(found) <= possible
-    assert len(found) == len(epoch_starts(segments, window, shuffle=False, seed=42, epoch=0))
+    assert len(found) == len(epoch_starts(segments, window, how="apart", seed=42, epoch=0))
 
 
 def test_shuffled_depends_on_seed_and_epoch_alone():
     segments = make_segments([400])
-    draw = {(s, e): epoch_starts(segments, 8, True, s, e).tolist() for s in (1, 42) for e in (0, 1, 2)}
+    draw = {(s, e): epoch_starts(segments, 8, "random", s, e).tolist() for s in (1, 42) for e in (0, 1, 2)}
     assert len(set(map(tuple, draw.values()))) == 6
     np.random.seed(7)  # noqa: NPY002  全局随机数不该有影响
     torch.manual_seed(7)
-    assert all(epoch_starts(segments, 8, True, s, e).tolist() == v for (s, e), v in draw.items())
+    assert all(epoch_starts(segments, 8, "random", s, e).tolist() == v for (s, e), v in draw.items())
     assert draw[42, 0] != sorted(draw[42, 0])
 
 
@@ -106,19 +107,42 @@ def test_shuffled_epochs_reach_every_start_evenly():
     possible = windows_by_loop(segments, 8)
     counts = dict.fromkeys(possible, 0)
     for epoch in range(660):
-        for start in epoch_starts(segments, 8, True, 42, epoch).tolist():
+        for start in epoch_starts(segments, 8, "random", 42, epoch).tolist():
             counts[start] += 1
     # 每轮 33 个里取 5 个：期望 100，标准差 √(660·5/33·28/33) ≈ 9.2
     assert min(counts.values()) > 100 - 5 * 9.2
     assert max(counts.values()) < 100 + 5 * 9.2
 
 
+@pytest.mark.parametrize("lengths", LAYOUTS, ids=str)
+def test_all_is_every_start_in_another_order_each_epoch(lengths: list[int]):
+    segments = make_segments(lengths)
+    draws = [epoch_starts(segments, 3, "all", 42, epoch).tolist() for epoch in range(3)]
+    for drawn in draws:
+        assert sorted(drawn) == windows_by_loop(segments, 3)
+    assert len(draws[0]) < 8 or draws[0] != draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("lengths", LAYOUTS, ids=str)
+@pytest.mark.parametrize("how", ["random", "apart", "all"])
+def test_longer_targets_keep_the_number_of_windows_where_they_fit(lengths: list[int], how: Windows):
+    """目标更长：起点仍隔一个窗口，只是段尾读不满的不要。"""
+    segments = make_segments(lengths)
+    plain, long = (epoch_starts(segments, 3, how, 42, 1, reach).tolist() for reach in (None, 5))
+    fit = windows_by_loop(segments, 5)
+    assert set(long) <= set(fit)
+    if how == "random":
+        assert len(long) == min(len(plain), len(fit))
+    else:
+        assert sorted(long) == sorted(set(plain) & set(fit))
+
+
 def test_counts_at_the_requirements_size():
     """51136 个训练样本、t = 8：6392 个窗口；一年 1460 个样本：每个起点，1453 个。"""
     train, year = make_segments([51136]), make_segments([1460])
-    for shuffle in (False, True):
-        assert epoch_starts(train, 8, shuffle, 42, 0).size == 51136 // 8 == 6392
-    assert epoch_starts(make_segments([51139]), 8, False, 42, 0)[0] == 6000 + 3 * 6
+    for how in ("random", "apart"):
+        assert epoch_starts(train, 8, how, 42, 0).size == 51136 // 8 == 6392
+    assert epoch_starts(make_segments([51139]), 8, "apart", 42, 0)[0] == 6000 + 3 * 6
     assert all_starts(year, 8).size == 1460 - 7
 
 
@@ -144,8 +168,9 @@ def test_windows_cross_neither_splits_nor_long_gaps(tree):
         good = {h for h in whole if not T0 + 48 <= h < T0 + 96}
         assert found[split] == [h for h in whole if set(hours_of(data, h)) <= good]
     assert {k: len(v) for k, v in found.items()} == {"train": 5 + 5, "val": 9, "test": 9}
-    for epoch, shuffle in itertools.product(range(5), (False, True)):
-        starts = epoch_starts(data.segments["train"], data.spec.window, shuffle, 42, epoch).tolist()
+    ways: tuple[Windows, ...] = ("random", "apart")
+    for epoch, how in itertools.product(range(5), ways):
+        starts = epoch_starts(data.segments["train"], data.spec.window, how, 42, epoch).tolist()
         assert len(starts) == 4
         assert set(starts) <= set(found["train"])
 
@@ -295,7 +320,9 @@ def test_workers_do_not_change_a_bit(make_tree, tmp_path: Path):
         for hour, how in ((12, "removed"), (42, "cut in the values"), (48, "not a number"), (90, "other shape")):
             damage(tree, "t2m", T0 + hour, how)
         data = open_data(config_of(tree))
-        batches = [b for e in range(2) for b in split_batches(epoch_starts(data.segments["train"], 4, True, 42, e), 2)]
+        batches = [
+            b for e in range(2) for b in split_batches(epoch_starts(data.segments["train"], 4, "random", 42, e), 2)
+        ]
         torch.manual_seed(0)
         state = torch.get_rng_state()
         runs.append(list(make_loader(data.windows, batches, workers, pin=False)))
