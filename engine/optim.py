@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import optim
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from models.interface import Network, Undecayed
 from util.training_config import Schedule, TrainConfig
@@ -21,8 +21,12 @@ def make_optimizer(model: Network, config: TrainConfig) -> optim.Optimizer:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {name for name, p in trainable.items() if p.ndim >= 2 and name not in tables}
     groups = [
-        {"params": [p for name, p in trainable.items() if name in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trainable.items() if name not in matrices], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trainable.items() if (name in matrices) == decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "decays": decays,
+        }
+        for decays in (True, False)
     ]
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer]
     return kind(
@@ -34,16 +38,20 @@ def make_optimizer(model: Network, config: TrainConfig) -> optim.Optimizer:
 
 
 def make_scheduler(optimizer: optim.Optimizer, schedule: Schedule, lr: float, total_steps: int) -> LRScheduler:
-    """每次参数更新走一步。
+    """每次参数更新走一步（follow_step）；plateau 不看步数，每次验证走一步（follow_validation）。
 
     constant：线性预热（没有写 warmup_steps 就没有），之后不变；cosine：线性预热后余弦降到 min_ratio；
-    onecycle：PyTorch 的默认形状，自己有预热，不看 warmup_steps。
+    onecycle：PyTorch 的默认形状，自己有预热，不看 warmup_steps；plateau：降到 min_ratio 为止。
 
     Raises:
         ValueError: 预热比整个训练还长。
     """
     if schedule.name == "onecycle":
         return OneCycleLR(optimizer, max_lr=lr, total_steps=max(1, total_steps))
+    if schedule.name == "plateau":
+        return ReduceLROnPlateau(
+            optimizer, factor=schedule.factor, patience=schedule.patience, min_lr=lr * schedule.min_ratio
+        )
     warmup, floor = schedule.warmup_steps, schedule.min_ratio
     if total_steps and warmup >= total_steps:
         raise ValueError(f"train.schedule.warmup_steps = {warmup}, but the whole training has {total_steps} steps")
@@ -57,3 +65,27 @@ def make_scheduler(optimizer: optim.Optimizer, schedule: Schedule, lr: float, to
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, ratio)
+
+
+def follow_step(scheduler: LRScheduler, step: int) -> None:
+    """走过了 step 次参数更新：学习率到那里的；几种曲线都只看步数，退回去也一样。"""
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.last_epoch = step - 1
+        scheduler.step()
+
+
+def follow_validation(scheduler: LRScheduler, loss: float) -> None:
+    """验证过了一次。"""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(loss)
+
+
+def set_weight_decay(optimizer: optim.Optimizer, config: TrainConfig, step: int, total_steps: int) -> None:
+    """第 step 次参数更新（从 0 数，共 total_steps 次）用的权重衰减；不作衰减的一直是零。"""
+    first, last = config.weight_decay, config.final_weight_decay
+    if last is None:
+        return
+    done = min(1.0, step / max(1, total_steps - 1))
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))

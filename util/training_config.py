@@ -10,11 +10,16 @@ from util.strict import PositiveInt, Share, Strict
 
 
 class Schedule(Strict):
-    """学习率曲线；warmup_steps 对 constant 与 cosine 有意义，min_ratio 只对 cosine。"""
+    """学习率曲线；warmup_steps 对 constant 与 cosine 有意义，min_ratio 对 cosine 与 plateau，末两样只对 plateau：
 
-    name: Literal["constant", "cosine", "onecycle"] = "constant"
+    验证损失连着 patience 次没有进步（PyTorch 的默认：不到万分之一不算）之后再没有，学习率就乘 factor。
+    """
+
+    name: Literal["constant", "cosine", "onecycle", "plateau"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     min_ratio: Share = 0.0
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    patience: int = Field(default=10, ge=0)
 
 
 def _number_or_auto(value: object) -> object:
@@ -28,6 +33,7 @@ class TrainConfig(Strict):
     """训练段；init 是新的运行从哪个检查点的权重起步（续训时不读）。
 
     batch_size 是全体设备上一次参数更新所用的窗口数；auto 由训练定下（engine/memory/advice.py），检查点里是定下的数。
+    final_weight_decay: 权重衰减从 weight_decay 起，照余弦走到末一步的它；没有写就不变。
     """
 
     epochs: int = Field(ge=0)
@@ -38,6 +44,7 @@ class TrainConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
     betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     weight_decay: float = Field(default=0.0, ge=0)
+    final_weight_decay: float | None = Field(default=None, ge=0)
     schedule: Schedule = Schedule()
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

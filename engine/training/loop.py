@@ -13,6 +13,7 @@ from engine.device import device_name, float32_matmuls, peak_memory, reset_peak_
 from engine.memory.advice import announce, explained, settled
 from engine.memory.estimate import Machine, changed, this_machine
 from engine.one_pass import fit_one_pass
+from engine.optim import follow_step, follow_validation
 from engine.parallel import from_main
 from engine.progress import Progress
 from engine.seeds import training_seeds
@@ -196,8 +197,7 @@ def settle(run: Run, meter: Meter) -> None:
         progress.step -= 1
         progress.batches -= 1
         assert scheduler is not None
-        scheduler.last_epoch = progress.step - 1  # 几种曲线都只看它
-        scheduler.step()
+        follow_step(scheduler, progress.step)
         raise NonFinite(where_it_broke(error, progress, launched.starts)) from None
     progress.loss_sum += terms["loss"]
     progress.loss_count += 1
@@ -227,6 +227,8 @@ def validate_epoch(run: Run) -> None:
         )
     if progress.persistence is None:
         progress.persistence = persistence_loss(run.state.model, run.data, run.config, run.fabric, check)
+    assert run.state.scheduler is not None
+    follow_validation(run.state.scheduler, value)
     improved = progress.best is None or value < progress.best
     if improved:
         progress.best, progress.best_step, progress.stale = value, progress.step, 0

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from engine.blocks import checkpoint_blocks, compile_blocks
 from engine.device import to_host
 from engine.loading import Content, model_options
-from engine.optim import make_optimizer, make_scheduler
+from engine.optim import follow_step, make_optimizer, make_scheduler, set_weight_decay
 from engine.parallel import reduce_tensor
 from engine.progress import Progress
 from engine.sharding import is_sharded, shard_as, whole
@@ -217,9 +217,10 @@ def update(state: State, config: RunConfig, norm: Tensor, total: Tensor | None, 
         clip = ((norm + CLIP_EPS) / limit).clamp(min=1)
         scale = clip if total is None else total * clip
     vars(adam).update(grad_scale=scale, found_inf=state.broken.float())
+    set_weight_decay(adam, config.train, state.progress.step, state.total_steps)
     optimizer.step()
     optimizer.zero_grad()
-    scheduler.step()
+    follow_step(scheduler, scheduler.last_epoch + 1)
     if state.ema is not None and config.train.ema_decay is not None:
         update_average(state.ema, state.module, state.buffers, config.train.ema_decay, ~state.broken)
 
