@@ -88,7 +88,7 @@ def test_longer_windows_are_slices_of_the_series(tree, tmp_path: Path, way: str)
     assert data.resident is None or data.resident.holds(data.windows.with_future(3), batches, CPU)
     for batch, hours in zip(feed(data, batches, CPU, 3), batches, strict=True):
         rows = (np.array(hours)[:, None] - T0) // 6 + np.arange(data.spec.window + 2)
-        mean, std = (np.float32(values)[:, None, None] for values in (data.spec.mean, data.spec.std))
+        mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (data.spec.mean, data.spec.std))
         fields = torch.cat([batch.history, batch.future], 1).numpy()
         assert np.array_equal(fields, (tree.fields[rows] - mean) / std)
         assert batch.valid.all() and np.array_equal(batch.time.numpy(), np.array(tree.hours)[rows])
