@@ -216,6 +216,10 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=None, help="folder (default: log/comparison, or log/suite-NAME for a suite)"
     )
+    parser.add_argument(
+        "--reference", nargs="+", type=Path, default=[], metavar="CSV",
+        help="published scores to put beside the runs, e.g. docs/reference_scores.csv",
+    )  # fmt: skip
     return parser
 
 
@@ -225,13 +229,13 @@ def compare_command(argv: Arguments = None) -> int:
     if args.suite:
         from engine.comparison.suite import run_suite
 
-        return run_suite(args.suite, args.out)
+        return run_suite(args.suite, args.out, args.reference)
     with loading():
         from engine.comparison.compare import compare_runs
 
     out = args.out or Path("log/comparison")
     with reserved(out):
-        compare_runs(args.runs, out)
+        compare_runs(args.runs, out, reference=args.reference)
     return 0
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from engine.comparison.comparison import Comparison, make_comparison
 from engine.comparison.entries import Entry, choose_contenders, open_entries
+from engine.comparison.published import add_published, read_published
 from engine.comparison.text import as_markdown, as_text, comparison_blocks, span_of
 from engine.evaluation.glimpse import MAP_CHANNELS, MAP_LEADS, evenly
 from engine.evaluation.page import (
@@ -45,6 +46,7 @@ def compare_runs(
     reproduce: Sequence[str] = (),
     names: Sequence[str] = (),
     notes: Sequence[str] = (),
+    reference: Sequence[Path] = (),
 ) -> None:
     """比较这些运行或评测的文件夹，结果写进 out。
 
@@ -52,18 +54,23 @@ def compare_runs(
         reproduce: 报告里写的参数；默认是 --runs 与这些文件夹。
         names: 表上的名字，与 folders 对齐；默认是运行名。
         notes: 也要写在结果里的说明。
+        reference: 别人发表的成绩的表，放在旁边。
 
     Raises:
-        ValueError: 不是一次评测，没有共同的部分，或真值不是同一份。
+        ValueError: 不是一次评测，没有共同的部分，真值不是同一份，或 reference 写得不对。
     """
+    published = read_published(reference)
     with ExitStack() as stack:
         entries = open_entries(stack, folders, names)
         setup_logging(out / "compare.log")
         contenders = choose_contenders(entries)
         comparison = make_comparison(entries, contenders, notes)
+        if reference:
+            comparison = add_published(comparison, entries[0].file, published)
         text = as_text(comparison_blocks(comparison))
         log.info("comparison of %d run(s)\n%s", len(entries), text)
-        command = reproduce or ["--runs", *map(str, folders), "--out", str(out)]
+        command = [*(reproduce or ["--runs", *map(str, folders), "--out", str(out)])]
+        command += ["--reference", *map(str, reference)] if reference else []
         page = comparison_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
     write_comparison(out, comparison, text, page)
     log.info("comparison: %s", out / "report.html")
@@ -92,7 +99,7 @@ def comparison_page(
             for e in entries
             if linkable(e.report, out)
         ],
-        models=model_lines([c.label for c in contenders], comparison.baselines),
+        models=model_lines([*comparison.scores], comparison.baselines, comparison.published),
         spectra=joined_spectra(contenders, comparison),
         costs=[cost_line(run.name, run.cost) for run in comparison.runs],
         comparison=ComparisonFacts(
@@ -134,7 +141,7 @@ def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -
         with replacing(out / name) as temporary:
             temporary.write_text(body + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", comparison)
-    rmse = {m: {c: scores["rmse"] for c, scores in one.items()} for m, one in comparison.scores.items()}
-    drawn = scores_figure(comparison.lead_hours, comparison.units, rmse, comparison.baselines)
+    rmse = {m: {c: s["rmse"] for c, s in one.items() if "rmse" in s} for m, one in comparison.scores.items()}
+    drawn = scores_figure(comparison.lead_hours, comparison.units, rmse, comparison.baselines, comparison.published)
     save_figures(drawn, out / "figures" / "rmse")
     write_report(out / "report.html", as_json(page))

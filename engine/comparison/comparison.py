@@ -41,13 +41,18 @@ class ComparedRun(Provenance, Place):
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """比较了谁、哪一段：runs 各一个评测，notes 是不能比的、没有用上的，baselines 是表上的哪些行是基线。"""
+    """比较了谁、哪一段：runs 各一个评测，notes 是不能比的、没有用上的。
+
+    baselines、published 是表上的哪些行是基线、是别人发表的；start_hours 是起报时间在一天里的钟点。
+    """
 
     runs: list[ComparedRun]
     notes: list[str]
     baselines: list[str]
+    published: list[str]
     first_initial_time: str
     last_initial_time: str
+    start_hours: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +86,10 @@ def make_comparison(entries: Sequence[Entry], contenders: Sequence[Contender], n
         runs=[describe_entry(e, table.channels) for e in entries],
         notes=notes,
         baselines=known,
+        published=[],
         first_initial_time=time_text(int(common.hours[0])),
         last_initial_time=time_text(int(common.hours[-1])),
+        start_hours=np.unique(common.hours % 24).tolist(),
         **vars(table),
         spectrum_label=label,
     )

@@ -10,7 +10,7 @@ from engine.comparison.comparison import Comparison
 from engine.evaluation.glimpse import evenly
 from util.cli import number
 from util.plot.style import pretty_unit
-from util.scores.table import Skill
+from util.scores.table import Numbers, Skill
 
 MOST_LEADS = 8  # 文字表里至多这么多时效，均匀地取；全部在 CSV 与 JSON 里
 COSTS = (  # 列名、Cost 的哪一栏、除以
@@ -63,12 +63,13 @@ def span_of(leads: Sequence[int]) -> str:
 
 
 def channel_block(table: Comparison, channel: str, shown: Sequence[int]) -> Block:
-    """一个通道：模型由好到差；RMSE，其下是 CRPS（有集合时）和相对各基线的技巧与 95 % 区间。"""
-    scores = {model: one[channel] for model, one in table.scores.items()}
+    """一个通道：模型由好到差，发表的在后；RMSE，其下是 CRPS（有集合时）和相对各基线的技巧与 95 % 区间。"""
+    scores = {model: one[channel] for model, one in table.scores.items() if channel in one}
+    none: Numbers = [None] * len(table.lead_hours)
     rows = []
-    for model in sorted(scores, key=lambda m: mean(scores[m]["rmse"])):
-        rows.append([model, *(digits(scores[model]["rmse"][i]) for i in shown)])
-        if any(run.members > 1 for run in table.runs):
+    for model in sorted(scores, key=lambda m: (m in table.published, mean(scores[m].get("rmse", none)))):
+        rows.append([model, *(digits(scores[model].get("rmse", none)[i]) for i in shown)])
+        if any(run.members > 1 for run in table.runs) and "crps" in scores[model]:
             rows.append(["· CRPS", *(digits(scores[model]["crps"][i]) for i in shown)])
         for base, found in table.skill.get(model, {}).items():
             rows.append([f"· skill vs {base}", *(skill_text(found[channel]["rmse"], i) for i in shown)])

@@ -44,7 +44,7 @@ class ModelLine:
     """models 的一行；次序就是颜色的次序。"""
 
     name: str
-    role: Literal["model", "baseline"]
+    role: Literal["model", "baseline", "published"]
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,11 @@ def phrase(key: str, *values: str | float) -> Phrase:
     return Phrase(key, list(values))
 
 
-def model_lines(names: Sequence[str], baselines: Sequence[str]) -> list[ModelLine]:
-    """被评的在前，基线在后。"""
-    judged = [ModelLine(n, "model") for n in names if n not in baselines]
-    return [*judged, *(ModelLine(n, "baseline") for n in baselines)]
+def model_lines(names: Sequence[str], baselines: Sequence[str], published: Sequence[str] = ()) -> list[ModelLine]:
+    """被评的在前，基线其次，别人发表的在后。"""
+    judged = [ModelLine(n, "model") for n in names if n not in baselines and n not in published]
+    others = [*(ModelLine(n, "baseline") for n in baselines), *(ModelLine(n, "published") for n in published)]
+    return [*judged, *others]
 
 
 def page_leads(table: ScoreTable) -> list[int]:

@@ -22,7 +22,7 @@ FLAGS = {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
         *("--thresholds", "--points", "--save", "--overwrite", "--set", "overrides"),
     },
-    compare_parser: {"--runs", "--suite", "--out"},
+    compare_parser: {"--runs", "--suite", "--out", "--reference"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},
 }
 DATA_FLAGS = {

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 PANELS_PER_FIGURE, MOST_COLUMNS = 12, 4
 BASELINE_COLOR, DASHES = "#808080", ((5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (9, 3))  # 基线都是灰的，靠虚线的花样区分
 MOST_MARKERS, MOST_TICKS = 12, 6
+MARKERS = ("s", "^", "D", "v", "P", "X")  # 发表的成绩
 PANEL_WIDTH, PANEL_HEIGHT, PANEL_TITLE, BAR_HEIGHT = 2.75, 1.85, 0.45, 0.27  # 英寸，一格连同刻度
 TITLE, LEGEND_ROW, LEGEND_LINE, LETTER, MARGIN = 0.42, 0.24, 0.6, 0.085, 0.08
 Values = Mapping[str, Sequence[float | None]]  # 通道 → 一列数
 
 
 def scores_figure(
-    lead_hours: Sequence[int], units: Mapping[str, str], rmse: Mapping[str, Values], baselines: Collection[str]
+    lead_hours: Sequence[int],
+    units: Mapping[str, str],
+    rmse: Mapping[str, Values],
+    baselines: Collection[str],
+    published: Collection[str] = (),
 ) -> list[Figure]:
     """各通道的 RMSE：随时效的曲线；只有一个时效时是每个模型一条的横条，写着数。
 
@@ -32,17 +37,21 @@ def scores_figure(
         units: 通道 → 单位；次序就是各格的次序。
         rmse: 模型 → 通道 → L 个值，物理单位；None 或 NaN 是没有的。模型的次序就是颜色的次序。
         baselines: rmse 里的哪些是基线。
+        published: 哪些是别人发表的：通道、时效可以不全，只有几个时效的连成细线。
     """
-    looks = _looks(rmse, baselines)
-    exponents = {channel: _exponent([rmse[name][channel] for name in rmse]) for channel in units}
+    looks = _looks(rmse, baselines, published)
+    lacking = [float("nan")] * len(lead_hours)
+    exponents = {c: _exponent([rmse[name].get(c, lacking) for name in rmse]) for c in units}
     corners = {channel: pretty_unit(unit, exponents[channel]) for channel, unit in units.items()}
 
     def values(name: str, channel: str) -> np.ndarray:
-        return np.array(rmse[name][channel], np.float64) / 10.0 ** exponents[channel]
+        return np.array(rmse[name].get(channel, lacking), np.float64) / 10.0 ** exponents[channel]
 
     def draw_lines(axes: Axes, channel: str) -> None:
         for name, look in looks.items():
-            axes.plot(lead_hours, values(name, channel), label=name, **look)
+            found = values(name, channel)
+            kept = np.isfinite(found) if name in published else slice(None)
+            axes.plot(np.array(lead_hours)[kept], found[kept], label=name, **look)
         axes.set(xlim=(0, 1.03 * max(lead_hours)), xticks=_lead_ticks(max(lead_hours)))
         axes.set_ylim(bottom=0)
 
@@ -62,7 +71,8 @@ def scores_figure(
         height, left = PANEL_TITLE + BAR_HEIGHT * len(looks), LETTER * max(map(len, looks))
         return _pages(corners, f"RMSE, +{lead_hours[0]} h", "", draw_bars, height, left)
     if len(lead_hours) <= MOST_MARKERS:
-        looks = {name: look if name in baselines else {**look, "marker": "o"} for name, look in looks.items()}
+        own = [name for name in looks if name not in baselines and name not in published]
+        looks |= {name: {**looks[name], "marker": "o"} for name in own}
     return _pages(corners, "RMSE by lead time", "lead time, h", draw_lines)
 
 
@@ -120,14 +130,21 @@ def ranks_figure(ranks: Values, lead_hours: int) -> list[Figure]:
     return _pages(corners, f"Rank histograms, +{lead_hours} h", "members below the truth", draw)
 
 
-def _looks(names: Collection[str], baselines: Collection[str]) -> dict[str, dict[str, Any]]:
-    """每个模型的线：模型依次取色，基线灰色虚线。"""
-    colors, dashes = 0, 0
+def _looks(
+    names: Collection[str], baselines: Collection[str], published: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """每个模型的线：模型依次取色，基线灰色虚线，发表的是带空心记号的细点线，颜色、记号轮着来。"""
+    colors, dashes, others = 0, 0, 0
     looks: dict[str, dict[str, Any]] = {}
     for name in names:
         if name in baselines:
             looks[name] = {"color": BASELINE_COLOR, "linewidth": 1.3, "dashes": DASHES[dashes % len(DASHES)]}
             dashes += 1
+        elif name in published:
+            lap, place = divmod(others, len(MODEL_COLORS))
+            looks[name] = {"color": MODEL_COLORS[place], "linewidth": 0.9, "linestyle": ":"}
+            looks[name] |= {"marker": MARKERS[lap % len(MARKERS)], "markersize": 5, "markerfacecolor": "white"}
+            others += 1
         else:
             looks[name] = {"color": MODEL_COLORS[colors % len(MODEL_COLORS)], "linewidth": 1.8, "markersize": 3.5}
             colors += 1

@@ -13,12 +13,13 @@ const TRUTH = { color: INK, dash: "solid", width: 2.2 };
 
 const models = content.models ?? Object.keys(content.scores ?? {}).map((name) => ({ name, role: "model" }));
 const baselines = models.filter((m) => m.role === "baseline").map((m) => m.name);
-const contenders = models.filter((m) => m.role !== "baseline").map((m) => m.name);
+const contenders = models.filter((m) => m.role === "model").map((m) => m.name);
+const published = models.filter((m) => m.role === "published").map((m) => m.name); // 别人发表的，做法不尽相同
 
 // 一个模型在一切图里同一种颜色与线型，由它在 models 里的次序定
 const styles = new Map(
   models.map(({ name, role }) => {
-    const place = (role === "baseline" ? baselines : contenders).indexOf(name);
+    const place = { baseline: baselines, model: contenders, published }[role].indexOf(name);
     if (role === "baseline") {
       return [
         name,
@@ -31,10 +32,14 @@ const styles = new Map(
       ];
     }
     const lap = Math.floor(place / COLORS.length); // 超过六个模型时颜色重来，线型与记号不同
+    const color = COLORS[place % COLORS.length];
+    if (role === "published") {
+      return [name, { color, dash: "dot", width: 1.2, symbol: `${SYMBOLS[(lap + 1) % SYMBOLS.length]}-open` }];
+    }
     return [
       name,
       {
-        color: COLORS[place % COLORS.length],
+        color,
         dash: ["solid", "longdashdot", "longdash"][lap % 3],
         width: 2.4,
         symbol: SYMBOLS[lap % SYMBOLS.length],
@@ -229,12 +234,14 @@ function leadLines(plot, lines, { title, range, levels = [], under = [], height 
     name: escapeMarks(name),
     x: leads,
     y: values,
+    connectgaps: published.includes(name), // 只有几个时效的
     line: line(styles.get(name)),
     marker: { size: 6, color: styles.get(name).color, symbol: styles.get(name).symbol },
     customdata: hover,
     hovertemplate: `${escapeMarks(modelText(name))}  %{customdata}<extra></extra>`,
   }));
-  const ends = lines.map(({ name, values }) => ({
+  const labelled = lines.filter(({ name }) => !published.includes(name)); // 发表的太多，名字在图例里
+  const ends = labelled.map(({ name, values }) => ({
     y: values.at(-1),
     text: modelText(name),
     color: styles.get(name).color,

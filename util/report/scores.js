@@ -142,7 +142,8 @@ section("skill", skillReferences.length, buildSkill, { caption: oneLead ? "skill
 // 可点列名排序的表。columns: 列名，rows: [{name, values, texts}]；badnessOf(列, 值) 越小越好，最好的加粗
 function sortedTable(holder, first, columns, rows, badnessOf) {
   const order = { column: null, up: true };
-  const best = columns.map((_, c) => Math.min(...rows.map((r) => badnessOf(c, r.values[c]))));
+  const own = rows.filter((r) => !published.includes(r.name)); // 发表的做法不同，不与自己的争最好
+  const best = columns.map((_, c) => Math.min(...own.map((r) => badnessOf(c, r.values[c]))));
   const sortBy = (c) => {
     order.up = order.column === c ? !order.up : true;
     order.column = c;
@@ -154,7 +155,7 @@ function sortedTable(holder, first, columns, rows, badnessOf) {
     return th(button, { class: c < 0 ? "" : "number", "aria-sort": mark });
   };
   const bodyRow = ({ name, values, texts }) => {
-    const winner = (c) => rows.length > 1 && badnessOf(c, values[c]) === best[c] && best[c] < Infinity;
+    const winner = (c) => own.length > 1 && !published.includes(name) && badnessOf(c, values[c]) === best[c] && best[c] < Infinity;
     const mark = styles.has(name) ? [swatch(styles.get(name))] : [];
     return tr(
       th([...mark, modelText(name)], { scope: "row" }),

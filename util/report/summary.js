@@ -24,7 +24,8 @@ function headline(lead) {
 
 // 横条：各模型与第一个基线之比
 function rankingRows(lead) {
-  const rows = models.map((m) => [m.name, meanRatio(m.name, baselines[0], lead)]).filter(([, r]) => known(r));
+  const own = models.map((m) => m.name).filter((m) => !published.includes(m));
+  const rows = own.map((m) => [m, meanRatio(m, baselines[0], lead)]).filter(([, r]) => known(r));
   rows.sort((a, b) => a[1] - b[1]);
   const most = Math.max(1, ...rows.map(([, r]) => r));
   return rows.map(([name, ratio]) => {
@@ -43,10 +44,10 @@ function rankingRows(lead) {
   });
 }
 
-// 一个通道一行：各模型的 RMSE，最好的加粗
+// 一个通道一行：各模型的 RMSE，自己的里最好的加粗
 function summaryRow(channel, names, lead) {
   const values = names.map((m) => score(m, channel, "rmse", lead));
-  const best = Math.min(...finite(values));
+  const best = Math.min(...finite(values.filter((_, i) => !published.includes(names[i]))));
   const exponent = exponentOf(values);
   const cells = values.map((v) => td(num(known(v) ? v / 10 ** exponent : v), v === best ? "number best" : "number"));
   const unit = scaledUnit(metricUnit("rmse", channel), exponent);
@@ -112,7 +113,7 @@ section("scorecard", scoredChannels.length && cardMetrics().length && modelsIn(c
     : select(bar, "model", "model", () => options(names.filter((m) => contenders.includes(m))));
   const referenceOf = select(bar, "cardReference", "reference", () => {
     const others = names.filter((m) => m !== modelOf());
-    return options([...others.filter((m) => baselines.includes(m)), ...others.filter((m) => contenders.includes(m))]);
+    return options([baselines, contenders, published].flatMap((some) => others.filter((m) => some.includes(m))));
   });
   const title = body.appendChild(el("p", { class: "tabletitle" }));
   const table = body.appendChild(el("div", { class: "scroll tall" }));

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +57,8 @@ class StatisticsFile:
             self.add("channel", ("channel",), spec.channels)
             self.add("units", ("channel",), spec.units)
             self.add("std", ("channel",), spec.std)
+            pressures = [math.nan if p is None else p for p in spec.pressures]
+            self.add("pressure", ("channel",), pressures, {"units": "hPa"})
             self.add("threshold", ("channel", "rank"), thresholds)
             self.add("latitude", ("latitude",), spec.latitudes)
             self.add("longitude", ("longitude",), spec.longitudes)
@@ -124,6 +127,9 @@ class Statistics:
             np.asarray(self.file.variables[name][...])
             for name in ("time", "prediction_timedelta", "std", "threshold", "latitude", "longitude")
         )
+        pressures = self.result("pressure")  # 从前写的文件里没有
+        known = np.full(len(self.channels), np.nan) if pressures is None else pressures
+        self.pressures = [None if np.isnan(p) else float(p) for p in known]
         self.names = [n for n, v in self.file.variables.items() if v.dimensions[:2] == ("model", "time")]
 
     def _strings(self, name: str) -> list[str]:
