@@ -38,6 +38,7 @@ from util.strict import PositiveInt, Strict
 SHRINK = 4  # 编码器把边长缩小几倍；傅里叶支路前两层转置卷积也放大这么多
 BLOCKS = 4  # 谱域滤波的分块对角
 COLUMNS = 3  # 经度上至少几块，见文件开头
+Addend = Literal["released", "identity"]
 EXPAND = 2  # 傅里叶支路感知机的宽度，随后取相邻 EXPAND 个的平均
 
 
@@ -52,6 +53,7 @@ class Config(Strict):
     width: int = Field(128, ge=2, multiple_of=2)
     res_units: PositiveInt = 32
     res_layers: PositiveInt = 4
+    residual: Addend = "identity"
     latent_dim: int = Field(64, ge=GROUPS, multiple_of=GROUPS)
     codebook_size: int = Field(512, ge=2)
     commitment: float = Field(0.25, ge=0)
@@ -87,10 +89,11 @@ class Halve(nn.Conv2d):
 
 
 class Residual(nn.Module):
-    """[ReLU、3 × 3、BN、ReLU、1 × 1、BN]，加回。"""
+    """[ReLU、3 × 3、BN、ReLU、1 × 1、BN]，加回；加的是 x，还是公开代码的 relu(x)，见 Config。"""
 
-    def __init__(self, width: int, hidden: int, padding: Padding) -> None:
+    def __init__(self, width: int, hidden: int, padding: Padding, residual: Addend) -> None:
         super().__init__()
+        self.released = residual == "released"
         self.block = nn.Sequential(
             nn.ReLU(),
             PaddedConv2d(width, hidden, 3, padding, bias=False),
@@ -101,7 +104,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block(x)
+        return (x.relu() if self.released else x) + self.block(x)
 
 
 def make_encoder(channels: int, config: Config) -> nn.Sequential:
@@ -113,7 +116,7 @@ def make_encoder(channels: int, config: Config) -> nn.Sequential:
         Halve(width // 2, width, padding),
         nn.ReLU(),
         PaddedConv2d(width, width, 3, padding),
-        *(Residual(width, config.res_units, padding) for _ in range(config.res_layers)),
+        *(Residual(width, config.res_units, padding, config.residual) for _ in range(config.res_layers)),
         nn.ReLU(),
         nn.Conv2d(width, config.latent_dim, 1),
     )
@@ -124,7 +127,7 @@ def make_decoder(channels: int, config: Config) -> nn.Sequential:
     width, padding = config.width, config.padding
     return nn.Sequential(
         PaddedConv2d(config.latent_dim, width, 3, padding),
-        *(Residual(width, config.res_units, padding) for _ in range(config.res_layers)),
+        *(Residual(width, config.res_units, padding, config.residual) for _ in range(config.res_layers)),
         nn.ReLU(),
         PaddedConvTranspose2d(width, width // 2, 4, 2, padding),
         nn.ReLU(),
@@ -183,6 +186,8 @@ class FourierBranch(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(3))
         self.filter = FourierFilter(dim)
         self.widen = nn.Linear(dim, EXPAND * dim)
+        nn.init.trunc_normal_(self.widen.weight, std=0.02)
+        nn.init.zeros_(self.widen.bias)
         self.to_grid = nn.Sequential(
             nn.ConvTranspose2d(dim, 16 * channels_out, 2, 2),
             nn.Tanh(),

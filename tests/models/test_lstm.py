@@ -18,6 +18,7 @@ from util.batch import DataSpec
 Array = NDArray[np.float64]
 SPEC = small_spec(channels=2, grid=(3, 4), frames_in=5, frames_out=3)
 FEATURES = 24
+HEADS = ("linear", "mlp")
 every_variant = pytest.mark.parametrize("variant", ["lstm", "bidirectional", "seq2seq"])
 
 
@@ -93,9 +94,24 @@ def test_parameters_follow_the_formula(variant: str, directions: int, recurrence
     assert sum(p.numel() for p in make(variant=variant).parameters()) == expected
 
 
+def test_the_head_of_the_source() -> None:
+    """C = 1、12 → 4、32 × 64：参数个数与来源的代码相同；两个 Linear 之间是 ReLU。"""
+    spec = small_spec(channels=1, grid=(32, 64), frames_in=12, frames_out=4)
+    made = {head: build_model({"name": "lstm", "head": head}, spec) for head in HEADS}
+    assert {head: sum(p.numel() for p in model.parameters()) for head, model in made.items()} == {
+        "linear": 2_304_000,
+        "mlp": 1_787_968,
+    }
+    head: Any = make(head="mlp", dropout=0.0).double().head
+    top = torch.randn(2, 6, dtype=torch.float64)
+    inner = np.maximum(array(top) @ array(head[0].weight).T + array(head[0].bias), 0)
+    np.testing.assert_allclose(array(head(top)), inner @ array(head[3].weight).T + array(head[3].bias), rtol=1e-10)
+
+
 @every_variant
-def test_gradients_reach_every_parameter(variant: str) -> None:
-    model = make(variant=variant).train()
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_reach_every_parameter(variant: str, head: str) -> None:
+    model = make(variant=variant, head=head).train()
     for seed in range(4):  # dropout 每次关掉不同的几路
         model.loss(small_batch(SPEC, seed=seed))["loss"].backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -115,15 +115,18 @@ def test_fourier_branch_equals_its_steps(patch: tuple[int, int]) -> None:
     torch.testing.assert_close(branch(frames), made.movedim(-1, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_residual_equals_the_written_out_formula() -> None:
-    unit: Any = randomize(Residual(4, 3, "zeros"))
+@pytest.mark.parametrize("residual", ["identity", "released"])
+def test_residual_equals_the_written_out_formula(residual: Any) -> None:
+    """released：公开代码的第一个 ReLU 就地改了 x，加的是 relu(x)。"""
+    unit: Any = randomize(Residual(4, 3, "zeros", residual))
     x = torch.randn(2, 4, 5, 7, dtype=torch.float64)
     _, wide, norm, _, narrow, last = unit.block
     assert (wide.bias, narrow.bias) == (None, None)
     wide.bias, narrow.bias = (nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (3, 4))
     y = batch_norm(conv(np.maximum(values(x), 0), wide), norm)
     y = batch_norm(conv(np.maximum(y, 0), narrow), last)
-    np.testing.assert_allclose(values(unit(x)), values(x) + y, rtol=1e-9, atol=1e-9)
+    added = values(x) if residual == "identity" else np.maximum(values(x), 0)
+    np.testing.assert_allclose(values(unit(x)), added + y, rtol=1e-9, atol=1e-9)
 
 
 def test_the_two_branches_are_added() -> None:
