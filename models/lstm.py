@@ -6,7 +6,7 @@ lstm           读完历史，顶层最后的 h → Linear，一次给出全部 
 bidirectional  正反两个方向各读一遍历史；两个方向各自读完之后的 h 拼起来 → Linear。只读过去的帧。
 seq2seq        编码相同；解码是另一个 LSTM，从编码的 (h, c) 出发：输入最后一帧，此后输入自己的上一个预测；
                h → Linear → 下一帧。
-`head: mlp` 把末了的 Linear 换成 Linear(D → D/2) – ReLU – Dropout – Linear，需求的来源里的写法（默认是需求写明的 Linear）：
+`head: mlp` 把末了的 Linear 换成 Linear(D → D/2) – ReLU – Dropout – Linear，来源代码里的写法（默认照需求，是 Linear）：
 C = 1、12 → 4、32 × 64 时 1,787,968 个参数，Linear 是 2,304,000 个。
 
 bidirectional 取的是反向 LSTM 读完全部历史（到第一帧）之后的 h；若取它在最后一帧处的输出，它只看过一帧，
