@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +13,20 @@ from models import build_model, change_options, check_weights
 from models.interface import Learner, Network
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights
-from util.config import RunConfig, apply_overrides
-from util.strict import validate
+from util.config import DataConfig, RunConfig, apply_overrides
+from util.strict import brief, folder_name, validate
 
 # 数据在哪里、怎样读：与训练时不同，还是同一次训练、同一个模型
 DATA_MAY_CHANGE = {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"}
 DATA_MAY_CHANGE |= {"parts", "statistics"}  # 几个数据集合成一个时，各自在哪里
+# 检查点的配置里要往那里写的：不跟着走，检查点可能是别人给的
+NOT_FOLLOWED = ("run.name=null", f"data.cache_dir={DataConfig.model_fields['cache_dir'].default}")
 Content = dict[str, Any]
+log = logging.getLogger("ar_pred")
 
 
 def checkpoint_config(content: Content, path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """检查点里的配置，`data.KEY=VALUE` 盖在上面：换了机器，数据在别处。
+    """检查点里的配置，`data.KEY=VALUE` 盖在上面：换了机器，数据在别处。缓存写在默认的地方，或命令行说的地方。
 
     Raises:
         ValueError: 不是 DATA_MAY_CHANGE 里的键；值不对。
@@ -33,7 +37,28 @@ def checkpoint_config(content: Content, path: str, overrides: Sequence[str] = ()
             raise ValueError(
                 f"override {text!r}: a checkpoint carries its own config; only {', '.join(free)} may change"
             )
-    return validate(RunConfig, apply_overrides(content["config"], overrides), path)
+    config: RunConfig = validate(RunConfig, apply_overrides(content["config"], (*NOT_FOLLOWED, *overrides)), path)
+    theirs = content["config"]["data"].get("cache_dir", config.data.cache_dir)
+    if theirs != config.data.cache_dir and not any(text.startswith("data.cache_dir=") for text in overrides):
+        log.warning(
+            "%s: caches go to %s, not to the %s of its training; give data.cache_dir=%s to use those",
+            path, config.data.cache_dir, theirs, theirs,
+        )  # fmt: skip
+    return config
+
+
+def run_name(content: Content, path: str) -> str:
+    """检查点说的运行名，要作文件夹、文件的名字时用：与配置里的守同样的规矩。
+
+    Raises:
+        ValueError: 见 folder_name。
+    """
+    try:
+        return folder_name(content["run"])
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: its run is called {brief(content['run'])}: {error}; train.init={path} starts a new run from it"
+        ) from None
 
 
 def says_where(override: str) -> bool:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 LOCK = ".lock"
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # 有的网络盘
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)  # replacing 起的名字
 log = logging.getLogger("ar_pred")
 
 
@@ -32,6 +34,17 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """folder 里（连同以下各层）replacing 写到一半被杀时留下的；只认它起的名字，别人的 .x.tmp 不动。"""
+    for path in list(folder.rglob(".*.tmp")):
+        if not TEMPORARY.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # 被杀的那一次，它的进程随后就退，也许正在自己删
+        else:
+            path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from util.strict import (
     Day,
+    Name,
     PositiveInt,
     Share,
     Strict,
@@ -216,7 +217,7 @@ class DataConfig(Strict):
 class RunSection(Strict):
     """在哪里跑、用什么种子。"""
 
-    name: str | None = None
+    name: Name | None = None
     seed: int = Field(default=42, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1

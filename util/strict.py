@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -34,6 +35,25 @@ def _day_text(value: object) -> object:
 
 
 Day = Annotated[str, BeforeValidator(_day_text)]
+NAME_BYTES = 120  # 名字前后还要接上时刻、后缀，一个文件名至多 255 字节
+
+
+def folder_name(text: str) -> str:
+    """运行、套件成员的名字：要成为路径的一段、通配的一段，所以只能是一个文件夹的名字。
+
+    Raises:
+        ValueError: 有分隔符、通配符之类；以点开头；太长。
+    """
+    plain = all(letter in "-_. " or unicodedata.category(letter)[0] in "LMN" for letter in text)  # M: 天城文的元音
+    if not plain or not text.strip() or text.startswith(".") or len(text.encode()) > NAME_BYTES:
+        raise ValueError(
+            "a name is that of one folder: letters, digits, -, _, . and spaces, not starting with a dot, "
+            f"at most {NAME_BYTES} bytes"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(folder_name)]
 
 
 class Strict(BaseModel):

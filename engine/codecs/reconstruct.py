@@ -49,13 +49,13 @@ def open_checkpoint(path: str, overrides: Sequence[str], device: torch.device) -
     Raises:
         ValueError: 检查点不对，或不是自编码器。
     """
-    from engine.loading import checkpoint_config, load_forecaster
+    from engine.loading import checkpoint_config, load_forecaster, run_name
     from util.checkpoint import load_checkpoint
 
     content = load_checkpoint(path)
     config = checkpoint_config(content, path, overrides)
     model, spec = load_forecaster(content, device)
-    return content["run"], Codec(require_codec(model, config, path), spec, config, path)
+    return run_name(content, path), Codec(require_codec(model, config, path), spec, config, path)
 
 
 def open_config(path: str, overrides: Sequence[str], device: torch.device) -> tuple[str, Codec]:

@@ -17,7 +17,7 @@ from engine.evaluation.metrics_file import Provenance, read_scores
 from util.atomic import reserved
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
-from util.strict import PositiveInt, Strict, validate
+from util.strict import Name, PositiveInt, Strict, validate
 
 log = logging.getLogger("ar_pred")
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +31,8 @@ class Member(Strict):
     """
 
     config: str
-    name: str = Field(default="", pattern=r"^[\w.-]*$")
-    run: str = Field(default="", pattern=r"^[\w.-]*$")
+    name: Name = ""
+    run: Name = ""
     overrides: list[str] = Field(default=[])
 
     @property

@@ -120,17 +120,16 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
     """
     import torch
 
-    from engine.loading import check_same_data, load_forecaster
+    from engine.loading import check_same_data, checkpoint_config, load_forecaster
     from models.interface import Memorising
     from util.checkpoint import load_checkpoint
-    from util.config import RunConfig, eval_batch_size
+    from util.config import eval_batch_size
     from util.data.dataset import open_data
     from util.logger import setup_logging
-    from util.strict import validate
 
     setup_logging(None)
     content = load_checkpoint(path)
-    config: RunConfig = validate(RunConfig, content["config"], path)
+    config = checkpoint_config(content, path)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     model, spec = load_forecaster(content, device)
     if not isinstance(model, Memorising):

@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.evaluation.metrics_file import Result, read_scores
 from util.cli import run_command
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # --help 不必等 torch
     from torch import nn
 
     from models.interface import ForecastModel
+    from util.config import RunConfig
 
 MODEL = "rae_direct"
 SCORES = ("rmse", "mae")
@@ -40,7 +41,7 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
 
     from engine.evaluation.evaluate import evaluate_checkpoint
     from engine.evaluation.task import Options
-    from engine.loading import load_forecaster
+    from engine.loading import checkpoint_config, load_forecaster
     from models.interface import Donor, can_forecast
     from util.checkpoint import load_checkpoint
 
@@ -52,7 +53,7 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     write_metrics(out, read_scores(out / "metrics.json", Result))
     model, _ = load_forecaster(content, torch.device("cpu"))
     assert can_forecast(model) and isinstance(model, Donor)
-    draw_example(model, content, split, out)
+    draw_example(model, checkpoint_config(content, path), split, out)
     write_half(model.decoder, out / DECODER)
     write_half(model.in_adapter, out / IN_ADAPTER)
     return 0
@@ -72,19 +73,16 @@ def write_metrics(out: Path, result: Result) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def draw_example(model: ForecastModel, content: dict[str, Any], split: str, out: Path) -> None:
+def draw_example(model: ForecastModel, config: RunConfig, split: str, out: Path) -> None:
     """划分正中间的窗口，末一个时效。"""
     import torch
 
     from util.calendar import time_text
-    from util.config import RunConfig
     from util.data.batches import all_starts
     from util.data.dataset import open_data
     from util.plot.maps import forecast_figure
     from util.plot.style import save_figures
-    from util.strict import validate
 
-    config: RunConfig = validate(RunConfig, content["config"], "checkpoint")
     data = open_data(config.data, announce=False)
     spec = data.spec
     starts = all_starts(data.segments[split], spec.window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from engine.loading import DATA_MAY_CHANGE, Content
+from engine.loading import DATA_MAY_CHANGE, Content, run_name
 from engine.parallel import from_main
 from models import build_config
 from util.atomic import reserved
@@ -20,6 +21,7 @@ from util.checkpoint import load_checkpoint
 from util.config import RunConfig
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
+from util.strict import brief, folder_name
 
 log = logging.getLogger("ar_pred")
 
@@ -63,10 +65,13 @@ def claim_run(config: RunConfig, stem: str, resume: str | None, held: ExitStack)
         ValueError: 见 find_resume。
     """
     if resume == "auto":
-        pattern = f"{config.run.name or stem + '-*'}/last.ckpt"
+        pattern = f"{config.run.name or glob.escape(stem) + '-*'}/last.ckpt"
         found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
         resume = str(found[-1]) if found else None
-    name = load_checkpoint(resume, gather=False)["run"] if resume else config.run.name or make_name(config, stem)
+    if resume:
+        name = run_name(load_checkpoint(resume, gather=False), resume)
+    else:
+        name = config.run.name or make_name(config, stem)
     for folder in run_folders(config, name):
         held.enter_context(reserved(folder, "wait for it to end, or give another run.name"))
     if resume is None and (Path(config.checkpoint.dir) / name / "last.ckpt").exists():
@@ -81,8 +86,16 @@ def run_folders(config: RunConfig, name: str) -> list[Path]:
 
 
 def make_name(config: RunConfig, stem: str) -> str:
-    """没有名字的新运行以时刻为名，文件夹当场建立；同一秒里已有人用了，就添上 -2、-3。"""
+    """没有名字的新运行以时刻为名，文件夹当场建立；同一秒里已有人用了，就添上 -2、-3。
+
+    Raises:
+        ValueError: 配置的文件名里有不能作名字的。
+    """
     first = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        folder_name(f"{first}-999")
+    except ValueError as error:
+        raise ValueError(f"the run would be called {brief(first)}: {error}; give run.name=NAME") from None
     names = chain([first], (f"{first}-{number}" for number in count(2)))
     return next(name for name in names if make_folders(run_folders(config, name)))
 

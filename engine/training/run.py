@@ -29,6 +29,7 @@ from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
 from engine.versions import versions
+from util.atomic import remove_leftovers
 from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint
 from util.config import RunConfig, check_batch_size, eval_batch_size
@@ -129,8 +130,7 @@ def open_run(
             state.progress.batches, state.progress.loss_sum, state.progress.loss_count = 0, 0.0, 0
     if main:
         (log_dir / "config.yaml").write_text(resolved, encoding="utf-8")
-        for leftover in (Path(config.checkpoint.dir) / name).glob(".*.tmp"):
-            leftover.unlink()  # 上一次在写的时候被杀掉
+        remove_leftovers(Path(config.checkpoint.dir) / name)  # 上一次在写的时候被杀掉
     fabric.barrier()
     metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None
     wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})

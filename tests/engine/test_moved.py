@@ -12,7 +12,7 @@ import yaml
 
 from engine.codecs.reconstruct import main as reconstruct
 from engine.commands import evaluate_command, inference_command
-from engine.loading import DATA_MAY_CHANGE, checkpoint_config
+from engine.loading import DATA_MAY_CHANGE, checkpoint_config, run_name
 from tests.engine.codecs.tiny_codec import register
 from tests.engine.runs import train_here, write_run
 from util.checkpoint import load_checkpoint
@@ -102,9 +102,22 @@ def test_what_may_change_is_what_resuming_lets_change(make_tree, tmp_path: Path)
         value = content["config"]["data"][key]
         override = [f"data.{key}={'null' if value is None else value}"]
         if key in DATA_MAY_CHANGE:
-            assert checkpoint_config(content, "best.ckpt", override).model_dump() == content["config"]
+            read = checkpoint_config(content, "best.ckpt", [f"data.cache_dir={tree.data['cache_dir']}", *override])
+            assert read.model_dump() == {**content["config"], "run": {**content["config"]["run"], "name": None}}
         else:
             with pytest.raises(ValueError, match=rf"override .data.{key}=.*: a checkpoint carries its own config"):
                 checkpoint_config(content, "best.ckpt", override)
     with pytest.raises(ValueError, match="best.ckpt: data.workers = -1"):
         checkpoint_config(content, "best.ckpt", ["data.workers=-1"])
+
+
+def test_a_checkpoint_does_not_say_where_to_write(make_tree, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """从前的运行名什么都许，照样读得出；缓存不写到检查点说的地方去，除非命令行也这样说。"""
+    tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
+    config = load_config(write_run(tmp_path, tree)).model_dump()
+    content = {"config": {**config, "run": {**config["run"], "name": "../lr=1e-3"}}, "run": "../lr=1e-3"}
+    assert checkpoint_config(content, "best.ckpt").data.cache_dir == "tmp"
+    assert f"give data.cache_dir={tree.data['cache_dir']}" in caplog.text
+    assert checkpoint_config(content, "best.ckpt", ["data.cache_dir=here"]).data.cache_dir == "here"
+    with pytest.raises(ValueError, match=r"best.ckpt: its run is called '../lr=1e-3': a name is that of one folder"):
+        run_name(content, "best.ckpt")

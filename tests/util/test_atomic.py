@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.holding import ROOT, held_elsewhere
-from util.atomic import LOCK, reserved
+from util.atomic import LOCK, remove_leftovers, replacing, reserved
 
 
 def test_the_second_is_told_who_holds_it(tmp_path: Path):
@@ -92,3 +92,22 @@ while done < 30:
     children = [subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     said = [child.communicate()[1] for child in children]
     assert [child.returncode for child in children] == [0] * 4, said
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path):
+    """被杀时留下的文件、文件夹，在哪一层都算；别人的点文件、别人的 .tmp 都不动。"""
+    with replacing(tmp_path / "shards") as temporary:
+        temporary.mkdir()
+        (temporary / "part").touch()
+        left = tmp_path / "deep" / temporary.name
+        left.parent.mkdir()
+        os.rename(temporary, left)
+        temporary.mkdir()
+    with replacing(tmp_path / "last.ckpt") as temporary:
+        temporary.touch()
+        (tmp_path / f"{temporary.name[:-20]}{'0' * 16}.tmp").touch()
+    theirs = {".notes.tmp", ".env", f".{'0' * 16}.tmp", ".x.0123456789abcdeg.tmp", "a.0123456789abcdef.tmp"}
+    for name in theirs:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"shards", "deep", "last.ckpt", *theirs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -245,6 +246,24 @@ def test_standardize_takes_the_words_yaml_turns_into_booleans(run_yaml: Path, wo
 def test_dates_are_kept_as_text(run_yaml: Path):
     config = load_config(run_yaml, ["data.splits.train=[1979-01-01, 2013]"])
     assert config.data.splits.train == ["1979-01-01", "2013"]
+
+
+NAMES = ["ridge", "运行 1", "été_2.0", "हिन्दी", "-x", "ж" * 60]
+NO_NAMES = ["..", ".hidden", "a/../../y", "/etc/x", "a/b", "a\\b", "*", "a[1]", "a?", "a\n", "a\0b", " ", "", "ж" * 61]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_kept(run_yaml: Path, name: str):
+    assert load_config(run_yaml, [f'run.name="{name}"']).run.name == name
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_name_is_that_of_one_folder(run_yaml: Path, name: str):
+    """配置里写的、命令行里写的，守同样的规矩。"""
+    quoted = json.dumps(name)
+    assert "run.name = " in message(run_yaml, f"run.name={quoted}")
+    run_yaml.write_text(f"{run_yaml.read_text()}\nrun: {{name: {quoted}}}\n", encoding="utf-8")
+    assert "a name is that of one folder: letters, digits" in message(run_yaml)
 
 
 def test_round_trip_through_plain_values(run_yaml: Path):

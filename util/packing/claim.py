@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from util.atomic import reserved
+from util.atomic import remove_leftovers, reserved
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,8 +32,7 @@ def claimed(store: Path) -> Iterator[None]:
         ValueError: 别的进程正在写；磁盘满了。
     """
     with reserved(store / "pack", "another packing is at work there, wait for it or give another --out"):
-        for leftover in store.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)  # 被杀的那一次，它的进程随后就退，也许正在自己删
+        remove_leftovers(store)
         try:
             yield
         except OSError as error:

@@ -146,6 +146,7 @@ def test_interrupted_finish_is_done_again(config, tmp_path):
         ({"members": [{"config": "a.yaml", "overides": []}]}, r"unknown key members[0].overides"),
         ({"members": ["config/a.yaml", "other/a.yaml"]}, "two members are called a; give one of them another name"),
         ({"members": [{"config": "a.yaml", "name": "x/y"}]}, "members[0].name = 'x/y'"),
+        ({"members": [{"config": "a.yaml", "run": ".."}]}, "members[0].run = '..': a name is that of one folder"),
         (
             {"members": ["config/persistense.yaml"]},
             "member persistense failed: no file config/persistense.yaml; nearest",

@@ -19,6 +19,7 @@ from engine.training.resume import claim_run
 from engine.training.run import make_fabric
 from tests.engine.runs import ROOT, checkpoint, losses, run_script, train_here, write_run
 from tests.holding import held_elsewhere
+from util.checkpoint import save_checkpoint
 from util.config import load_config
 
 # train.py，只是时钟停着
@@ -61,6 +62,26 @@ def test_names_of_one_second(tree, tmp_path, monkeypatch):
     one = load_config(write_run(tmp_path, tree, checkpoint={"dir": str(tmp_path / "log")}))
     with ExitStack() as held:
         assert claim_run(one, "other", None, held) == (None, "other-20260102-030405")
+
+
+@pytest.mark.parametrize("name", ["..", "/etc/x", "a/../../y", ".git", "*"])
+def test_a_resumed_checkpoint_does_not_say_where_to_write(tree, tmp_path, name):
+    config = load_config(write_run(tmp_path, tree))
+    save_checkpoint(tmp_path / "last.ckpt", {"run": name})
+    before = sorted(tmp_path.rglob("*"))
+    with ExitStack() as held, pytest.raises(ValueError, match=r"last.ckpt: its run is called .* that of one folder"):
+        claim_run(config, "run", str(tmp_path / "last.ckpt"), held)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_name_that_is_no_run_name(tree, tmp_path):
+    """运行没有写名字时以配置的文件名开头；通配符不当通配符用。"""
+    (tmp_path / "checkpoints/r-1").mkdir(parents=True)
+    (tmp_path / "checkpoints/r-1/last.ckpt").touch()
+    config = load_config(write_run(tmp_path, tree))
+    for resume_from in (None, "auto"):
+        with ExitStack() as held, pytest.raises(ValueError, match=r"would be called '\[r\]-.*; give run.name=NAME"):
+            claim_run(config, "[r]", resume_from, held)
 
 
 @pytest.fixture

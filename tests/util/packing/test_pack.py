@@ -142,7 +142,7 @@ def test_leftovers_are_swept_and_two_do_not_write_at_once(tree, tmp_path: Path):
     pack_small(config, store)
     whole = contents(store)
     (store / "store.json").unlink()
-    (store / "fields" / ".1.0.0.0.77.tmp").write_text("half")
+    (store / "fields" / ".1.0.0.0.0123456789abcdef.tmp").write_text("half")
     with held_elsewhere(store / "pack"), pytest.raises(ValueError, match="another packing is at work there"):
         pack_small(config, store)
     pack_small(config, store)
