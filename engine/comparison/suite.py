@@ -24,16 +24,28 @@ ROOT = Path(__file__).resolve().parents[2]
 TAIL_BYTES = 4096  # 子进程标准错误的末尾，够找出最后一行
 
 
+def _flat(value: object) -> object:
+    """一层层列着的改动摊平：几个成员共有的用 YAML 的锚写一次，拼在一起。"""
+    if not isinstance(value, list):
+        return value
+    return [text for item in value for text in (item if isinstance(item, list) else [item])]
+
+
+Overrides = Annotated[list[str], BeforeValidator(_flat)]
+
+
 class Member(Strict):
     """一个成员：config/ 下的 YAML 与对它的改动。
 
-    name 是表上的名字，默认是文件名；run 是运行名，默认 suite-<文件>-<name>，写上别的训练用过的名字就把它取来。
+    name 是表上的名字，默认是文件名；run 是运行名，默认 suite-<文件>-<name>，写上别的训练用过的名字就把它取来；
+    ensemble 同 evaluate.py --members。
     """
 
     config: str
     name: Name = ""
     run: Name = ""
-    overrides: list[str] = Field(default=[])
+    overrides: Overrides = Field(default=[])
+    ensemble: PositiveInt = 1
 
     @property
     def label(self) -> str:
@@ -57,7 +69,7 @@ class Suite(Strict):
     """config/suites/ 下的一个文件；overrides 先于各成员自己的改动；split、steps、stride 同 evaluate.py。"""
 
     members: Members = Field(min_length=1)
-    overrides: list[str] = Field(default=[])
+    overrides: Overrides = Field(default=[])
     split: Literal["train", "val", "test"] = "test"
     steps: PositiveInt | None = None
     stride: PositiveInt = 1
@@ -114,10 +126,11 @@ def finish_member(suite: Suite, member: Member, run: str, own: str) -> Path:
     else:
         run_script("train.py", "--config", member.config, "--resume", "auto", *changes)
     for place in (folder / "test", folder / own):  # 训练末了的成绩，或上一次在这里评的
-        if is_evaluated(place, best, suite, config):
+        if is_evaluated(place, best, suite, member, config):
             log.info("%s is evaluated already, in %s", run, place)
             return place
     options = ["--split", suite.split, "--stride", str(suite.stride), "--save", "none"]
+    options += ["--members", str(member.ensemble)]
     options += ["--steps", str(suite.steps)] if suite.steps else []
     run_script("evaluate.py", "--checkpoint", str(best), *options, "--out", str(folder / own))
     return folder / own
@@ -136,7 +149,7 @@ def is_trained(folder: Path, best: Path, config: RunConfig) -> bool:
     )
 
 
-def is_evaluated(folder: Path, best: Path, suite: Suite, config: RunConfig) -> bool:
+def is_evaluated(folder: Path, best: Path, suite: Suite, member: Member, config: RunConfig) -> bool:
     """有一份同样选项的评测，比检查点新；metrics.json 是评测里较晚写的，有它就有 statistics.nc。"""
     path = folder / "metrics.json"
     if not path.is_file() or path.stat().st_mtime < best.stat().st_mtime:
@@ -146,7 +159,8 @@ def is_evaluated(folder: Path, best: Path, suite: Suite, config: RunConfig) -> b
     except ValueError as error:  # 坏了，或是从前的版本写的
         log.warning("%s; it is evaluated again", error)
         return False
-    wanted = (str(best), suite.split, suite.stride, 1, 0, suite.steps or config.data.frames_out, None)
+    steps = suite.steps or config.data.frames_out
+    wanted = (str(best), suite.split, suite.stride, member.ensemble, 0, steps, None)
     return wanted == (found.checkpoint, found.split, found.stride, found.members, found.perturb, found.steps, found.set)
 
 

@@ -104,6 +104,13 @@ def test_shared_overrides_come_before_those_of_a_member(config, calls, tmp_path)
     assert (used["train"]["epochs"], used["train"]["lr"], used["data"]["eval_stride"]) == (1, 2e-3, 1)
 
 
+def test_shared_overrides_are_written_once():
+    """锚指着的列表拼在一起。"""
+    written = "a: &small [model.width=8, train.lr=1e-3]\nb: [*small, train.epochs=2]"
+    member = Member(config="a.yaml", overrides=yaml.safe_load(written)["b"])
+    assert member.overrides == ["model.width=8", "train.lr=1e-3", "train.epochs=2"]
+
+
 def test_members_can_be_those_of_another_suite(config, tmp_path):
     other = write_suite(tmp_path, str(config), {"config": str(config), "name": "again"})
     suite = Suite.model_validate({"members": str(other), "overrides": ["train.epochs=1"]})
@@ -172,11 +179,13 @@ def test_evaluated_only_with_the_same_options(config, tmp_path):
     found = {"checkpoint": str(best), "split": "test", "stride": 1, "members": 1, "perturb": 0.0, "smooth": 0.0}
     found |= {"run": "run", "step": 1, "steps": 1, "model": "cnn"}
 
-    def is_evaluated(change: dict[str, Any], **options: Any) -> bool:
-        (folder / "metrics.json").write_text(json.dumps(found | change))
-        return suite_module.is_evaluated(folder, best, Suite(members=[Member(config="a.yaml")], **options), values)
+    one = Member(config="a.yaml")
 
-    assert not suite_module.is_evaluated(folder, best, Suite(members=[Member(config="a.yaml")]), values)
+    def is_evaluated(change: dict[str, Any], member: Member = one, **options: Any) -> bool:
+        (folder / "metrics.json").write_text(json.dumps(found | change))
+        return suite_module.is_evaluated(folder, best, Suite(members=[member], **options), member, values)
+
+    assert not suite_module.is_evaluated(folder, best, Suite(members=[one]), one, values)
     assert is_evaluated({})
     for change in (
         {"split": "val"},
@@ -188,6 +197,7 @@ def test_evaluated_only_with_the_same_options(config, tmp_path):
     ):
         assert not is_evaluated(change)
     assert is_evaluated({"steps": 2, "stride": 2}, steps=2, stride=2)
+    assert is_evaluated({"members": 4}, Member(config="a.yaml", ensemble=4))
     os.utime(best, (time.time() + 9, time.time() + 9))
     assert not is_evaluated({})
 
