@@ -33,8 +33,8 @@ from models.layers.attention import (
     token_mask,
 )
 from models.layers.draws import Draws
-from models.layers.losses import refuse_members
 from models.layers.members import Generators
+from models.layers.noise import Noise, condition_norms, forecast_members, normalise
 from models.layers.position import token_places
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
@@ -87,6 +87,7 @@ class Config(Strict):
     act: Literal["GELU", "ReLU", "SiLU"] = "GELU"
     norm: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
     attention: Literal["auto", "sdpa", "flex"] = "auto"
+    noise: Noise | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -123,9 +124,9 @@ class EncoderBlock(nn.Module):
         self.mlp = Mlp(config.dim, config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
-        x = x + self.drop(self.attention(self.norm1(x), mask))
-        return x + self.drop(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, mask: Tensor | BlockMask | None, noise: Tensor | None = None) -> Tensor:
+        x = x + self.drop(self.attention(normalise(self.norm1, x, noise), mask))
+        return x + self.drop(self.mlp(normalise(self.norm2, x, noise)))
 
 
 class DecoderBlock(nn.Module):
@@ -140,9 +141,9 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(width, config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        query = query + self.drop(self.attention(self.norm1(query), memory))
-        return query + self.drop(self.mlp(self.norm2(query)))
+    def forward(self, query: Tensor, memory: Tensor, noise: Tensor | None = None) -> Tensor:
+        query = query + self.drop(self.attention(normalise(self.norm1, query, noise), memory))
+        return query + self.drop(self.mlp(normalise(self.norm2, query, noise)))
 
 
 class Decoder(nn.Module):
@@ -160,28 +161,25 @@ class Decoder(nn.Module):
         self.norm = norm(width)
         self.head = nn.Linear(width, pixels)
 
-    def forward(self, encoded: Tensor, code: Tensor, draws: Draws | None) -> Tensor:
+    def forward(self, encoded: Tensor, code: Tensor, draws: Draws | None, noise: Tensor | None) -> Tensor:
         """encoded (B, (G-1)·n, D)、被拿掉区块的位置编码 code (B, n, D) → (B, n, P)。"""
         query = self.query.expand(len(encoded), -1, -1)
-        if self.resample and self.training:  # 每步重新随机；评测时用存下的一份，结果才能重复
-            assert draws is not None
+        if self.resample and draws is not None:  # 每步重新随机；评测、预报时用存下的一份，结果才能重复
             query = QUERY_STD * draws.normal_like(query)
         query = query + self.code(code)  # (B, n, E)
         memory = self.memory(encoded)  # (B, (G-1)·n, E)
         for block in self.blocks:
-            query = block(query, memory)
-        return self.head(self.norm(query))
+            query = block(query, memory, noise)
+        return self.head(normalise(self.norm, query, noise))
 
 
 class Model(nn.Module):
     """见文件开头。frames_out 只能是 1；网格须能被 token 整除，token 总数须能被区块整除。"""
 
-    probabilistic = False
-
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: T_out ≠ 1、网格不能整除、区块不能整除、tendency 而区块不是一帧、flex 用不了。"""
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.probabilistic = config, spec, config.noise is not None
         rows, cols = _token_grid(config, spec)
         self.size = rows * cols if config.grouping.size == "frame" else config.grouping.size
         self.groups = _num_groups(config, spec, rows * cols, self.size)
@@ -209,6 +207,7 @@ class Model(nn.Module):
         self.decoder = Decoder(config, self.size, pixels)
         self.to_frame = ToFrame(config.token_size, rows, spec.num_channels, config.grouping.order, self.can_forecast)
         self.init_weights()
+        condition_norms(self, config.noise)
         values, numbers = self.size * pixels, self.size * config.decoder_width
         log.info(
             "a group of %d values leaves the decoder through %d numbers, ratio %.2f", values, numbers, values / numbers
@@ -248,7 +247,8 @@ class Model(nn.Module):
         removed = self._draw_removed(draws)  # (B,)
         tokens = self.position(self.embed(raw))  # (B, N, D)
         kept = self.remove_group(tokens, removed)  # (B, (G-1)·n, D)
-        predicted = self._reconstruct(kept, removed, draws)  # (B, n, P)
+        noise = None if self.config.noise is None else draws.normal(self.config.noise.size)  # (B, size)
+        predicted = self._reconstruct(kept, removed, draws if self.training else None, noise)  # (B, n, P)
         if self.config.predict == "tendency":
             predicted = predicted + self._take_group(raw, torch.where(removed > 0, removed - 1, 1))
         error = self.to_frame(predicted) - self.to_frame(self._take_group(raw, removed))  # (B, H, W, k)
@@ -261,25 +261,30 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, t-1, k, H, W) → (B, 1, 1, k, H, W)，标准化空间；num_members > 1、区块不是一帧是 ValueError。"""
-        refuse_members("ar_pred_video_vanilla", num_members)
+        """(B, t-1, k, H, W) → (B, M, 1, k, H, W)，标准化空间；没有噪声而 M > 1、区块不是一帧是 ValueError。"""
         if not self.can_forecast:
             raise ValueError(
                 f"grouping {self.config.grouping.model_dump()} trains masked reconstruction only; "
                 "a forecast needs one group per frame: {order: t h w, size: frame}"
             )
+        return forecast_members(
+            self._last_frame, "ar_pred_video_vanilla", self.config.noise, history, num_members, generator
+        )
+
+    def _last_frame(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, t-1, k, H, W)、噪声 (B, size) → (B, 1, k, H, W)。"""
         raw = self.tokenize(rearrange(history, "b t k h w -> b h w (t k)"))  # (B, (t-1)·n, P)
         removed = torch.full((len(raw),), self.groups - 1, device=raw.device)
-        predicted = self._reconstruct(self.position(self.embed(raw)), removed, None)  # (B, n, P)
+        predicted = self._reconstruct(self.position(self.embed(raw)), removed, None, noise)  # (B, n, P)
         if self.config.predict == "tendency":
             predicted = predicted + raw[:, -self.size :]
-        return rearrange(self.to_frame(predicted), "b h w k -> b 1 1 k h w")
+        return rearrange(self.to_frame(predicted), "b h w k -> b 1 k h w")
 
-    def _reconstruct(self, tokens: Tensor, removed: Tensor, draws: Draws | None) -> Tensor:
-        """(B, (G-1)·n, D)、(B,) → (B, n, P)；draws 只在训练时要。"""
+    def _reconstruct(self, tokens: Tensor, removed: Tensor, draws: Draws | None, noise: Tensor | None) -> Tensor:
+        """(B, (G-1)·n, D)、(B,) → (B, n, P)；没有 draws 时照 eval_mask。"""
         for block in self.encoder:
-            tokens = block(tokens, self._mask(tokens.device, draws))
-        return self.decoder(tokens, self.position.of(removed), draws)
+            tokens = block(tokens, self._mask(tokens.device, draws), noise)
+        return self.decoder(tokens, self.position.of(removed), draws, noise)
 
     def _draw_removed(self, draws: Draws) -> Tensor:
         """(B,) 各窗口拿掉哪一块。"""
@@ -294,11 +299,10 @@ class Model(nn.Module):
         return blocks[torch.arange(len(which), device=which.device), which]
 
     def _mask(self, device: torch.device, draws: Draws | None) -> Tensor | BlockMask | None:
-        """这一层的遮挡：训练时每对「更晚的区块」按 mask_ratio 各抽一次（全局批共用），评测时全遮或全不遮。"""
+        """这一层的遮挡：训练时每对「更晚的区块」按 mask_ratio 各抽一次（全局批共用），评测、预报时全遮或全不遮。"""
         count = self.groups - 1
         later = torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
-        if self.training:
-            assert draws is not None
+        if draws is not None:
             hidden = later & (torch.rand(count, count, generator=draws.step, device=device) < self.config.mask_ratio)
         elif self.config.eval_mask == "causal":
             hidden = later

@@ -19,8 +19,9 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import to_state
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import target_mse
 from models.layers.members import Generators
+from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -32,7 +33,7 @@ class Config(Strict):
     """variant 见文件开头；width: 基础宽度 w；blocks: deep 的残差块数（不写为 3），cnn 没有；
 
     padding: 卷积的边界，zeros 四边补零（原版），circular_lon 经度循环、纬度补零；
-    predict: 网络给出的是场（原版），还是与最后一帧历史之差。
+    predict: 网络给出的是场（原版），还是与最后一帧历史之差；noise: 成员的噪声，见 models/layers/noise.py。
     """
 
     variant: Literal["cnn", "deep"] = "cnn"
@@ -40,6 +41,7 @@ class Config(Strict):
     blocks: PositiveInt | None = None
     padding: Padding = "zeros"
     predict: Predict = "state"
+    noise: Noise | None = None
 
     @field_validator("blocks")
     @classmethod
@@ -49,18 +51,15 @@ class Config(Strict):
         return blocks
 
 
-class ConvBlock(nn.Sequential):
+class ConvBlock(Chain):
     """Conv 3×3 – BN – ReLU。"""
 
     def __init__(self, channels_in: int, channels_out: int, padding: Padding, stride: int = 1) -> None:
         conv = PaddedConv2d(channels_in, channels_out, 3, padding, stride=stride, bias=False)
         super().__init__(conv, BatchNorm2d(channels_out), nn.ReLU())
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)  # 自己的一个：nn.Sequential 的编译器跳过，里面各层就合不到一起
 
-
-class ResidualBlock(nn.Module):
+class ResidualBlock(Noisy):
     """ReLU(x + BN(Conv(ReLU(BN(Conv(x))))))，宽度不变。"""
 
     def __init__(self, width: int, padding: Padding) -> None:
@@ -69,27 +68,27 @@ class ResidualBlock(nn.Module):
         self.second = PaddedConv2d(width, width, 3, padding, bias=False)
         self.norm = BatchNorm2d(width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, w, H, W)
-        return (x + self.norm(self.second(self.first(x)))).relu()
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:  # (B, w, H, W)
+        return (x + normalise(self.norm, self.second(self.first(x, noise)), noise)).relu()
 
 
-def encoder_decoder(channels_in: int, channels_out: int, width: int, padding: Padding) -> nn.Sequential:
+def encoder_decoder(channels_in: int, channels_out: int, width: int, padding: Padding) -> Chain:
     """variant: cnn。(B, T_in·C, H, W) → (B, T_out·C, H, W)。"""
     up = PaddedConvTranspose2d(4 * width, 2 * width, 4, 2, padding, bias=False)
-    return nn.Sequential(
+    return Chain(
         ConvBlock(channels_in, width, padding),
         ConvBlock(width, 2 * width, padding),
         ConvBlock(2 * width, 2 * width, padding, stride=2),  # (B, 2w, H/2, W/2)
         ConvBlock(2 * width, 4 * width, padding),
-        nn.Sequential(up, BatchNorm2d(2 * width), nn.ReLU()),  # (B, 2w, H, W)
+        Chain(up, BatchNorm2d(2 * width), nn.ReLU()),  # (B, 2w, H, W)
         ConvBlock(2 * width, width, padding),
         PaddedConv2d(width, channels_out, 3, padding),
     )
 
 
-def residual(channels_in: int, channels_out: int, width: int, padding: Padding, blocks: int) -> nn.Sequential:
+def residual(channels_in: int, channels_out: int, width: int, padding: Padding, blocks: int) -> Chain:
     """variant: deep。(B, T_in·C, H, W) → (B, T_out·C, H, W)。"""
-    return nn.Sequential(
+    return Chain(
         ConvBlock(channels_in, width, padding),
         *(ResidualBlock(width, padding) for _ in range(blocks)),
         PaddedConv2d(width, channels_out, 3, padding),
@@ -99,40 +98,31 @@ def residual(channels_in: int, channels_out: int, width: int, padding: Padding, 
 class Model(nn.Module):
     """两种网络共用的外壳：时间与通道的叠放、损失、预报。"""
 
-    probabilistic = False
     can_forecast = True
     field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         check_padding(config.padding, spec)
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.noise = config, spec, config.noise
+        self.probabilistic = config.noise is not None
         sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
         if config.variant == "deep":
             self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
-            convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，处理器上卷积快些
-            return
-        for length, name in ((spec.height, "latitude"), (spec.width, "longitude")):
-            if length % 2:
-                raise ValueError(
-                    f"model.variant = cnn halves the grid, which is odd in {name} ({spec.height} x {spec.width}); "
-                    "even numbers of latitudes and longitudes work, and variant deep works on every grid"
-                )
-        if config.padding == "circular_lon" and spec.width < 4:
-            raise ValueError(
-                f"model.padding = circular_lon with variant cnn needs 4 longitudes, found {spec.width}: use zeros"
-            )
-        self.network = encoder_decoder(*sizes, config.padding)
-        convert_conv2d_weight_memory_format(self, torch.channels_last)
+        else:
+            _check_grid(config, spec)
+            self.network = encoder_decoder(*sizes, config.padding)
+        condition_norms(self, config.noise)
+        convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，处理器上卷积快些
 
     @property
     def blocks(self) -> list[nn.Module]:
         """最外的各块。"""
         return [module for module in self.network if isinstance(module, ConvBlock | ResidualBlock)]
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
-        made = self.network(history.flatten(1, 2)).unflatten(1, (self.spec.frames_out, -1))
+        made = self.network(history.flatten(1, 2), noise).unflatten(1, (self.spec.frames_out, -1))
         return to_state(made, history, self.config.predict)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -142,6 +132,19 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
-        refuse_members("cnn", num_members)
-        return self(history)[:, None]
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
+        return forecast_members(self, "cnn", self.noise, history, num_members, generator)
+
+
+def _check_grid(config: Config, spec: DataSpec) -> None:
+    """variant: cnn 减半一次，又绕经度。"""
+    for length, name in ((spec.height, "latitude"), (spec.width, "longitude")):
+        if length % 2:
+            raise ValueError(
+                f"model.variant = cnn halves the grid, which is odd in {name} ({spec.height} x {spec.width}); "
+                "even numbers of latitudes and longitudes work, and variant deep works on every grid"
+            )
+    if config.padding == "circular_lon" and spec.width < 4:
+        raise ValueError(
+            f"model.padding = circular_lon with variant cnn needs 4 longitudes, found {spec.width}: use zeros"
+        )

@@ -8,12 +8,14 @@ seq2seq   编码相同；解码是一个 ConvLSTM 单元，从顶层的 (h, c) �
           （训练时按 teacher_forcing 换成真值，Bengio et al. 2015），每步 h → 卷积 → 下一帧。
 
 来源没有写明、由这里定下的：输出的卷积与单元同样大小；两层之间是 SiLU（ReLU 在通道少时会整层死掉，实测）。
+成员的噪声（models/layers/noise.py）没有归一化层可调制，是各单元的门的输入通道：全球同一个数，1 × 1 的卷积就是线性层。
 
 字母：B 批，C 通道，H×W 网格，D = hidden。
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,8 +23,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from models.layers.frames import to_state
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import target_mse
 from models.layers.members import Generators
+from models.layers.noise import Noise, forecast_members, modulation
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
@@ -36,6 +39,8 @@ class Config(Strict):
     predict 网络给出场，还是差：convlstm 与最后一帧历史之差，seq2seq 与解码这一步的输入之差。
 
     teacher_forcing 只属于 seq2seq：训练时每个窗口、每一步以真值作下一步输入的概率；1 总是真值，0 总是自己的预测。
+
+    noise 成员的噪声；与 teacher_forcing 不合用：真值没有成员。
     """
 
     variant: Literal["convlstm", "seq2seq"] = "convlstm"
@@ -45,6 +50,7 @@ class Config(Strict):
     padding: Padding = "zeros"
     predict: Predict = "state"
     teacher_forcing: Share = 0.0
+    noise: Noise | None = None
 
     @field_validator("kernel")
     @classmethod
@@ -60,6 +66,13 @@ class Config(Strict):
             raise ValueError("only variant = seq2seq feeds frames back; remove the key or choose that variant")
         return share
 
+    @field_validator("noise")
+    @classmethod
+    def _has_no_truth(cls, noise: Noise | None, info: ValidationInfo) -> Noise | None:
+        if noise is not None and info.data.get("teacher_forcing"):
+            raise ValueError("members follow their own frames; leave out model.teacher_forcing or model.noise")
+        return noise
+
 
 class ConvLSTMCell(nn.Module):
     """一步：四个门由 [输入, h] 的一次卷积算出，通道依次是 i、f、o、g。
@@ -67,14 +80,18 @@ class ConvLSTMCell(nn.Module):
     c' = σ(f)·c + σ(i)·tanh(g)，h' = σ(o)·tanh(c')。
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int, padding: Padding) -> None:
+    def __init__(self, channels: int, hidden: int, kernel: int, padding: Padding, noise: Noise | None = None) -> None:
         super().__init__()
         self.gates = PaddedConv2d(channels + hidden, 4 * hidden, kernel, padding)
+        self.noise_gates = None if noise is None else modulation(noise.size, 4 * hidden)
 
-    def forward(self, x: Tensor, state: Cell) -> Cell:
-        """x (B, C, H, W)、(h, c) → 下一个 (h, c)。"""
+    def forward(self, x: Tensor, state: Cell, noise: Tensor | None = None) -> Cell:
+        """x (B, C, H, W)、(h, c)、噪声 (B, size) → 下一个 (h, c)。"""
         h, c = state
-        i, f, o, g = self.gates(torch.cat([x, h], 1)).chunk(4, 1)  # 各 (B, D, H, W)
+        gates = self.gates(torch.cat([x, h], 1))  # (B, 4·D, H, W)
+        if self.noise_gates is not None:
+            gates = gates + self.noise_gates(noise)[..., None, None]
+        i, f, o, g = gates.chunk(4, 1)  # 各 (B, D, H, W)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
 
@@ -86,7 +103,6 @@ class Model(nn.Module):
         ValueError: circular_lon 的卷积比经度的一圈还宽。
     """
 
-    probabilistic = False
     can_forecast = True
     field_loss = True
 
@@ -94,12 +110,13 @@ class Model(nn.Module):
         super().__init__()
         check_padding(config.padding, spec)
         _check_kernel(config, spec)
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.probabilistic = config, spec, config.noise is not None
         channels, hidden, kernel, padding = spec.num_channels, config.hidden, config.kernel, config.padding
+        cell = partial(ConvLSTMCell, hidden=hidden, kernel=kernel, padding=padding, noise=config.noise)
         inputs = [channels] + [hidden] * (config.layers - 1)
-        self.encoder = nn.ModuleList(ConvLSTMCell(n, hidden, kernel, padding) for n in inputs)
+        self.encoder = nn.ModuleList(cell(n) for n in inputs)
         if config.variant == "seq2seq":
-            self.decoder = ConvLSTMCell(channels, hidden, kernel, padding)
+            self.decoder = cell(channels)
             self.head = nn.Sequential(PaddedConv2d(hidden, channels, kernel, padding))
         else:
             self.head = nn.Sequential(
@@ -113,25 +130,31 @@ class Model(nn.Module):
         """各层的一步。"""
         return [module for module in self.modules() if isinstance(module, ConvLSTMCell)]
 
-    def encode(self, history: Tensor) -> Cell:
-        """(B, T_in, C, H, W) → 顶层最后的 (h, c)。"""
+    def encode(self, history: Tensor, noise: Tensor | None = None) -> Cell:
+        """(B, T_in, C, H, W)、噪声 (B, size) → 顶层最后的 (h, c)。"""
         zeros = history.new_zeros(len(history), self.config.hidden, *history.shape[-2:])  # (B, D, H, W)
         states = [(zeros, zeros)] * len(self.encoder)
         for x in history.unbind(1):  # (B, C, H, W)
             for layer, cell in enumerate(self.encoder):
-                states[layer] = cell(x, states[layer])
+                states[layer] = cell(x, states[layer], noise)
                 x = states[layer][0]  # (B, D, H, W)
         return states[-1]
 
-    def forward(self, history: Tensor, truth: Tensor | None = None, forced: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        history: Tensor,
+        truth: Tensor | None = None,
+        forced: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """truth (B, T_out, C, H, W)、forced (B, T_out, C, 1, 1)：seq2seq 在 forced 为真处以真值作下一步的输入。"""
-        state = self.encode(history)
+        state = self.encode(history, noise)
         if self.config.variant == "convlstm":
             made = self.head(state[0]).unflatten(1, (self.spec.frames_out, -1))  # (B, T_out, C, H, W)
             return to_state(made, history, self.config.predict)
         frame, made = history[:, -1], []  # (B, C, H, W)
         for step in range(self.spec.frames_out):
-            state = self.decoder(frame, state)
+            state = self.decoder(frame, state, noise)
             frame = to_state(self.head(state[0])[:, None], frame[:, None], self.config.predict)[:, 0]  # (B, C, H, W)
             made.append(frame)
             if truth is not None and forced is not None:
@@ -150,9 +173,8 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)，标准化空间；num_members > 1 是 ValueError。"""
-        refuse_members("convlstm", num_members)
-        return self(history)[:, None]
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)，标准化空间；没有噪声而 M > 1 是 ValueError。"""
+        return forecast_members(self, "convlstm", self.config.noise, history, num_members, generator)
 
 
 def _check_kernel(config: Config, spec: DataSpec) -> None:

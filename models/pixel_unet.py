@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import target_mse
 from models.layers.members import Generators
+from models.layers.noise import Noise, condition_norms, forecast_members
 from models.layers.padding import Padding, check_padding
 from models.layers.scaling import ChannelScaling, Scaling
 from models.layers.unet import UNet, Width
@@ -23,13 +24,14 @@ from util.strict import PositiveInt, Strict
 
 
 class Config(Strict):
-    """像素 U-Net 的选项；帧数与通道数来自 data 段。"""
+    """像素 U-Net 的选项；帧数与通道数来自 data 段；noise: 成员的噪声，见 models/layers/noise.py。"""
 
     base_channels: Width = 64
     depth: PositiveInt = 4
     scaling: Scaling = "minmax"
     padding: Padding = "zeros"
     predict: Predict = "state"
+    noise: Noise | None = None
 
 
 class Model(nn.Module):
@@ -39,7 +41,6 @@ class Model(nn.Module):
         ValueError: 网格不能整除 2^depth。
     """
 
-    probabilistic = False
     can_forecast = True
     field_loss = True
 
@@ -48,6 +49,7 @@ class Model(nn.Module):
         check_padding(config.padding, spec)
         check_halvings("depth", config.depth, (spec.height, spec.width))
         self.predict: Predict = config.predict
+        self.noise, self.probabilistic = config.noise, config.noise is not None
         self.channels = spec.channels
         self.frames_out = spec.frames_out
         self.scaling = ChannelScaling(spec.num_channels, config.scaling)
@@ -56,6 +58,7 @@ class Model(nn.Module):
         self.net = UNet(
             spec.frames_in * frame, spec.frames_out * frame, config.base_channels, config.depth, config.padding
         )
+        condition_norms(self, config.noise)
 
     def accumulate(self, batch: Batch) -> None:
         """记下一批训练窗口里各通道的极值；zscore 时不必。"""
@@ -70,10 +73,10 @@ class Model(nn.Module):
         """U-Net 的各块。"""
         return self.net.blocks
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)，标准化空间。"""
         scaled = self.scaling(history)
-        made = self.net(scaled.flatten(1, 2)).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
+        made = self.net(scaled.flatten(1, 2), noise).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
         return self.scaling.inverse(to_state(made, scaled, self.predict))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -83,6 +86,5 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
-        refuse_members("pixel_unet", num_members)
-        return self(history)[:, None]
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
+        return forecast_members(self, "pixel_unet", self.noise, history, num_members, generator)

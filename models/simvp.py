@@ -27,8 +27,9 @@ from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, Inception, InceptionTranslator
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import target_mse
 from models.layers.members import Generators
+from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -41,7 +42,7 @@ Scale = Literal["same", "down", "up"]
 
 
 class Config(Strict):
-    """SimVP 的选项，名字与原版相同；帧数与通道数来自 data 段。"""
+    """SimVP 的选项，名字与原版相同；帧数与通道数来自 data 段；noise: 成员的噪声，见 models/layers/noise.py。"""
 
     translator: Literal["inception", "gsta"] = "inception"
     hid_S: int = Field(32, ge=SPATIAL_GROUPS)
@@ -51,6 +52,7 @@ class Config(Strict):
     drop_path: float = Field(0.0, ge=0, lt=1)
     padding: Padding = "zeros"
     predict: Predict = "state"
+    noise: Noise | None = None
 
     @field_validator("hid_S")
     @classmethod
@@ -101,8 +103,9 @@ class ConvSC(nn.Module):
             self.conv = PaddedConv2d(channels_in, channels_out, 3, padding, stride=stride)
         self.norm = nn.GroupNorm(SPATIAL_GROUPS, channels_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)  # 归一化的导数不看它自己的输出
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        x = normalise(self.norm, self.conv(x), noise)
+        return F.leaky_relu(x, SLOPE, inplace=True)  # 归一化的导数不看它自己的输出
 
 
 class Encoder(nn.Module):
@@ -114,11 +117,11 @@ class Encoder(nn.Module):
         widths = [channels] + [width] * depth
         self.layers = nn.ModuleList(ConvSC(widths[i], width, scales[i], padding) for i in range(depth))
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) → (N, S, h, w)、跳接 (N, S, H, W)。"""
-        first = x = self.layers[0](frames)
+        first = x = self.layers[0](frames, noise)
         for layer in self.layers[1:]:
-            x = layer(x)
+            x = layer(x, noise)
         return x, first
 
 
@@ -132,11 +135,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(ConvSC(widths[i], width, scales[i], padding) for i in range(depth))
         self.readout = nn.Conv2d(width, channels, 1)
 
-    def forward(self, x: Tensor, first: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: Tensor, noise: Tensor | None = None) -> Tensor:
         """(N, S, h, w)、(N, S, H, W) → (N, C, H, W)。"""
         for layer in self.layers[:-1]:
-            x = layer(x)
-        return self.readout(self.layers[-1](torch.cat([x, first], 1)))
+            x = layer(x, noise)
+        return self.readout(self.layers[-1](torch.cat([x, first], 1), noise))
 
 
 class DropPath(nn.Module):
@@ -175,14 +178,14 @@ class GatedAttention(nn.Module):
         return x + self.after(value * gate.sigmoid())
 
 
-class GatedBlock(nn.Module):
+class GatedBlock(Noisy):
     """gSTA：BatchNorm、门控注意力、残差；BatchNorm、卷积 MLP、残差；支路都乘可学的、从 0.01 起的系数。"""
 
     def __init__(self, channels: int, drop_path: float, padding: Padding) -> None:
         super().__init__()
         hidden = MLP_RATIO * channels
-        self.attention = nn.Sequential(BatchNorm2d(channels), GatedAttention(channels, padding))
-        self.mlp = nn.Sequential(
+        self.attention = Chain(BatchNorm2d(channels), GatedAttention(channels, padding))
+        self.mlp = Chain(
             BatchNorm2d(channels),
             nn.Conv2d(channels, hidden, 1),
             depthwise(hidden, 3, padding),
@@ -199,9 +202,9 @@ class GatedBlock(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attention_scale * self.attention(x))
-        return x + self.drop_path(self.mlp_scale * self.mlp(x))
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attention_scale * self.attention(x, noise))
+        return x + self.drop_path(self.mlp_scale * self.mlp(x, noise))
 
 
 class GatedTranslator(nn.Module):
@@ -216,11 +219,11 @@ class GatedTranslator(nn.Module):
             layers.append(GatedBlock(before, rate, config.padding))
             if before != after:
                 layers.append(nn.Conv2d(before, after, 1))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T_in·S, h, w) → (B, T_out·S, h, w)。"""
-        return self.layers(x)
+        return self.layers(x, noise)
 
 
 class Model(nn.Module):
@@ -230,7 +233,6 @@ class Model(nn.Module):
         ValueError: 网格不能按 N_S 减半；T_out·hid_S 不能分 8 组；一圈的经度比核还窄。
     """
 
-    probabilistic = False
     can_forecast = True
     field_loss = True
 
@@ -241,6 +243,7 @@ class Model(nn.Module):
         _check_reach(config, spec)
         _check_groups(config, spec)
         self.predict: Predict = config.predict
+        self.noise, self.probabilistic = config.noise, config.noise is not None
         self.skip_frames = partner_frames(spec.frames_in, spec.frames_out)
         sizes = spec.frames_in * config.hid_S, spec.frames_out * config.hid_S
         self.encoder = Encoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
@@ -249,6 +252,7 @@ class Model(nn.Module):
         else:
             self.translator = GatedTranslator(*sizes, config)
         self.decoder = Decoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
+        condition_norms(self, config.noise)
         convert_conv2d_weight_memory_format(self, torch.channels_last)  # 通道排在末尾，处理器上卷积快些
 
     @property
@@ -256,14 +260,16 @@ class Model(nn.Module):
         """各层卷积，翻译器的各块。"""
         return [module for module in self.modules() if isinstance(module, ConvSC | Inception | GatedBlock)]
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
         count = len(history)
-        latent, first = self.encoder(history.flatten(0, 1))  # (B·T_in, S, h, w)、(B·T_in, S, H, W)
-        latent = self.translator(latent.unflatten(0, (count, -1)).flatten(1, 2))  # (B, T_out·S, h, w)
+        frames = history.flatten(0, 1), frame_noise(noise, history.shape[1])
+        latent, first = self.encoder(*frames)  # (B·T_in, S, h, w)、(B·T_in, S, H, W)
+        latent = self.translator(latent.unflatten(0, (count, -1)).flatten(1, 2), noise)  # (B, T_out·S, h, w)
         latent = latent.unflatten(1, (len(self.skip_frames), -1)).flatten(0, 1)  # (B·T_out, S, h, w)
         first = first.unflatten(0, (count, -1))[:, self.skip_frames].flatten(0, 1)  # (B·T_out, S, H, W)
-        return to_state(self.decoder(latent, first).unflatten(0, (count, -1)), history, self.predict)
+        made = self.decoder(latent, first, frame_noise(noise, len(self.skip_frames)))  # (B·T_out, C, H, W)
+        return to_state(made.unflatten(0, (count, -1)), history, self.predict)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """有效目标场的均方误差（标准化空间）。"""
@@ -272,9 +278,13 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
-        refuse_members("simvp", num_members)
-        return self(history)[:, None]
+        """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
+        return forecast_members(self, "simvp", self.noise, history, num_members, generator)
+
+
+def frame_noise(noise: Tensor | None, frames: int) -> Tensor | None:
+    """(B, size) → (B·frames, size)：一个窗口的各帧用同一个向量。"""
+    return None if noise is None else noise.repeat_interleave(frames, 0)
 
 
 def _check_reach(config: Config, spec: DataSpec) -> None:

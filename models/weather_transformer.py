@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from models.layers.attention import GroupAttention, check_heads
 from models.layers.frames import to_state
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import target_mse
 from models.layers.members import Generators
+from models.layers.noise import Noise, condition_norms, forecast_members, normalise
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -33,7 +34,10 @@ MLP_RATIO = 4
 
 
 class Config(Strict):
-    """patch：一块的格点数（纬度, 经度），须整除网格；其余是编码器、解码器的尺寸。"""
+    """patch：一块的格点数（纬度, 经度），须整除网格；noise：成员的噪声，见 models/layers/noise.py。
+
+    其余是编码器、解码器的尺寸。
+    """
 
     patch: list[PositiveInt] = Field([4, 8], min_length=2, max_length=2)
     dim: PositiveInt = 128
@@ -42,6 +46,7 @@ class Config(Strict):
     decoder_depth: PositiveInt = 2
     dropout: float = Field(0.1, ge=0, lt=1)
     predict: Predict = "state"
+    noise: Noise | None = None
 
     @field_validator("heads")
     @classmethod
@@ -59,22 +64,21 @@ class FactorisedLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T, N, D) → (B, T, N, D)。"""
         batch = len(x)
         frames = rearrange(x, "b t n d -> (b t) n d")
         seen = rearrange(self.spatial(frames, None), "(b t) n d -> b t n d", b=batch)
-        x = self.norm1(x + self.drop(seen))
+        x = normalise(self.norm1, x + self.drop(seen), noise)
         series = rearrange(x, "b t n d -> (b n) t d")
         seen = rearrange(self.temporal(series, None), "(b n) t d -> b t n d", b=batch)
-        x = self.norm2(x + self.drop(seen))
-        return self.norm3(x + self.drop(self.mlp(x)))
+        x = normalise(self.norm2, x + self.drop(seen), noise)
+        return normalise(self.norm3, x + self.drop(self.mlp(x)), noise)
 
 
 class Model(nn.Module):
     """见文件开头。"""
 
-    probabilistic = False
     can_forecast = True
     field_loss = True
 
@@ -84,6 +88,7 @@ class Model(nn.Module):
         _check_patch(config, spec)
         dim, (p, q) = config.dim, config.patch
         self.predict: Predict = config.predict
+        self.noise, self.probabilistic = config.noise, config.noise is not None
         self.patch = {"p": p, "q": q, "h": spec.height // p}
         tokens = (spec.height // p) * (spec.width // q)
         self.embed = nn.Conv2d(spec.num_channels, dim, (p, q), stride=(p, q))
@@ -98,6 +103,7 @@ class Model(nn.Module):
         )
         self.head = nn.Linear(dim, spec.num_channels * p * q)
         self.init_weights()
+        condition_norms(self, config.noise)
 
     def init_weights(self) -> None:
         """其余是 PyTorch 的默认初值；不这样，头几百步只学得到各格点的平均。
@@ -123,17 +129,17 @@ class Model(nn.Module):
         """编码器、解码器的各层。"""
         return [*self.encoder, *self.decoder]
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T, C, H, W) → (B, τ, C, H, W)。"""
         frames = self.embed(rearrange(history, "b t c h w -> (b t) c h w"))  # (B·T, D, H/p, W/q)
         x = rearrange(frames, "(b t) d h w -> b t (h w) d", b=len(history))
         x = self.drop(x + self.past + self.place)  # (B, T, N, D)
         for layer in self.encoder:
-            x = layer(x)
+            x = layer(x, noise)
         query = (self.query + self.future + self.place).flatten(0, 1)  # (τ·N, D)
         query, memory = query.expand(len(x), -1, -1), x.flatten(1, 2)  # (B, τ·N, D)、(B, T·N, D)
         for layer in self.decoder:
-            query = layer(query, memory)
+            query = layer(query, memory, noise)
         pixels = self.head(query).unflatten(1, (len(self.query), -1))  # (B, τ, N, C·p·q)
         made = rearrange(pixels, "b t (h w) (c p q) -> b t c (h p) (w q)", **self.patch)
         return to_state(made, history, self.predict)
@@ -145,9 +151,8 @@ class Model(nn.Module):
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
-        """(B, T, C, H, W) → (B, 1, τ, C, H, W)；num_members > 1 是 ValueError。"""
-        refuse_members("weather_transformer", num_members)
-        return self(history)[:, None]
+        """(B, T, C, H, W) → (B, M, τ, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
+        return forecast_members(self, "weather_transformer", self.noise, history, num_members, generator)
 
 
 def _check_patch(config: Config, spec: DataSpec) -> None:

@@ -45,6 +45,10 @@ class Draws:
         """(B,) int64，0 … high − 1。"""
         return torch.cat([torch.randint(high, (1,), generator=g, device=self.device) for g in self.windows])
 
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape)，标准正态。"""
+        return torch.stack([torch.randn(shape, generator=g, device=self.device) for g in self.windows])
+
     def normal_like(self, fields: Tensor) -> Tensor:
         """与 fields (B·n, …) 同形同精度的标准正态；窗口在前，一个窗口的 n 份都取自它自己的发生器。"""
         each = (len(fields) // self.count, *fields.shape[1:])

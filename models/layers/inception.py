@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.layers.noise import Chain
 from models.layers.padding import PaddedConv2d, Padding
 
 GROUPS = 8  # 分组卷积与 GroupNorm
@@ -22,7 +23,7 @@ class Inception(nn.Module):
         super().__init__()
         self.squeeze = nn.Conv2d(channels_in, hidden, 1)
         self.branches = nn.ModuleList(
-            nn.Sequential(
+            Chain(
                 PaddedConv2d(hidden, channels_out, kernel, padding, groups=GROUPS),
                 nn.GroupNorm(GROUPS, channels_out),
                 nn.LeakyReLU(SLOPE, inplace=True),  # 归一化的导数不看它自己的输出
@@ -30,11 +31,11 @@ class Inception(nn.Module):
             for kernel in KERNELS
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         x = self.squeeze(x)
-        total = self.branches[0](x)
+        total = self.branches[0](x, noise)
         for branch in self.branches[1:]:
-            total = total + branch(x)
+            total = total + branch(x, noise)
         return total
 
 
@@ -52,13 +53,13 @@ class InceptionTranslator(nn.Module):
         self.down = nn.ModuleList(Inception(ins[i], half, width, padding) for i in range(depth))
         self.up = nn.ModuleList(Inception(width + skips[i], half, outs[i], padding) for i in range(depth))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, T_in·S, h, w) → (B, T_out·S, h, w)。"""
         passed = []
         for block in self.down:
-            x = block(x)
+            x = block(x, noise)
             passed.append(x)
-        x = self.up[0](x)
+        x = self.up[0](x, noise)
         for block, skip in zip(self.up[1:], reversed(passed[:-1]), strict=True):
-            x = block(torch.cat([x, skip], 1))
+            x = block(torch.cat([x, skip], 1), noise)
         return x

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention import CrossAttention, GroupAttention
+from models.layers.noise import normalise
 
 MAX_PERIOD = 10_000.0
 
@@ -58,8 +59,8 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, query: Tensor, memory: Tensor, noise: Tensor | None = None) -> Tensor:
         """query (B, N, D)，memory (B, M, D) → (B, N, D)。"""
-        query = self.norm1(query + self.drop(self.attention(query, None)))
-        query = self.norm2(query + self.drop(self.cross(query, memory)))
-        return self.norm3(query + self.drop(self.mlp(query)))
+        query = normalise(self.norm1, query + self.drop(self.attention(query, None)), noise)
+        query = normalise(self.norm2, query + self.drop(self.cross(query, memory)), noise)
+        return normalise(self.norm3, query + self.drop(self.mlp(query)), noise)

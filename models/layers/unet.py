@@ -12,6 +12,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from models.layers.noise import Chain
 from models.layers.padding import PaddedConv2d, Padding
 
 GROUPS = 8
@@ -27,7 +28,7 @@ def _normalises(width: int) -> int:
 Width = Annotated[int, Field(ge=GROUPS), AfterValidator(_normalises)]  # 配置里最浅一层的通道数
 
 
-class ConvBlock(nn.Sequential):
+class ConvBlock(Chain):
     """3 × 3 卷积、GroupNorm、SiLU，两遍。"""
 
     def __init__(self, channels_in: int, channels_out: int, padding: Padding) -> None:
@@ -39,9 +40,6 @@ class ConvBlock(nn.Sequential):
             nn.GroupNorm(GROUPS, channels_out),
             nn.SiLU(),
         )
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)  # 自己的一个：nn.Sequential 的编译器跳过，里面各层就合不到一起
 
 
 class UNet(nn.Module):
@@ -64,14 +62,14 @@ class UNet(nn.Module):
         """各个 ConvBlock。"""
         return [*self.down, self.bottleneck, *self.up]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, channels_in, H, W) → (B, channels_out, H, W)。"""
         passed = []
         for block in self.down:
-            x = block(x)  # (B, b·2^i, H / 2^i, W / 2^i)
+            x = block(x, noise)  # (B, b·2^i, H / 2^i, W / 2^i)
             passed.append(x)
             x = self.pool(x)
-        x = self.bottleneck(x)  # (B, b·2^depth, H / 2^depth, W / 2^depth)
+        x = self.bottleneck(x, noise)  # (B, b·2^depth, H / 2^depth, W / 2^depth)
         for grow, block, skip in zip(self.grow, self.up, reversed(passed), strict=True):
-            x = block(torch.cat([grow(x), skip], 1))
+            x = block(torch.cat([grow(x), skip], 1), noise)
         return self.out(x)
