@@ -11,7 +11,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from engine.blocks import checkpoint_blocks
-from models.interface import Stacked
 from models.layers.noise import NoiseNorm
 from tests.models.small import TINY, make_model, rollout, small_batch, small_spec
 
@@ -107,7 +106,6 @@ def test_recomputed_activations_see_the_same_noise(options: dict[str, Any]) -> N
 
     def run(discard: bool) -> tuple[Tensor, list[Tensor]]:
         model, own = noisy(options, start=0.3), generators(4)
-        assert isinstance(model, Stacked)
         if discard:
             checkpoint_blocks(model)
         first = model.forecast(HISTORY, None, 2, own).flatten(0, 1)  # (B·M, 1, C, H, W)
