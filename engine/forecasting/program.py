@@ -125,7 +125,7 @@ def traced(model: object, spec: DataSpec, name: str) -> tuple[torch.export.Expor
             return program, {"whole": True, "needs_time": uses_last_input(program)}
         if not isinstance(model, Sampled):
             raise ValueError(
-                f"--export: {name} samples, and not by calling one network on tensors of one shape: nothing to export; "
+                f"--export: {name} draws its members inside the forecast, a program holds no random numbers; "
                 "forecast with --checkpoint"
             )
         network, inputs = model.network_call(history)

@@ -16,7 +16,7 @@ from engine.forecasting import program
 from engine.forecasting.program import Program, read_program, traced, write_onnx, write_program
 from models.interface import Sampled, can_forecast
 from tests.engine.runs import train_here, write_run
-from tests.models.small import small_batch
+from tests.models.small import make_model, small_batch
 from tests.models.test_models import SMALL, at_the_root, make, one_config_a_model
 
 __all__ = ["at_the_root"]  # 各份 YAML 的 data.set 从仓库根目录算起
@@ -41,7 +41,7 @@ def test_every_config_is_exported_or_refused(path: Path, tmp_path: Path) -> None
             traced(model, SMALL, name)
         return
     if model.probabilistic and not isinstance(model, Sampled):
-        with pytest.raises(ValueError, match=rf"^--export: {name} samples, and not by calling one network on tensors"):
+        with pytest.raises(ValueError, match=rf"^--export: {name} draws its members inside the forecast"):
             traced(model, SMALL, name)
         return
     exported, facts = traced(model, SMALL, name)
@@ -56,6 +56,12 @@ def test_every_config_is_exported_or_refused(path: Path, tmp_path: Path) -> None
         made = Program(graph, SMALL, name, facts["needs_time"]).forecast(batch.history, batch.time)
         torch.testing.assert_close(made, model.forecast(batch.history, batch.time))
     assert facts == {"whole": True, "needs_time": name == "climatology"}
+
+
+def test_a_model_with_noise_is_refused() -> None:
+    model = make_model({"name": "cnn", "width": 4, "noise": {}}, SMALL)
+    with pytest.raises(ValueError, match=r"^--export: cnn draws its members inside the forecast, a program holds no"):
+        traced(model, SMALL, "cnn")
 
 
 def test_the_program_forecasts_without_the_model(
