@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from util.strict import PositiveInt, Share, Strict
+from util.strict import PositiveInt, Share, Strict, nearest
 
 
 class Schedule(Strict):
@@ -20,6 +20,69 @@ class Schedule(Strict):
     min_ratio: Share = 0.0
     factor: float = Field(default=0.1, gt=0, lt=1)
     patience: int = Field(default=10, ge=0)
+
+
+DISTANCES = ("mse", "mae", "huber", "gradient", "amse", "crps", "energy")  # 写法见 util/scores/distances.py
+OF_MEMBERS = {"crps", "energy"}
+BALANCES = ("equal", "tendency")
+
+
+def _distances(value: object) -> object:
+    """一个名字，或名字 → 权重；联合类型自己的报错看不懂，在它之前说清。"""
+    named = value if isinstance(value, dict) else {value: 1.0}
+    for name, weight in named.items():
+        if name not in DISTANCES:
+            raise ValueError(f"no such distance: {name!r}; {nearest(str(name), DISTANCES, 'distances')}")
+        _positive(str(name), weight)
+    if not named:
+        raise ValueError("name at least one distance")
+    return value
+
+
+def _channel_weights(value: object) -> object:
+    if not isinstance(value, dict):
+        if value not in BALANCES:
+            raise ValueError(f"write one of {', '.join(BALANCES)}, or weights like {{t2m: 2.0}}")
+        return value
+    for name, weight in value.items():
+        _positive(str(name), weight)
+    return value
+
+
+def _positive(name: str, weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        raise ValueError(f"the weight of {name} is {weight!r}; it must be a number above 0")
+
+
+class ObjectiveConfig(Strict):
+    """训练与验证的目标；缺省就是均方误差。有自己的目标的模型（扩散、编号）只收权重，见 engine/objective.py。
+
+    distance: 预报与目标的距离，或几样的加权和；crps、energy 要 members 个成员，模型须抽得出（model.noise）。
+    area: 按格点的面积加权，与成绩相同。channels: equal；tendency 除以一步的变化的标准差，由训练数据量；
+    或通道（变量）名 → 权重，没有写的是 1。level: pressure 时气压层按气压加权。各样相乘，全部的平均是 1。
+    """
+
+    distance: Annotated[str | dict[str, float], BeforeValidator(_distances)] = "mse"
+    members: int | None = Field(default=None, ge=2)
+    area: bool = False
+    channels: Annotated[Literal["equal", "tendency"] | dict[str, float], BeforeValidator(_channel_weights)] = "equal"
+    level: Literal["none", "pressure"] = "none"
+
+    @model_validator(mode="after")
+    def _members_have_a_use(self) -> ObjectiveConfig:
+        if self.members is not None and not OF_MEMBERS & self.distances.keys():
+            raise ValueError(f"members = {self.members} has no meaning without the distance crps or energy")
+        return self
+
+    @property
+    def distances(self) -> dict[str, float]:
+        """名字 → 权重。"""
+        return self.distance if isinstance(self.distance, dict) else {self.distance: 1.0}
+
+    @property
+    def drawn(self) -> int:
+        """一个窗口抽几个成员。"""
+        return (self.members or 2) if OF_MEMBERS & self.distances.keys() else 1
 
 
 def _number_or_auto(value: object) -> object:
@@ -51,6 +114,7 @@ class TrainConfig(Strict):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     compile: bool = False
     activation_checkpointing: Literal["none", "blocks"] = "none"
+    objective: ObjectiveConfig = ObjectiveConfig()
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     early_stop_epochs: PositiveInt | None = None
     validate_every_epochs: PositiveInt = 1
