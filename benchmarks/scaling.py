@@ -27,6 +27,7 @@ from torch.nn.utils import get_total_norm
 from benchmarks.random_tree import write_tree
 from benchmarks.step.arithmetic import training_flops
 from engine.imagined import imagined_spec
+from engine.objective import objective_loss
 from engine.training.run import epoch_batches, make_fabric
 from engine.training.state import State, build_state, train_step, update
 from models import build_model
@@ -136,7 +137,7 @@ class Walks:
     def compute(self) -> None:
         """只前向、反向，一半的批。"""
         for _ in range(self.steps):
-            self.alone.model.loss(self.half)["loss"].backward()
+            objective_loss(self.alone.model, self.half, self.alone.objective)["loss"].backward()
             for parameter in self.learning:
                 parameter.grad = None
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.objective import measure_changes
 from models.interface import OnePass, Tuned
 from util.batch import Batch
-from util.data.batches import all_starts, split_batches
+from util.config import RunConfig, eval_batch_size
+from util.data.batches import adjoining_starts, all_starts, split_batches
 from util.data.dataset import WeatherData
 from util.data.feed import feed
 
 Check = Callable[[], None]
+SAMPLED = 2048  # 个窗口：标准差的误差约百分之一，不必读遍几十年
 
 
 def fit_one_pass(model: OnePass, data: WeatherData, batch_size: int, check: Check = lambda: None) -> None:
@@ -27,6 +31,20 @@ def fit_one_pass(model: OnePass, data: WeatherData, batch_size: int, check: Chec
             yield batch
 
     solve_one_pass(model, windows("train"), windows("val"))
+
+
+def measured_changes(data: WeatherData, config: RunConfig, check: Check) -> list[float]:
+    """各通道一步的变化的标准差，标准化单位：训练段里均匀取的至多 SAMPLED 个窗口。"""
+    window, size = data.spec.window, eval_batch_size(config)
+    starts = adjoining_starts(data.segments["train"], window, shared=1)
+    chosen = starts[np.unique(np.linspace(0, len(starts) - 1, min(SAMPLED, len(starts))).round().astype(int))]
+
+    def windows() -> Iterator[Batch]:
+        for batch in feed(data, split_batches(chosen, size), torch.device("cpu")):
+            check()
+            yield batch
+
+    return measure_changes(windows(), data.spec.channels)
 
 
 def solve_one_pass(model: OnePass, train: Iterable[Batch], val: Iterable[Batch]) -> None:

@@ -16,14 +16,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from models.interface import Autoencoder, ForecastModel, Learner, OnePass, Stacked
+from models.interface import Autoencoder, ForecastModel, Learner, OnePass, OwnObjective, Stacked
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Root(nn.Module):
-    """模型的外壳：引擎走进模型的那几个方法都从它的 forward 过，余下的参数在那里收齐。
+    """模型的外壳：训练的一步，不论叫模型几次，都是它的一次 forward。DDP 一步只许进出一次；分片的在那里收齐余下的参数。
 
     不直接包模型自己：loss 里常再调模型的 forward，里面那一层出来时就把参数放下了。
     """
@@ -31,33 +31,50 @@ class Root(nn.Module):
     def __init__(self, model: Learner) -> None:
         super().__init__()
         self.model = model
-        model.loss = self._through(model.loss)
+        self.inside = False
+
+    def enter(self, method: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """method 里叫的是这个模型；Fabric 把它转到包好的 forward。"""
+        return self(method, *arguments, **named)
+
+    def forward(self, method: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        inside, self.inside = self.inside, True
+        try:
+            return method(*arguments, **named)
+        finally:
+            self.inside = inside
+
+    def lead(self) -> None:
+        """分片的：引擎走进模型的那几个方法都从这里过；已经在里面的直接走。"""
+        model = self.model
+        if isinstance(model, OwnObjective):
+            model.loss = self._through(model.loss)
         if isinstance(model, ForecastModel):
             model.forecast = self._through(model.forecast)
         if isinstance(model, OnePass):
             model.accumulate = self._through(model.accumulate)
         if isinstance(model, Autoencoder):
+            model.loss = self._through(model.loss)
             model.observe_latents = self._through(model.observe_latents)
 
     def _through(self, method: Callable[P, T]) -> Callable[P, T]:
         def enter(*arguments: P.args, **named: P.kwargs) -> T:
+            if self.inside:
+                return method(*arguments, **named)
             learning = torch.is_grad_enabled()
             with torch.inference_mode(False), torch.set_grad_enabled(learning):  # 收齐的参数训练时还要用
                 return self(method, *arguments, **named)
 
         return enter
 
-    def forward(self, method: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        return method(*arguments, **named)
 
-
-def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+def shard(root: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """就地分片；在造优化器之前：参数换成了 DTensor。"""
-    assert isinstance(module, ForecastModel | Autoencoder)
+    assert isinstance(root, Root)
     mesh = mesh["data_parallel"]
-    for block in module.blocks if isinstance(module, Stacked) else ():
+    for block in root.model.blocks if isinstance(root.model, Stacked) else ():
         fully_shard(block, mesh=mesh)
-    root = Root(module)
+    root.lead()
     fully_shard(root, mesh=mesh, reshard_after_forward=True)  # 出来时总是分片的样子，谁都可以存取
     return root
 
@@ -75,7 +92,8 @@ def is_sharded(fabric: Fabric) -> bool:
 def shard_as(fabric: Fabric, module: nn.Module) -> None:
     """EMA 的副本，与模型同样地分片；别的 strategy 不必。"""
     if isinstance(fabric.strategy, ModelParallelStrategy):
-        shard(module, fabric.strategy.device_mesh)
+        assert isinstance(module, ForecastModel | Autoencoder)
+        shard(Root(module), fabric.strategy.device_mesh)
 
 
 def whole(value: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class Model(nn.Module):
         self.size = rows * cols if config.grouping.size == "frame" else config.grouping.size
         self.groups = _num_groups(config, spec, rows * cols, self.size)
         self.can_forecast = self.size == rows * cols and config.grouping.order.startswith("t")
-        self.field_loss = self.can_forecast  # 评测时拿掉的是最后一帧
+        self.field_loss = self.weighs_fields = self.can_forecast  # 评测时拿掉的是最后一帧
         if config.predict == "tendency" and not self.can_forecast:
             raise ValueError("model.predict = tendency needs one group per frame: grouping {order: t h w, size: frame}")
         head = config.dim // config.heads
@@ -239,7 +239,7 @@ class Model(nn.Module):
         """编码器、解码器的各块。"""
         return [*self.encoder, *self.decoder.blocks]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计，count 是计了几个数。"""
         fields = rearrange(torch.cat([batch.history, batch.future], 1), "b t k h w -> b h w (t k)")  # (B, H, W, k·t)
         raw = self.tokenize(fields)  # (B, N, P)
@@ -256,7 +256,8 @@ class Model(nn.Module):
         if self.can_forecast:
             valid = valid[:, :1]  # (B, 1, 1, k)：一帧里的 token 同真同假
         weight = valid.to(error.dtype).expand_as(error)
-        return {"loss": (error.square() * weight).sum() / weight.sum().clamp(min=1), "count": weight.sum()}
+        square = error.square() if weights is None else error.square() * weights.mT[:, None]  # (H, 1, k)
+        return {"loss": (square * weight).sum() / weight.sum().clamp(min=1), "count": weight.sum()}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

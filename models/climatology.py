@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from util.batch import Batch, DataSpec
 from util.strict import Strict
@@ -64,10 +64,6 @@ class Model(nn.Module):
         self.coefficients.zero_()
         self.coefficients[:, :, :used] = solution.to(self.coefficients)
         self.moment = None
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self.forecast(batch.history, batch.time)[:, 0], batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

@@ -19,11 +19,10 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import to_state
-from models.layers.losses import target_mse
 from models.layers.members import Generators
 from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
-from util.batch import Batch, DataSpec, Predict
+from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 BLOCKS = 3  # deep 的残差块数，原版的默认值
@@ -99,7 +98,6 @@ class Model(nn.Module):
     """两种网络共用的外壳：时间与通道的叠放、损失、预报。"""
 
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -124,10 +122,6 @@ class Model(nn.Module):
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
         made = self.network(history.flatten(1, 2), noise).unflatten(1, (self.spec.frames_out, -1))
         return to_state(made, history, self.config.predict)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

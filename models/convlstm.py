@@ -23,7 +23,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from models.layers.frames import to_state
-from models.layers.losses import target_mse
 from models.layers.members import Generators
 from models.layers.noise import Noise, forecast_members, modulation
 from models.layers.padding import PaddedConv2d, Padding, check_padding
@@ -104,7 +103,6 @@ class Model(nn.Module):
     """
 
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -161,14 +159,14 @@ class Model(nn.Module):
                 frame = torch.where(forced[:, step], truth[:, step], frame)
         return torch.stack(made, 1)  # (B, T_out, C, H, W)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）；训练时 seq2seq 按 teacher_forcing 看见真值。"""
-        if not (self.training and self.config.teacher_forcing):
-            return {"loss": target_mse(self(batch.history), batch)}
+    def forced_forecast(self, batch: Batch) -> Tensor:
+        """训练时的预报 (B, 1, T_out, C, H, W)：seq2seq 按 teacher_forcing 看见真值。"""
+        if not self.config.teacher_forcing:
+            return self.forecast(batch.history, batch.time)
         valid = batch.valid[:, -self.spec.frames_out :]  # (B, T_out, C)
         drawn = torch.rand(valid.shape[:2], device=valid.device) < self.config.teacher_forcing
         forced = drawn[:, :, None] & valid  # 插值得来的场不是真值，可能用了更晚的场
-        return {"loss": target_mse(self(batch.history, batch.future, forced[..., None, None]), batch)}
+        return self(batch.history, batch.future, forced[..., None, None])[:, None]
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

@@ -38,6 +38,7 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
+from models.layers.losses import weighed
 from models.layers.members import Generators, sample_generators
 from models.layers.position import sincos_codes
 from util.batch import Batch, DataSpec, Predict
@@ -159,6 +160,7 @@ class Model(nn.Module):
 
     probabilistic = True
     can_forecast = True
+    field_loss = False
     at_inference = ("sampling_steps", "sample_chunk")
     starts_anew = ("targets.",)
 
@@ -167,6 +169,7 @@ class Model(nn.Module):
         super().__init__()
         require_states(first_stage)
         self.config, self.first_stage = config, first_stage
+        self.weighs_fields = first_stage is None
         if first_stage is not None:
             first_stage.freeze(encoder=True, decoder=True)
         frame = (spec.num_channels, spec.height, spec.width)
@@ -233,7 +236,7 @@ class Model(nn.Module):
         """两支的各块。"""
         return [module for module in self.net.modules() if isinstance(module, Block)]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """速度的均方误差，只算有效的目标；无效的目标换成零，加了噪声的输入里也没有它。"""
         past, valid = (
             encode_frames(self.first_stage, batch.history),
@@ -247,6 +250,7 @@ class Model(nn.Module):
         noise = draws.normal_like(data)
         t = times_at(draws.spread(), self.shift)
         error = (self.velocity(between(data, noise, t), past, t) - (noise - data)).square()
+        error = weighed(error.unflatten(1, (self.frames_out, -1)), weights).flatten(1, 2)
         return {"loss": (error.mean((-2, -1), keepdim=True) * valid).sum() / valid.sum().clamp(min=1)}
 
     def forecast(

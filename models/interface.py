@@ -68,22 +68,35 @@ class Forecaster(Protocol):
 class ForecastModel(Network, Forecaster, Protocol):
     """预报模型。文件里与 `Model(config, spec, first_stage=None)` 并列一个严格的 `Config`。
 
+    直接给出场的（is_direct）没有自己的 loss：forecast 求得了导，训练用的就是它，与目标的距离由引擎算
+    （engine/objective.py）；别的是 OwnObjective。
     做不到的事（AR_pred 只能 T_out = 1、网格不能整除）在构造函数里以 ValueError 说明。
     """
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+
+@runtime_checkable
+class OwnObjective(ForecastModel, Protocol):
+    """有自己的训练目标的预报模型：遮挡重建，去噪，编号的交叉熵。"""
+
+    weighs_fields: bool  # 这一配置的 loss 是场的误差，收得下 weights；编号、潜变量的没有通道与纬度
+    field_loss: bool  # 这一配置评测时的 loss 正是预报的场的均方误差：别的距离由引擎在 forecast 上算，持续性预报比得
+
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """训练目标：键 `loss` 参与求导，其余只记录；随机数由 batch.seeds 定（layers/draws.py），dropout 除外。
 
+        weights: (C, H)，平均为 1，误差逐点乘它；None 是处处相同。
         全局批切成几份走时，各份按 loss 平均了几个数加权：有效的目标场数，不是的由键 `count` 说（不记录）。
         """
         ...
 
 
 @runtime_checkable
-class FieldLoss(Protocol):
-    """评测时的 loss 正是预报的场的均方误差（标准化空间，只算有效的）的模型：持续性预报的同一个数可以摆在旁边。"""
+class TeacherForced(Protocol):
+    """训练时的预报与使用时的不同的直接模型：看得见真值（ConvLSTM 的 seq2seq）。"""
 
-    field_loss: bool  # 这一配置是不是
+    def forced_forecast(self, batch: Batch) -> Tensor:
+        """(B, 1, T_out, C, H, W)，只在训练时叫。"""
+        ...
 
 
 @runtime_checkable
@@ -112,7 +125,7 @@ class Autoencoder(Network, Portable, Protocol):
         ...
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """训练目标：encodes 说的场逐个重建；其余同 ForecastModel.loss。"""
+        """训练目标：encodes 说的场逐个重建；其余同 OwnObjective.loss，没有 weights。"""
         ...
 
     def freeze(self, encoder: bool, decoder: bool) -> None:
@@ -336,6 +349,11 @@ class Donor(Protocol):
 def is_codec(model: object) -> TypeIs[Autoencoder]:
     """是不是阶段一；预报的若也能编码解码，潜变量没有人用，不算。"""
     return isinstance(model, Autoencoder) and not isinstance(model, ForecastModel)
+
+
+def is_direct(model: object) -> TypeGuard[ForecastModel]:
+    """直接给出场、没有自己的训练目标的。"""
+    return isinstance(model, ForecastModel) and not isinstance(model, OwnObjective)
 
 
 def can_forecast(model: object) -> TypeGuard[ForecastModel]:

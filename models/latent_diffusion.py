@@ -34,6 +34,7 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
+from models.layers.losses import weighed
 from models.layers.members import Generators, sample_generators
 from models.layers.padding import Padding, check_padding
 from models.layers.unet import Width
@@ -114,6 +115,7 @@ class Model(nn.Module):
 
     probabilistic = True
     can_forecast = True
+    field_loss = False
     at_inference = ("sampler", "sampling_steps", "sample_chunk")
     starts_anew = ("targets.",)
 
@@ -123,6 +125,7 @@ class Model(nn.Module):
         self.config = config
         self.first_stage = None if first_stage is None else first_stage.requires_grad_(False).eval()
         frame = (spec.num_channels, spec.height, spec.width)
+        self.weighs_fields = first_stage is None
         self.latent = frame if first_stage is None else first_stage.latent_shape
         check_padding(config.padding, spec)
         _check_grid(config, self.latent)
@@ -181,7 +184,7 @@ class Model(nn.Module):
         """U-Net 的各块。"""
         return [module for module in self.net.modules() if isinstance(module, ResBlock)]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效目标上预测的均方误差：加的噪声（或 x0、v），标准化的尺度。"""
         history = encode_frames(self.first_stage, batch.history)  # (B, T_in, c, h, w)
         valid = valid_codes(self.first_stage, batch.valid[:, -self.frames_out :], self.latent[0])  # (B, T_out·c, 1, 1)
@@ -194,7 +197,8 @@ class Model(nn.Module):
         noisy = self.schedule.add_noise(clean, noise, t)
         made = self.net(torch.cat([noisy, history.flatten(1, 2)], 1), t)
         wanted = self.schedule.target(clean, noise, t, self.config.prediction)
-        error = (made - wanted).square().mean((-2, -1), keepdim=True) * valid
+        error = weighed((made - wanted).square().unflatten(1, (self.frames_out, -1)), weights).flatten(1, 2)
+        error = error.mean((-2, -1), keepdim=True) * valid
         return {"loss": error.sum() / valid.sum().clamp(min=1)}
 
     @torch.no_grad()

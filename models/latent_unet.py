@@ -62,6 +62,7 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    field_loss = False
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: Autoencoder) -> None:
         super().__init__()
@@ -71,6 +72,7 @@ class Model(nn.Module):
         hint = size_hint(first_stage, spec, 2**config.depth)
         check_halvings("depth", config.depth, (height, width), what="latent", hint=hint)
         self.config = config
+        self.weighs_fields = config.loss_space == "fields"
         self.frames_out = spec.frames_out
         first_stage.freeze(encoder=config.freeze_encoder, decoder=config.freeze_decoder)
         self.first_stage = first_stage
@@ -108,11 +110,11 @@ class Model(nn.Module):
         """(B, T, c, h, w) → (B, T, C, H, W)。"""
         return self.first_stage.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效目标的均方误差，在标准化的场里，或在标准化的潜变量里。"""
         made = self(batch.history)
         if self.config.loss_space == "fields":
-            return {"loss": target_mse(self.decode(made), batch)}
+            return {"loss": target_mse(self.decode(made), batch, weights)}
         with torch.no_grad():
             truth = self.encode(batch.future)
         whole = batch.valid[:, -self.frames_out :].all(-1)  # (B, T_out)

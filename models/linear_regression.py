@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from util.batch import Batch, DataSpec
 from util.strict import PositiveInt, Strict
@@ -336,10 +336,6 @@ class Model(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
         return self.system(history.flatten(2)).unflatten(2, history.shape[2:])
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）；没有可训练的参数。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

@@ -23,9 +23,9 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import refuse_members
 from models.layers.members import Generators
-from util.batch import Batch, DataSpec, Predict
+from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 
@@ -57,7 +57,6 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -107,10 +106,6 @@ class Model(nn.Module):
             frame = frame + self.head(top) if self.tendency else self.head(top)  # (B, 1, F)
             made.append(frame)
         return torch.cat(made, 1)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

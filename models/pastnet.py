@@ -212,6 +212,8 @@ class Model(nn.Module):
     """
 
     probabilistic = False
+    field_loss = False  # 另有 commitment
+    weighs_fields = True
     latent_step = GROUPS
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
@@ -276,7 +278,7 @@ class Model(nn.Module):
         """(N, C, H, W) → (N·h·w, D)：每个位置上量化之前的编码，估计内在维数用。"""
         return self.encoder(frames).movedim(1, -1).flatten(0, -2)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效场的均方误差（标准化空间）加 commitment；reconstruct 重建整个窗口。"""
         if self.can_forecast:
             made, commitment, perplexity = self(batch.history)
@@ -284,7 +286,7 @@ class Model(nn.Module):
             window = torch.cat([batch.history, batch.future], 1)
             batch = batch._replace(future=window)
             made, commitment, perplexity = self.reconstruct(window)
-        error = target_mse(made, batch)
+        error = target_mse(made, batch, weights)
         logged = {"mse": error.detach(), "commitment": commitment.detach(), "perplexity": perplexity}
         return {"loss": error + self.config.commitment * commitment, **logged}
 

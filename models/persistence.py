@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import refuse_members
 from models.layers.members import Generators
-from util.batch import Batch, DataSpec
+from util.batch import DataSpec
 from util.strict import Strict
 
 
@@ -23,10 +23,6 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         self.frames_out = spec.frames_out
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self.forecast(batch.history, batch.time)[:, 0], batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

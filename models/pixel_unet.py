@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
-from models.layers.losses import target_mse
 from models.layers.members import Generators
 from models.layers.noise import Noise, condition_norms, forecast_members
 from models.layers.padding import Padding, check_padding
@@ -42,7 +41,6 @@ class Model(nn.Module):
     """
 
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -78,10 +76,6 @@ class Model(nn.Module):
         scaled = self.scaling(history)
         made = self.net(scaled.flatten(1, 2), noise).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
         return self.scaling.inverse(to_state(made, scaled, self.predict))
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

@@ -44,6 +44,8 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    field_loss = False
+    weighs_fields = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -92,9 +94,9 @@ class Model(nn.Module):
         made = resize(self.decoder(tokens), self.grid).unflatten(1, (self.frames_out, -1))
         return self.scaling.inverse(to_state(made, scaled, self.config.predict))
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效目标场的 L1，加 mse_weight 份均方误差（标准化空间）。"""
-        mae, mse = field_errors(self(batch.history), batch.future, batch.valid[:, -self.frames_out :])
+        mae, mse = field_errors(self(batch.history), batch.future, batch.valid[:, -self.frames_out :], weights)
         return {"loss": mae + self.config.mse_weight * mse, "mae": mae, "mse": mse}
 
     def forecast(

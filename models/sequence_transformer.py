@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from models.layers.attention import check_heads
 from models.layers.frames import to_state
-from models.layers.losses import refuse_members, target_mse
+from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from models.layers.position import sincos_codes
 from models.layers.transformer import DecoderLayer, EncoderLayer, sinusoid
-from util.batch import Batch, DataSpec, Predict
+from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 log = logging.getLogger("ar_pred")
@@ -175,7 +175,6 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: spatial 的格点多于 MAX_TOKENS。"""
@@ -192,10 +191,6 @@ class Model(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, τ, C, H, W)。"""
         return to_state(self.network(history), history, self.predict)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

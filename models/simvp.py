@@ -27,11 +27,10 @@ from models.layers.batch_norm import BatchNorm2d
 from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, Inception, InceptionTranslator
-from models.layers.losses import target_mse
 from models.layers.members import Generators
 from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
 from models.layers.padding import PaddedConv2d, Padding, check_padding
-from util.batch import Batch, DataSpec, Predict
+from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 SPATIAL_GROUPS = 2  # 编码器、解码器的 GroupNorm
@@ -234,7 +233,6 @@ class Model(nn.Module):
     """
 
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -270,10 +268,6 @@ class Model(nn.Module):
         first = first.unflatten(0, (count, -1))[:, self.skip_frames].flatten(0, 1)  # (B·T_out, S, H, W)
         made = self.decoder(latent, first, frame_noise(noise, len(self.skip_frames)))  # (B·T_out, C, H, W)
         return to_state(made.unflatten(0, (count, -1)), history, self.predict)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

@@ -108,6 +108,7 @@ class Model(nn.Module):
 
     probabilistic = True
     can_forecast = True
+    field_loss = weighs_fields = False
     at_inference = ("sampling",)
     starts_anew = ("first_stage.quantizer.codebook.dead", "first_stage.quantizer.codebook.replacements")
 
@@ -179,7 +180,7 @@ class Model(nn.Module):
         """不衰减的参数：位置与尺度的编码。"""
         return [name for name, _ in self.named_parameters() if name.rpartition(".")[2] in TABLES]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。
 
         训练时每个窗口随机取一个时效，评测时各个时效都算，一个个地来：峰值内存与训练的相同。

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from models.layers.attention import GroupAttention, check_heads
 from models.layers.frames import to_state
-from models.layers.losses import target_mse
 from models.layers.members import Generators
 from models.layers.noise import Noise, condition_norms, forecast_members, normalise
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
-from util.batch import Batch, DataSpec, Predict
+from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
 
 MLP_RATIO = 4
@@ -80,7 +79,6 @@ class Model(nn.Module):
     """见文件开头。"""
 
     can_forecast = True
-    field_loss = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: 块不能整除网格。"""
@@ -143,10 +141,6 @@ class Model(nn.Module):
         pixels = self.head(query).unflatten(1, (len(self.query), -1))  # (B, τ, N, C·p·q)
         made = rearrange(pixels, "b t (h w) (c p q) -> b t c (h p) (w q)", **self.patch)
         return to_state(made, history, self.predict)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """有效目标场的均方误差（标准化空间）。"""
-        return {"loss": target_mse(self(batch.history), batch)}
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step.reference import AR_PRED
 from engine.imagined import random_batch
+from engine.objective import Objective, objective_loss
 from models import build_model
 from models.interface import Scheduled
 from util.batch import DataSpec, Seeds
@@ -51,7 +52,8 @@ def training_flops(options: Mapping[str, Any], spec: DataSpec) -> float:
             model.at_step(LONG - 1, LONG)
         seeds = Seeds(tuple(range(WINDOWS)), tuple(i / WINDOWS for i in range(WINDOWS)), 0)
         with sdpa_kernel(SDPBackend.MATH), counter:
-            model.loss(random_batch(spec, WINDOWS)._replace(seeds=seeds))["loss"].backward()
+            batch = random_batch(spec, WINDOWS)._replace(seeds=seeds)
+            objective_loss(model, batch, Objective())["loss"].backward()
     return counter.get_total_flops() / WINDOWS
 
 

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from engine.blocks import checkpoint_blocks
 from engine.imagined import random_batch
 from engine.memory.live import KINDS, Kind, LiveTensors
+from engine.objective import make_objective, objective_loss
 from engine.optim import make_optimizer
 from models import build_model
 from models.interface import Learner, Scheduled
@@ -59,6 +60,7 @@ def _walk(model: Learner, spec: DataSpec, train: TrainConfig, size: int, live: L
     batch = random_batch(spec, size)
     live.mark("batch", batch.tensors)
     batch = batch._replace(seeds=Seeds((0,) * size, (0.0,) * size, 0))
+    objective = make_objective(train.objective, spec, None, torch.device("cpu"))
     if isinstance(model, Scheduled):
         model.at_step(LONG - 1, LONG)
     if train.activation_checkpointing == "blocks":
@@ -69,7 +71,7 @@ def _walk(model: Learner, spec: DataSpec, train: TrainConfig, size: int, live: L
     if not trainable:
         live.reset()
         with torch.no_grad(), precision:
-            model.loss(batch)
+            objective_loss(model, batch, objective)
         return 0
     optimizer = make_optimizer(model, train)
     for p in trainable:
@@ -89,7 +91,7 @@ def _walk(model: Learner, spec: DataSpec, train: TrainConfig, size: int, live: L
     live.reset()
     with saved_tensors_hooks(live.saved, lambda tensor: tensor):
         with precision:
-            loss = model.loss(batch)["loss"]
+            loss = objective_loss(model, batch, objective)["loss"]
         live.forward_done()
         loss.backward()  # 最满的一刻在它里面：fused 的更新不另要内存
     kept.clear()

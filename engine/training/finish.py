@@ -70,7 +70,7 @@ def finish(run: Run) -> None:
         know_latents(run, check)
     content = load_checkpoint(run.best)
     model, _ = load_forecaster(content, fabric.device)
-    test_loss = validation_loss(model, run.data, "test", config, fabric, check)
+    test_loss = validation_loss(model, run.state.objective, run.data, "test", config, fabric, check)
     trained = Trained(run.name, str(run.best), content["progress"]["step"], run.state.progress)
     evaluated = None
     if can_forecast(model):

@@ -12,7 +12,8 @@ import torch
 from engine.device import device_name, float32_matmuls, peak_memory, reset_peak_memory
 from engine.memory.advice import announce, explained, settled
 from engine.memory.estimate import Machine, changed, this_machine
-from engine.one_pass import fit_one_pass
+from engine.objective import channel_weights, make_objective, objective_loss
+from engine.one_pass import fit_one_pass, measured_changes
 from engine.optim import follow_step, follow_validation
 from engine.parallel import from_main
 from engine.progress import Progress
@@ -120,7 +121,7 @@ def log_shapes(run: Run) -> None:
     seen = torch.compiler.set_stance("force_eager") if run.config.train.compile else nullcontext()  # 编译了就看不见
     recorded = record_shapes(run.state.module)
     with torch.random.fork_rng(devices), torch.no_grad(), fabric.autocast(), seen, recorded as rows:
-        model.loss(batch)
+        objective_loss(model, batch, run.state.objective)
     log.info("input and output shapes of every layer (first batch):\n%s", shape_table(rows))
 
 
@@ -137,6 +138,7 @@ def fit(run: Run) -> None:
         save(run)
         copy_from_last(run)
         return
+    know_objective(run)
     patience = config.train.early_stop_epochs
     reset_peak_memory(run.fabric.device)
     while progress.epoch < config.train.epochs and not (patience and progress.stale >= patience):
@@ -150,6 +152,21 @@ def fit(run: Run) -> None:
         progress.device = device_name(run.fabric.device)
         save(run)
         copy_from_last(run)
+
+
+def know_objective(run: Run) -> None:
+    """权重里由数据定的：变化的标准差由零号进程在第一步之前量一次，随进度存下，续训不再量。"""
+    config, progress = run.config, run.state.progress
+    if config.train.objective.channels != "tendency":
+        return
+    if progress.changes is None:
+        progress.changes = from_main(run.fabric, lambda: measured_changes(run.data, config, run.stop.check))
+    run.state.objective = make_objective(config.train.objective, run.data.spec, progress.changes, run.fabric.device)
+    weights = channel_weights(config.train.objective, run.data.spec, progress.changes)
+    log.info("weights of the channels: %s", ", ".join(
+        f"{channel} {weight * len(weights) / sum(weights):.3g}"
+        for channel, weight in zip(run.data.spec.channels, weights, strict=True)
+    ))  # fmt: skip
 
 
 def train_epoch(run: Run) -> None:
@@ -220,13 +237,14 @@ def validate_epoch(run: Run) -> None:
     """验证一次，记下是否更好。"""
     progress = run.state.progress
     check = run.stop.check if run.fabric.world_size == 1 else lambda: None  # 多进程时各进程要一起停
-    value = validation_loss(run.state.best_model, run.data, "val", run.config, run.fabric, check)
+    objective = run.state.objective
+    value = validation_loss(run.state.best_model, objective, run.data, "val", run.config, run.fabric, check)
     if not math.isfinite(value):
         raise ValueError(
             f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}"
         )
     if progress.persistence is None:
-        progress.persistence = persistence_loss(run.state.model, run.data, run.config, run.fabric, check)
+        progress.persistence = persistence_loss(run.state.model, objective, run.data, run.config, run.fabric, check)
     assert run.state.scheduler is not None
     follow_validation(run.state.scheduler, value)
     improved = progress.best is None or value < progress.best

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from engine.device import check_device
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import changed
+from engine.objective import objective_loss
 from engine.one_pass import solve_one_pass
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot, write, writes_shards
@@ -75,7 +76,7 @@ def next_result(fabric: Fabric, state: State, config: RunConfig, spec: DataSpec,
     state.model.eval()
     with torch.inference_mode(), fabric.autocast():
         if not can_forecast(state.model):
-            return float(state.model.loss(batches[0])["loss"]) if loss is None else loss
+            return float(objective_loss(state.model, batches[0], state.objective)["loss"]) if loss is None else loss
         one = batches[0].history[:1]
         forecast = state.model.forecast(one, window_time(batches[0].time[:1, : spec.frames_in], spec))
     shape = (1, 1, spec.frames_out, spec.num_channels, spec.height, spec.width)

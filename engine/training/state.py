@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 from engine.blocks import checkpoint_blocks, compile_blocks
 from engine.device import to_host
 from engine.loading import Content, model_options
+from engine.objective import Objective, check_objective, make_objective, objective_loss
 from engine.optim import follow_step, make_optimizer, make_scheduler, set_weight_decay
 from engine.parallel import reduce_tensor
 from engine.progress import Progress
-from engine.sharding import is_sharded, shard_as, whole
+from engine.sharding import Root, shard_as, whole
 from engine.training.start import Initial, first_stage_origin, start_from
 from engine.training.validation import counted
 from models import build_model
@@ -63,6 +65,7 @@ class State:
     """model 是原样的模型，wrapped 是 Fabric 包好的同一个；没有可训练参数的模型没有优化器。
 
     init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
+    objective 见 engine/objective.py，权重由数据定的在第一步之前量。
     encodes 是阶段一编码的；buffers 是随权重存下的 buffer 的名字；broken 在设备上：有过坏的一步，以后的各步都不再更新。
     """
 
@@ -78,6 +81,7 @@ class State:
     encodes: Predict | None = None
     buffers: tuple[str, ...] = ()
     broken: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def adam(self) -> optim.Optimizer | None:
@@ -119,12 +123,15 @@ def build_state(
         ValueError: initial 与模型对不上，或模型没有梯度步，谈不上起步；阶段一的检查点不对。
     """
     model = build_model(model_options(saved) if saved else config.model, spec)
+    check_objective(config.train.objective, model, config.model["name"])
+    objective = make_objective(config.train.objective, spec, None, fabric.device)
     origin = saved.get("first_stage", {}) if saved else first_stage_origin(config.model)
     if not any(p.requires_grad for p in model.parameters()):
         if initial is not None:
             raise ValueError(f"train.init = {initial.path}: {config.model['name']} takes no gradient steps; remove it")
         prepare_blocks(model, config.train)
-        return State(model.to(fabric.device), None, None, None, None, Progress(), first_stage=origin)
+        model = model.to(fabric.device)
+        return State(model, None, None, None, None, Progress(), first_stage=origin, objective=objective)
     if initial is not None:
         start_from(model, initial, spec, origin)  # 在 EMA 的副本之前：副本也从这里起步
     model = fabric.to_device(model)  # 分片的不动：一块块地搬
@@ -133,9 +140,8 @@ def build_state(
         ema = AveragedModel(model)
         ema.n_averaged = ema.n_averaged.to(fabric.device)
         shard_as(fabric, ema.module)
-    wrapped = fabric.setup_module(model)
-    if not is_sharded(fabric):
-        wrapped.mark_forward_method("loss")
+    wrapped = fabric.setup_module(Root(model))
+    wrapped.mark_forward_method("enter")
     optimizer = make_optimizer(model, config.train)  # 分片之后：参数换过了
     scheduler = make_scheduler(optimizer, config.train.schedule, config.train.lr, total_steps)
     wrapped_optimizer = fabric.setup_optimizers(optimizer)
@@ -145,7 +151,7 @@ def build_state(
     broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
     return State(
         model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps,
-        model.encodes if is_codec(model) else None, saved_buffers(model), broken,
+        model.encodes if is_codec(model) else None, saved_buffers(model), broken, objective,
     )  # fmt: skip
 
 
@@ -178,8 +184,8 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     cut = len(batches) * fabric.world_size > 1  # 没有切开就不必加权
     for i, batch in enumerate(batches):
         with fabric.no_backward_sync(wrapped, enabled=i < len(batches) - 1):
-            with fabric.autocast():  # 一个设备时 wrapped.loss 就是模型自己的，Fabric 不替它换精度
-                losses = dict(wrapped.loss(batch))
+            with fabric.autocast():  # 一个设备时 wrapped.enter 就是外壳自己的，Fabric 不替它换精度
+                losses = dict(wrapped.enter(partial(objective_loss, model, objective=state.objective), batch))
             count = losses.pop(COUNT, None)
             if not cut:
                 weight = torch.ones_like(losses["loss"])

@@ -1,4 +1,4 @@
-"""验证损失：模型自己的 loss 在一个划分上的平均；选优、早停与测试损失都用它。"""
+"""验证损失：训练的目标在一个划分上的平均；选优、早停与测试损失都用它。"""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import torch
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
+from engine.objective import Objective, has_field_loss, objective_loss
 from engine.one_pass import Check
 from engine.parallel import reduce_tensor
 from engine.seeds import validation_seeds
 from models import build_model
-from models.interface import FieldLoss, Learner, is_codec
+from models.interface import Learner, is_codec
 from util.batch import Batch, Predict, encoded_fields
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import all_starts, split_batches
@@ -19,12 +20,13 @@ from util.data.feed import feed
 
 
 def persistence_loss(
-    model: Learner, data: WeatherData, config: RunConfig, fabric: Fabric, check: Check
+    model: Learner, objective: Objective, data: WeatherData, config: RunConfig, fabric: Fabric, check: Check
 ) -> float | None:
-    """持续性预报在验证段上的损失；模型的损失不是场的误差（扩散、编号、自编码器）时比不得，是 None。"""
-    if not (isinstance(model, FieldLoss) and model.field_loss):
+    """持续性预报的验证损失，同样的距离与权重；模型的损失不是场的误差（扩散、编号、自编码器）时比不得，是 None。"""
+    if not has_field_loss(model):
         return None
-    return validation_loss(build_model({"name": "persistence"}, data.spec), data, "val", config, fabric, check)
+    persistence = build_model({"name": "persistence"}, data.spec)
+    return validation_loss(persistence, objective, data, "val", config, fabric, check)
 
 
 def counted(batch: Batch, encodes: Predict | None) -> torch.Tensor:
@@ -34,7 +36,13 @@ def counted(batch: Batch, encodes: Predict | None) -> torch.Tensor:
 
 
 def validation_loss(
-    model: Learner, data: WeatherData, split: str, config: RunConfig, fabric: Fabric, check: Check
+    model: Learner,
+    objective: Objective,
+    data: WeatherData,
+    split: str,
+    config: RunConfig,
+    fabric: Fabric,
+    check: Check,
 ) -> float:
     """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式；随机数属于窗口，不动全局的。"""
 
@@ -54,7 +62,8 @@ def validation_loss(
             check()
             batch = batch._replace(seeds=next(seeds))
             weight = float(counted(batch, encodes)) if number < len(mine) else 0.0
-            total += torch.tensor([float(model.loss(batch)["loss"]) * weight, weight])
+            loss = objective_loss(model, batch, objective)["loss"]
+            total += torch.tensor([float(loss) * weight, weight])
     model.train(training)
     loss_sum, count = reduce_tensor(fabric, total, "sum").tolist()
     return loss_sum / count if count else float("nan")

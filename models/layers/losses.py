@@ -8,11 +8,16 @@ from torch import Tensor
 from util.batch import Batch
 
 
-def target_mse(prediction: Tensor, batch: Batch) -> Tensor:
-    """(B, T_out, C, H, W) 与目标的均方误差（标准化空间），只算有效的场；没有有效的场时为 0。"""
+def target_mse(prediction: Tensor, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """(B, T_out, C, H, W) 与目标的均方误差（标准化空间），只算有效的场；没有有效的场时为 0。weights 见 weighed。"""
     valid = batch.valid[:, -prediction.shape[1] :, :, None, None].to(batch.future.dtype)  # 半精度数不准几千个场
-    error = (prediction - batch.future).square() * valid
+    error = weighed((prediction - batch.future).square(), weights) * valid
     return error.mean((-2, -1)).sum() / valid.sum().clamp(min=1)
+
+
+def weighed(error: Tensor, weights: Tensor | None) -> Tensor:
+    """(…, C, H, W) 的误差逐点乘 weights (C, H)；None 原样。"""
+    return error if weights is None else error * weights[..., None]
 
 
 def refuse_members(name: str, num_members: int) -> None:
@@ -25,12 +30,13 @@ def refuse_members(name: str, num_members: int) -> None:
         raise ValueError(f"{name} is deterministic: {num_members} members need --perturb")
 
 
-def field_errors(made: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def field_errors(made: Tensor, truth: Tensor, valid: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(..., C, H, W) 的绝对误差与平方误差的平均，只算 valid (..., C) 为真的场；一个也没有时为 0。"""
     keep = valid[..., None, None].to(truth.dtype)
     difference = made - truth
     count = valid.sum().clamp(min=1)
-    mae, mse = ((error * keep).mean((-2, -1)).sum() / count for error in (difference.abs(), difference.square()))
+    errors = (weighed(error, weights) * keep for error in (difference.abs(), difference.square()))
+    mae, mse = (error.mean((-2, -1)).sum() / count for error in errors)
     return mae, mse
 
 

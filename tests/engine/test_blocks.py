@@ -17,7 +17,7 @@ from engine.blocks import checkpoint_blocks, compile_blocks
 from models import build_model
 from models.layers.attention import block_mask, token_mask
 from tests.engine.runs import checkpoint, losses, train_here, write_run
-from tests.models.small import small_batch, small_spec, tiny_model
+from tests.models.small import small_batch, small_spec, terms_of, tiny_model
 from util.batch import Batch, Seeds
 
 pytestmark = pytest.mark.filterwarnings("default")  # 编译器自己的警告
@@ -42,7 +42,7 @@ def seeded(batch: Batch, step: int) -> Batch:
 
 def gradients(model: Any, batch: Batch) -> list[Tensor]:
     torch.manual_seed(3)
-    loss = model.loss(batch)["loss"]
+    loss = terms_of(model, batch)["loss"]
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
@@ -113,7 +113,7 @@ def saved_bytes(model: Any, batch: Batch) -> int:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        loss = model.loss(batch)["loss"]
+        loss = terms_of(model, batch)["loss"]
     del loss
     return sum(held.values())
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.forecasting.rollout import roll
+from engine.objective import Objective, objective_loss
 from models import build_model
 from util.batch import Batch, DataSpec
 
@@ -88,6 +89,11 @@ def on_paper(name: str, shape: tuple[int, int, int, int], frames_out: int | None
     spec = small_spec(channels, (grid[0], grid[1]), frames, frames_out or frames)
     with torch.device("meta"):
         return build_model({"name": name, **options}, spec)
+
+
+def terms_of(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """缺省的目标：直接给出场的模型没有自己的 loss。"""
+    return objective_loss(model, batch, Objective())
 
 
 def count(module: nn.Module) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.small import make_model, small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec, terms_of
 
 SPEC = small_spec(channels=2, grid=(4, 6), frames_in=3, frames_out=2)
 every_variant = pytest.mark.parametrize("variant", ["cnn", "deep"])
@@ -157,7 +157,7 @@ def test_autocast_and_compile(variant: str) -> None:
     expected = model(batch.history)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(batch.history), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model.train().loss(batch)["loss"]
+        loss = terms_of(model.train(), batch)["loss"]
         loss.backward()
         lower = model.eval()(batch.history)
     assert loss.isfinite()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import build_config, build_model
 from models.convlstm import ConvLSTMCell
-from tests.models.small import small_batch, small_spec
+from tests.models.small import small_batch, small_spec, terms_of
 from util.batch import Batch, DataSpec
 
 Array = NDArray[np.float64]
@@ -124,7 +124,7 @@ def test_teacher_forcing_feeds_the_truth_in_training_only() -> None:
     for training, truth in ((True, array(batch.future)), (False, [None, None])):
         made = np.stack([written_out(model, h, "zeros", t) for h, t in zip(array(batch.history), truth, strict=True)])
         expected = np.mean((made - array(batch.future)) ** 2)
-        assert model.train(training).loss(batch)["loss"].item() == pytest.approx(expected, rel=1e-5)
+        assert terms_of(model.train(training), batch)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_teacher_forcing_never_shows_an_interpolated_frame() -> None:
@@ -133,9 +133,9 @@ def test_teacher_forcing_never_shows_an_interpolated_frame() -> None:
     valid = batch.valid.clone()
     valid[:, SPEC.frames_in, 0] = False  # 第一个目标帧的一个通道
     batch = batch._replace(valid=valid)
-    loss = model.loss(batch)["loss"]
-    assert torch.equal(model.loss(_changed(batch, 0))["loss"], loss)
-    assert not torch.equal(model.loss(_changed(batch, 1))["loss"], loss)
+    loss = terms_of(model, batch)["loss"]
+    assert torch.equal(terms_of(model, _changed(batch, 0))["loss"], loss)
+    assert not torch.equal(terms_of(model, _changed(batch, 1))["loss"], loss)
 
 
 def _changed(batch: Batch, channel: int) -> Batch:
@@ -149,7 +149,7 @@ def test_teacher_forcing_is_drawn_for_each_window_and_step(monkeypatch: pytest.M
     seen: list[Tensor] = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *inputs: (seen.append(inputs[2]), forward(*inputs))[1])
-    model.loss(batch)
+    terms_of(model, batch)
     (forced,) = seen
     assert forced.shape == (200, 3, 2, 1, 1)
     assert torch.equal(forced[:, :, 0], forced[:, :, 1])  # 一帧的各通道同进退
@@ -161,7 +161,7 @@ def test_teacher_forcing_is_drawn_for_each_window_and_step(monkeypatch: pytest.M
 @every_variant
 def test_gradients_reach_every_parameter(variant: str) -> None:
     model = make(variant=variant).train()
-    model.loss(small_batch(SPEC))["loss"].backward()
+    terms_of(model, small_batch(SPEC))["loss"].backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 

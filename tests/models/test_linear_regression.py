@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from engine.loading import load_weights
 from engine.one_pass import solve_one_pass
 from models.linear_regression import ALPHAS, Dual, Primal
-from tests.models.small import changed, make_model, small_spec
+from tests.models.small import changed, make_model, small_spec, terms_of
 from util.batch import Batch, DataSpec
 
 SPEC = small_spec(channels=2, grid=(4, 8), frames_in=3, frames_out=2)  # F = 64，D = 192，P = 128
@@ -173,7 +173,7 @@ def test_loss_is_the_valid_mean_square() -> None:
     test.valid[:, -1, 0] = False
     made = model.forecast(test.history, test.time)[:, 0]
     error = (made - test.future).square().mean((-2, -1))[test.valid[:, SPEC.frames_in :]]
-    assert model.loss(test)["loss"].item() == pytest.approx(error.mean().item(), rel=1e-5)
+    assert terms_of(model, test)["loss"].item() == pytest.approx(error.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("max_frames", [SMALL, LARGE])

@@ -12,7 +12,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from models import build_config, build_model
-from tests.models.small import small_batch, small_spec
+from tests.models.small import small_batch, small_spec, terms_of
 from util.batch import DataSpec
 
 Array = NDArray[np.float64]
@@ -113,7 +113,7 @@ def test_the_head_of_the_source() -> None:
 def test_gradients_reach_every_parameter(variant: str, head: str) -> None:
     model = make(variant=variant, head=head).train()
     for seed in range(4):  # dropout 每次关掉不同的几路
-        model.loss(small_batch(SPEC, seed=seed))["loss"].backward()
+        terms_of(model, small_batch(SPEC, seed=seed))["loss"].backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.climatology import YEAR_HOURS
-from tests.models.small import make_model, small_batch, small_spec
+from tests.models.small import make_model, small_batch, small_spec, terms_of
 from util.batch import Batch, DataSpec
 from util.calendar import year_start
 
@@ -129,7 +129,7 @@ def test_climatology_of_several_frames_out_and_its_loss() -> None:
     for lead in range(3):
         expected = forecast_at(model, spec, batch.time[:, 2 + lead].numpy())
         np.testing.assert_array_equal(made[:, 0, lead].numpy(), expected)
-    assert model.loss(batch)["loss"].item() == pytest.approx(
+    assert terms_of(model, batch)["loss"].item() == pytest.approx(
         float((made[:, 0] - batch.future).square().mean()), rel=1e-5
     )
 
@@ -160,5 +160,5 @@ def test_baseline_loss_skips_invalid_fields(name: str) -> None:
     made, errors = model.forecast(batch.history, batch.time)[:, 0], []
     for b, lead, c in torch.nonzero(valid[:, 3:]).tolist():
         errors.append(((made[b, lead, c] - batch.future[b, lead, c]) ** 2).mean().item())
-    assert model.loss(batch._replace(valid=valid))["loss"].item() == pytest.approx(np.mean(errors), rel=1e-5)
-    assert model.loss(batch._replace(valid=torch.zeros_like(valid)))["loss"].item() == 0
+    assert terms_of(model, batch._replace(valid=valid))["loss"].item() == pytest.approx(np.mean(errors), rel=1e-5)
+    assert terms_of(model, batch._replace(valid=torch.zeros_like(valid)))["loss"].item() == 0

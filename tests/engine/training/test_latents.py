@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from engine.objective import Objective
 from engine.training.validation import validation_loss
 from models.layers.frames import frames_of
 from models.layers.latents import LatentScaling
@@ -116,7 +117,9 @@ def test_the_validation_loss_of_a_codec_is_the_mean_over_all_valid_fields(tree, 
     config = load_config(write_run(tmp_path, tree, data={"max_missing": 1.0}))
     data = open_data(config.data)
     model: Any = Shrinks(tiny_codec.Config(), data.spec)
-    found = validation_loss(model, data, "test", config, Fabric(accelerator="cpu", devices=1), lambda: None)
+    found = validation_loss(
+        model, Objective(), data, "test", config, Fabric(accelerator="cpu", devices=1), lambda: None
+    )
     (hours,) = data.segments["test"]
     total, number = 0.0, 0
     for start in hours[: hours.size - data.spec.window + 1].tolist():
@@ -143,7 +146,9 @@ def test_the_validation_loss_of_changes_is_the_mean_over_all_valid_changes(tree,
     config = load_config(write_run(tmp_path, tree, data={"max_missing": 1.0}))
     data = open_data(config.data)
     model: Any = ShrinksChanges(tiny_codec.Config(), data.spec)
-    found = validation_loss(model, data, "test", config, Fabric(accelerator="cpu", devices=1), lambda: None)
+    found = validation_loss(
+        model, Objective(), data, "test", config, Fabric(accelerator="cpu", devices=1), lambda: None
+    )
     total, number = 0.0, 0
     (hours,) = data.segments["test"]
     for start in hours[: hours.size - data.spec.window + 1].tolist():

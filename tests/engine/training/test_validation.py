@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.objective import Objective
 from engine.progress import Progress
 from engine.training import loop
 from engine.training.validation import persistence_loss
@@ -64,4 +65,4 @@ def test_masked_reconstruction_alone_is_not_compared() -> None:
     spec = small_spec()
     model = make_model({**SMALL_MODEL, "grouping": {"order": "h w t", "size": 4}}, spec)
     nothing: Any = None
-    assert persistence_loss(model, nothing, nothing, nothing, nothing) is None
+    assert persistence_loss(model, Objective(), nothing, nothing, nothing, nothing) is None
