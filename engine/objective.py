@@ -127,11 +127,10 @@ def has_field_loss(model: Learner) -> bool:
 
 def forecast_fields(model: ForecastModel, batch: Batch, members: int) -> Tensor:
     """(B, M, T_out, C, H, W)；各成员的随机数属于（窗口，成员），验证时每次相同。"""
-    if not model.probabilistic:
-        forced = model.training and isinstance(model, TeacherForced)
-        return model.forced_forecast(batch) if forced else model.forecast(batch.history, batch.time)
-    if batch.seeds is None:
-        return model.forecast(batch.history, batch.time, members)
+    if model.training and not model.probabilistic and isinstance(model, TeacherForced):
+        return model.forced_forecast(batch)
+    if not model.probabilistic or batch.seeds is None:
+        return model.forecast(batch.history, batch.time, members if model.probabilistic else 1)
     owners = [seed_of(window, "member", m) for window in batch.seeds.windows for m in range(members)]
     return model.forecast(batch.history, batch.time, members, [Generator().manual_seed(seed) for seed in owners])
 
