@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -23,16 +24,41 @@ from util.variables import split_channel
 
 PLAIN = {"mse": 1.0}
 EVERYWHERE = Grid()
+BALANCE_DECAY = 0.99  # 一步的分量：约一百步的平均
+
+
+class Balance(NamedTuple):
+    """各通道在训练里的距离：名字；滑动平均 (C,)，就地更新，还没有走过一步时是 0。"""
+
+    names: tuple[str, ...]
+    means: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """(C,) 平均为 1：各通道的距离乘上它都一样大。"""
+        inverse = 1 / self.means
+        return torch.where(self.means.all(), inverse / inverse.mean(), torch.ones_like(self.means))
+
+    @torch.no_grad()
+    def follow(self, terms: Mapping[str, Tensor], broken: Tensor) -> None:
+        """一步的各项（小批、各进程的平均）→ 滑动平均走一步；坏的一步不走，头一步照抄。"""
+        found = torch.stack([terms[name] for name in self.names])
+        moved = torch.where(self.means == 0, found, self.means.lerp(found, 1 - BALANCE_DECAY))
+        self.means.copy_(torch.where(broken, self.means, moved))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """distances: 名字 → 权重；members: 抽得出成员的模型抽几个；channels: (C,) 平均为 1，None 是处处相同。"""
+    """distances: 名字 → 权重；members: 抽得出成员的模型抽几个；channels: (C,) 平均为 1，None 是处处相同。
+
+    balance 只有 channels: balanced 有：训练时各通道另乘它的权重，验证时不乘，前后才比得。
+    """
 
     distances: Mapping[str, float] = field(default_factory=PLAIN.copy)
     members: int = 1
     grid: Grid = EVERYWHERE
     channels: Tensor | None = None
+    balance: Balance | None = None
 
     @property
     def weights(self) -> Tensor | None:
@@ -55,7 +81,10 @@ def make_objective(
     area = latitude_weights(spec.latitudes).float().to(device) if config.area else None
     weights = torch.tensor(channel_weights(config, spec, changes))
     channels = None if (weights == weights[0]).all() else (weights / weights.mean()).to(device)
-    return Objective(config.distances, config.drawn, Grid(area, spec.closes_circle), channels)
+    balance = None
+    if config.channels == "balanced":
+        balance = Balance(tuple(f"loss_{c}" for c in spec.channels), torch.zeros(spec.num_channels, device=device))
+    return Objective(config.distances, config.drawn, Grid(area, spec.closes_circle), channels, balance)
 
 
 def channel_weights(config: ObjectiveConfig, spec: DataSpec, changes: Sequence[float] | None) -> list[float]:
@@ -107,6 +136,11 @@ def check_objective(config: ObjectiveConfig, model: Learner, name: str) -> None:
         raise ValueError(f"{where}.distance = {config.distance}: {name} has an objective of its own; {works}")
     if own and plain and not model.weighs_fields:
         raise ValueError(f"{where}: the loss of {name} is not an error of fields, it takes no weights; {works}")
+    if own and plain and config.channels == "balanced":
+        raise ValueError(
+            f"{where}.channels = balanced needs the distance of each channel, and {name} has an objective of its own; "
+            "use tendency"
+        )
     if OF_MEMBERS & config.distances.keys() and not model.probabilistic:
         raise ValueError(f"{where}.distance = {config.distance} needs members, and {name} is deterministic; use mae")
 
@@ -117,7 +151,7 @@ def objective_loss(model: Learner, batch: Batch, objective: Objective) -> dict[s
         return model.loss(batch)
     if isinstance(model, OwnObjective) and not (model.field_loss and objective.distances != PLAIN):
         return model.loss(batch, objective.weights)
-    return field_distance(forecast_fields(model, batch, objective.members), batch, objective)
+    return field_distance(forecast_fields(model, batch, objective.members), batch, objective, model.training)
 
 
 def has_field_loss(model: Learner) -> bool:
@@ -135,16 +169,23 @@ def forecast_fields(model: ForecastModel, batch: Batch, members: int) -> Tensor:
     return model.forecast(batch.history, batch.time, members, [Generator().manual_seed(seed) for seed in owners])
 
 
-def field_distance(made: Tensor, batch: Batch, objective: Objective) -> dict[str, Tensor]:
+def field_distance(made: Tensor, batch: Batch, objective: Objective, training: bool) -> dict[str, Tensor]:
     """(B, M, T_out, C, H, W) 与目标的距离，只算有效的场；没有有效的场时为 0。几样的加权和时，各样也给出。"""
     valid = batch.valid[:, batch.history.shape[1] :]  # (B, T_out, C)
-    terms = {}
+    count, balance = valid.sum().clamp(min=1), objective.balance
+    terms, logged = {}, {}
     for name in objective.distances:
         each = DISTANCES[name](made, batch.future, objective.grid)  # (B, T_out, C)
-        each = each if objective.channels is None else each * objective.channels
-        terms[name] = (each * valid).sum() / valid.sum().clamp(min=1)
+        terms[name] = each if objective.channels is None else each * objective.channels
+    if training and balance is not None:
+        total = sum_of(weight * terms[name].detach() for name, weight in objective.distances.items())
+        logged = dict(zip(balance.names, ((total * valid).sum((0, 1)) / count).unbind(), strict=True))
+        terms = {name: each * balance.weights for name, each in terms.items()}
+    terms = {name: (each * valid).sum() / count for name, each in terms.items()}
     loss = sum_of(weight * terms[name] for name, weight in objective.distances.items())
-    return {"loss": loss, **({} if len(terms) == 1 else {name: term.detach() for name, term in terms.items()})}
+    if len(terms) > 1:
+        logged |= {name: term.detach() for name, term in terms.items()}
+    return {"loss": loss, **logged}
 
 
 def measure_changes(batches: Iterable[Batch], channels: Sequence[str]) -> list[float]:

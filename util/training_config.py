@@ -24,7 +24,7 @@ class Schedule(Strict):
 
 DISTANCES = ("mse", "mae", "huber", "gradient", "amse", "crps", "energy")  # 写法见 util/scores/distances.py
 OF_MEMBERS = {"crps", "energy"}
-BALANCES = ("equal", "tendency")
+BALANCES = ("equal", "tendency", "balanced")
 
 
 def _distances(value: object) -> object:
@@ -59,13 +59,16 @@ class ObjectiveConfig(Strict):
 
     distance: 预报与目标的距离，或几样的加权和；crps、energy 要 members 个成员，模型须抽得出（model.noise）。
     area: 按格点的面积加权，与成绩相同。channels: equal；tendency 除以一步的变化的标准差，由训练数据量；
-    或通道（变量）名 → 权重，没有写的是 1。level: pressure 时气压层按气压加权。各样相乘，全部的平均是 1。
+    balanced 除以训练里各自的距离的滑动平均，各通道一样重（验证时同 equal）；或通道（变量）名 → 权重，没有写的是 1。
+    level: pressure 时气压层按气压加权。各样相乘，全部的平均是 1。
     """
 
     distance: Annotated[str | dict[str, float], BeforeValidator(_distances)] = "mse"
     members: int | None = Field(default=None, ge=2)
     area: bool = False
-    channels: Annotated[Literal["equal", "tendency"] | dict[str, float], BeforeValidator(_channel_weights)] = "equal"
+    channels: Annotated[
+        Literal["equal", "tendency", "balanced"] | dict[str, float], BeforeValidator(_channel_weights)
+    ] = "equal"
     level: Literal["none", "pressure"] = "none"
 
     @model_validator(mode="after")

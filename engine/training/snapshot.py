@@ -51,7 +51,7 @@ def snapshot(
     if fabric.world_size > 1:
         ranks = [None] * fabric.world_size
         torch.distributed.all_gather_object(ranks, random_state())
-    optimizer = None
+    optimizer, balance = None, state.objective.balance
     if state.adam is not None and state.adam.state:  # 一步没走时取状态会偷偷走一步空的，Adam 的步数就错了
         optimizer = get_optimizer_state_dict(state.module, state.adam, options=options)
     return {
@@ -60,7 +60,7 @@ def snapshot(
         "optimizer": optimizer,
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "ema": get_model_state_dict(state.ema, options=options) if state.ema else None,
-        "progress": asdict(state.progress),
+        "progress": {**asdict(state.progress), "balance": balance and balance.means.tolist()},
         "init": state.init,
         "first_stage": state.first_stage,
         "model_options": state.options(config),
@@ -112,6 +112,8 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     if state.ema is not None:
         set_model_state_dict(state.ema, content["ema"], options=options)
     state.progress = Progress(**content["progress"])
+    if state.objective.balance is not None and state.progress.balance is not None:
+        state.objective.balance.means.copy_(torch.tensor(state.progress.balance))
     state.init = content.get("init", "")  # 有 train.init 之前的检查点没有这一项
     if len(content["random"]) == fabric.world_size:
         set_random_state(content["random"][fabric.global_rank])

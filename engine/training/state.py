@@ -201,6 +201,8 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     found = {name: mean / total for name, mean in zip(sums, means.unbind(), strict=True) if name != COUNT}
     found["grad_norm"] = norm
     state.broken = state.broken | ~(found["loss"] + norm).isfinite()
+    if state.objective.balance is not None:
+        state.objective.balance.follow(found, state.broken)
     update(state, config, norm, total if cut else None, before)
     return Step(tuple(found), to_host(torch.stack([*found.values()])))
 
