@@ -10,15 +10,16 @@ from util.data.dataset import make_spec
 from util.variables import channel_name
 
 
-def random_batch(spec: DataSpec, size: int) -> Batch:
-    """真实大小的一批高斯噪声。"""
-    fields = torch.randn(size, spec.window, spec.num_channels, spec.height, spec.width)
-    hours = torch.arange(spec.window)[None] + torch.arange(size)[:, None]
+def random_batch(spec: DataSpec, size: int, steps: int = 1) -> Batch:
+    """真实大小的一批高斯噪声；steps: 目标够滚几步。"""
+    frames = spec.frames_in + steps * spec.frames_out
+    fields = torch.randn(size, frames, spec.num_channels, spec.height, spec.width)
+    hours = torch.arange(frames)[None] + torch.arange(size)[:, None]
     return Batch(
         history=fields[:, : spec.frames_in],
         future=fields[:, spec.frames_in :],
         time=hours * spec.interval_hours,
-        valid=torch.ones(size, spec.window, spec.num_channels, dtype=torch.bool),
+        valid=torch.ones(size, frames, spec.num_channels, dtype=torch.bool),
     )
 
 

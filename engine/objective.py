@@ -1,29 +1,33 @@
 """训练与验证的目标（train.objective）：怎样得到预报，用什么距离，各通道、各纬度多重。
 
 直接给出场的模型没有自己的损失：预报与目标的距离在这里算。有自己的目标的模型（OwnObjective）与阶段一用自己的，权重交给它；
-它评测时的损失若正是预报的均方误差（AR_pred），要别的距离时也由它的 forecast 训练。
+它评测时的损失若正是预报的均方误差（AR_pred），要别的距离、要滚动时也由它的 forecast 训练。
+滚动（rollout）：目标比一次预报的长，自己的输出作下一步的历史，梯度穿过全部的步。
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.seeds import seed_of
 from models.interface import ForecastModel, Learner, OwnObjective, TeacherForced, is_codec, is_direct
-from util.batch import Batch, DataSpec, encoded_fields
+from util.batch import Batch, DataSpec, encoded_fields, next_history
 from util.grid import latitude_weights
 from util.scores.distances import DISTANCES, Grid, sum_of
 from util.strict import nearest
-from util.training_config import OF_MEMBERS, ObjectiveConfig
+from util.training_config import OF_MEMBERS, ObjectiveConfig, Rollout
 from util.variables import split_channel
 
 PLAIN = {"mse": 1.0}
-EVERYWHERE = Grid()
+EVERYWHERE, ONCE = Grid(), Rollout()
 BALANCE_DECAY = 0.99  # 一步的分量：约一百步的平均
 
 
@@ -51,6 +55,7 @@ class Balance(NamedTuple):
 class Objective:
     """distances: 名字 → 权重；members: 抽得出成员的模型抽几个；channels: (C,) 平均为 1，None 是处处相同。
 
+    frames_out: 一次预报几帧，None 是目标有几帧就几帧；rollout: 目标更长时怎样滚。
     balance 只有 channels: balanced 有：训练时各通道另乘它的权重，验证时不乘，前后才比得。
     """
 
@@ -58,7 +63,13 @@ class Objective:
     members: int = 1
     grid: Grid = EVERYWHERE
     channels: Tensor | None = None
+    frames_out: int | None = None
+    rollout: Rollout = ONCE
     balance: Balance | None = None
+
+    def steps(self, batch: Batch) -> int:
+        """到目标的末一帧要滚几步。"""
+        return 1 if self.frames_out is None else batch.future.shape[1] // self.frames_out
 
     @property
     def weights(self) -> Tensor | None:
@@ -84,7 +95,8 @@ def make_objective(
     balance = None
     if config.channels == "balanced":
         balance = Balance(tuple(f"loss_{c}" for c in spec.channels), torch.zeros(spec.num_channels, device=device))
-    return Objective(config.distances, config.drawn, Grid(area, spec.closes_circle), channels, balance)
+    grid = Grid(area, spec.closes_circle)
+    return Objective(config.distances, config.drawn, grid, channels, spec.frames_out, config.rollout, balance)
 
 
 def channel_weights(config: ObjectiveConfig, spec: DataSpec, changes: Sequence[float] | None) -> list[float]:
@@ -123,7 +135,7 @@ def check_objective(config: ObjectiveConfig, model: Learner, name: str) -> None:
     """这个模型学得了这个目标吗。
 
     Raises:
-        ValueError: 有自己的目标而要别的距离；没有通道与纬度可加权；要成员而抽不出。
+        ValueError: 有自己的目标而要别的距离、要滚动；没有通道与纬度可加权；要成员而抽不出。
     """
     if config == ObjectiveConfig():
         return
@@ -131,6 +143,8 @@ def check_objective(config: ObjectiveConfig, model: Learner, name: str) -> None:
     if is_codec(model):
         raise ValueError(f"{where}: {name} is an autoencoder and has an objective of its own; {works}")
     own = isinstance(model, OwnObjective)
+    if config.rollout.longest > 1 and (not model.can_forecast or (own and not model.field_loss)):
+        raise ValueError(f"{where}.rollout: {name} is not trained through the fields it forecasts; {works}")
     plain = config.distances == PLAIN
     if own and not plain and not model.field_loss:
         raise ValueError(f"{where}.distance = {config.distance}: {name} has an objective of its own; {works}")
@@ -149,9 +163,10 @@ def objective_loss(model: Learner, batch: Batch, objective: Objective) -> dict[s
     """键 `loss` 参与求导，其余只记录；`count` 见 OwnObjective.loss，没有就是有效的目标场数。"""
     if not isinstance(model, ForecastModel):  # 不问 is_codec：它看 latents_known，主机要等设备
         return model.loss(batch)
-    if isinstance(model, OwnObjective) and not (model.field_loss and objective.distances != PLAIN):
+    by_forecast = objective.distances != PLAIN or objective.steps(batch) > 1
+    if isinstance(model, OwnObjective) and not (model.field_loss and by_forecast):
         return model.loss(batch, objective.weights)
-    return field_distance(forecast_fields(model, batch, objective.members), batch, objective, model.training)
+    return field_distance(forecast_fields(model, batch, objective), batch, objective, model.training)
 
 
 def has_field_loss(model: Learner) -> bool:
@@ -159,14 +174,82 @@ def has_field_loss(model: Learner) -> bool:
     return is_direct(model) or (isinstance(model, OwnObjective) and model.field_loss)
 
 
-def forecast_fields(model: ForecastModel, batch: Batch, members: int) -> Tensor:
-    """(B, M, T_out, C, H, W)；各成员的随机数属于（窗口，成员），验证时每次相同。"""
-    if model.training and not model.probabilistic and isinstance(model, TeacherForced):
+def forecast_fields(model: ForecastModel, batch: Batch, objective: Objective) -> Tensor:
+    """(B, M, T, C, H, W)，T 是目标的帧数；目标更长时，各成员各走各的路，自己的输出作下一步的历史。"""
+    steps = objective.steps(batch)
+    if steps == 1 and not model.probabilistic and isinstance(model, TeacherForced) and model.training:
         return model.forced_forecast(batch)
-    if not model.probabilistic or batch.seeds is None:
-        return model.forecast(batch.history, batch.time, members if model.probabilistic else 1)
-    owners = [seed_of(window, "member", m) for window in batch.seeds.windows for m in range(members)]
-    return model.forecast(batch.history, batch.time, members, [Generator().manual_seed(seed) for seed in owners])
+    members = objective.members if model.probabilistic else 1
+    ahead, history, time, made = batch.future.shape[1] // steps, batch.history, batch.time, []
+    for step in range(steps):
+        if step == 1:
+            history, time = history.repeat_interleave(members, 0), time.repeat_interleave(members, 0)  # (B·M, …)
+        if step:
+            history, time = next_history(history, made[-1]), time[:, ahead:]
+        forecast = partial(one_forecast, model, 1 if step else members, member_seeds(batch, members, step))
+        arguments = history, time[:, : history.shape[1] + ahead]
+        again = objective.rollout.checkpoint and step < steps - 1 and torch.is_grad_enabled()
+        new = recomputed(model, forecast, *arguments) if again else forecast(*arguments)
+        made.append(new.flatten(0, 1))  # (B·M, T_out, C, H, W)
+    return torch.cat(made, 1).unflatten(0, (-1, members))
+
+
+def one_forecast(
+    model: ForecastModel, members: int, seeds: Sequence[int] | None, history: Tensor, time: Tensor
+) -> Tensor:
+    """发生器在里面造：重算的时候从头抽，还是同样的数。"""
+    generators = None if seeds is None else [Generator().manual_seed(seed) for seed in seeds]
+    return model.forecast(history, time, members, generators)
+
+
+def member_seeds(batch: Batch, members: int, step: int) -> list[int] | None:
+    """B·M 个：各成员的随机数属于（窗口，成员，滚到第几步），验证时每次相同；没有给种子的取自全局的发生器。"""
+    if batch.seeds is None:
+        return None
+    rolled = ("step", step) if step else ()
+    return [seed_of(window, "member", m, *rolled) for window in batch.seeds.windows for m in range(members)]
+
+
+def recomputed(model: ForecastModel, forecast: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """forecast 的结果，里面的激活在反向时重算。
+
+    训练的前向会改 buffer（BatchNorm 的平均、记忆库）：重算从那一步之前的样子算起，算完还原，不多走一步。
+    """
+    assert isinstance(model, nn.Module)
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    return checkpoint(
+        forecast, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), set_back(buffers, before))
+    )
+
+
+@contextmanager
+def set_back(buffers: Sequence[Tensor], before: Sequence[Tensor]) -> Iterator[None]:
+    """里面 buffers 是 before 的样子，出来时还原；梯度不看它们。"""
+    now = [buffer.clone() for buffer in buffers]
+    with torch.no_grad():
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, now, strict=True):
+                buffer.copy_(value)
+
+
+def rolled(batch: Batch, steps: int, objective: Objective) -> Batch:
+    """目标只留滚 steps 步的；loss_on: last 时，末一步之前的目标不算。"""
+    if objective.frames_out is None:
+        return batch
+    frames = batch.history.shape[1] + steps * objective.frames_out
+    valid = batch.valid[:, :frames]
+    if objective.rollout.loss_on == "last":
+        counts = torch.arange(frames, device=valid.device) >= frames - objective.frames_out
+        valid = valid & counts[:, None]
+    return batch._replace(
+        future=batch.future[:, : steps * objective.frames_out], time=batch.time[:, :frames], valid=valid
+    )
 
 
 def field_distance(made: Tensor, batch: Batch, objective: Objective, training: bool) -> dict[str, Tensor]:

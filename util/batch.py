@@ -166,6 +166,11 @@ def window_time(time: Tensor | None, spec: DataSpec) -> Tensor | None:
     return torch.cat([time, time[:, -1:] + ahead], 1)
 
 
+def next_history(history: Tensor, made: Tensor) -> Tensor:
+    """自己的输出 (N, T_out, C, H, W) 接在历史 (N, T_in, C, H, W) 之后，取末 T_in 帧：下一步的历史。"""
+    return torch.cat([history[:, made.shape[1] :], made[:, -history.shape[1] :]], 1)
+
+
 def empty_fields(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """内存里的一块，由 numpy 要来：它请系统给大页，几十 MB 的缓冲区头一次写进去时少几千次缺页，快几倍。"""
     kind = np.dtype(np.uint16) if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype

@@ -54,6 +54,46 @@ def _positive(name: str, weight: object) -> None:
         raise ValueError(f"the weight of {name} is {weight!r}; it must be a number above 0")
 
 
+class Rollout(Strict):
+    """滚动训练：自己的输出作下一步的历史，滚几步，梯度就穿过几步。
+
+    steps: 滚几步；schedule 代替它：[[第几次参数更新起（从 0 数）, 滚几步], ...]，如 [[0, 1], [2000, 2], [3000, 4]]。
+    loss_on: 每一步的目标都算，还是只算末一步的。checkpoint: 各步的激活在反向时重算，内存与一步时差不多，多算一遍前向。
+    """
+
+    steps: PositiveInt = 1
+    schedule: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
+    loss_on: Literal["all", "last"] = "all"
+    checkpoint: bool = True
+
+    @model_validator(mode="after")
+    def _one_says_how_long(self) -> Rollout:
+        if not self.schedule:
+            return self
+        if self.steps != 1:
+            raise ValueError(f"steps = {self.steps} and schedule = {self.schedule} both say how long; keep one")
+        firsts = [first for first, _ in self.schedule]
+        if firsts != sorted({0, *firsts}) or min(steps for _, steps in self.schedule) < 1:
+            raise ValueError(
+                f"schedule = {self.schedule}: write [[0, 1], [2000, 2], ...]: the updates from which on, in order, "
+                "from 0, and how many steps, 1 or more"
+            )
+        return self
+
+    def at(self, update: int) -> int:
+        """第 update 次参数更新滚几步。"""
+        return next((steps for first, steps in reversed(self.schedule) if first <= update), self.steps)
+
+    def most(self, first: int, stop: int) -> int:
+        """第 first 到 stop - 1 次参数更新里最多滚几步。"""
+        return max(self.at(first), *(steps for start, steps in self.schedule if first < start < stop), 1)
+
+    @property
+    def longest(self) -> int:
+        """最多滚几步。"""
+        return max([self.steps, *(steps for _, steps in self.schedule)])
+
+
 class ObjectiveConfig(Strict):
     """训练与验证的目标；缺省就是均方误差。有自己的目标的模型（扩散、编号）只收权重，见 engine/objective.py。
 
@@ -70,6 +110,7 @@ class ObjectiveConfig(Strict):
         Literal["equal", "tendency", "balanced"] | dict[str, float], BeforeValidator(_channel_weights)
     ] = "equal"
     level: Literal["none", "pressure"] = "none"
+    rollout: Rollout = Rollout()
 
     @model_validator(mode="after")
     def _members_have_a_use(self) -> ObjectiveConfig:

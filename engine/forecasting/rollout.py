@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.interface import Forecaster
-from util.batch import DataSpec, window_time
+from util.batch import DataSpec, next_history, window_time
 
 
 def roll(
@@ -37,7 +37,7 @@ def roll(
         if step == 0:
             history = history.repeat_interleave(members, 0)  # (B·M, T_in, C, H, W)
             time = None if time is None else time.repeat_interleave(members, 0)
-        history = torch.cat([history[:, spec.frames_out :], new[:, -spec.frames_in :]], 1)
+        history = next_history(history, new)
         time = None if time is None else time + spec.frames_out * spec.interval_hours
         for frame in new.unbind(1)[: steps - step]:
             yield frame.unflatten(0, (batch, members))

@@ -57,7 +57,7 @@ def step_peak(options: Mapping[str, Any], spec: DataSpec, train: TrainConfig, si
 def _walk(model: Learner, spec: DataSpec, train: TrainConfig, size: int, live: LiveTensors) -> int:
     assert isinstance(model, nn.Module)
     live.mark("parameters", [*model.parameters(), *model.buffers()])
-    batch = random_batch(spec, size)
+    batch = random_batch(spec, size, train.objective.rollout.longest)
     live.mark("batch", batch.tensors)
     batch = batch._replace(seeds=Seeds((0,) * size, (0.0,) * size, 0))
     objective = make_objective(train.objective, spec, None, torch.device("cpu"))

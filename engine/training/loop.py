@@ -12,7 +12,7 @@ import torch
 from engine.device import device_name, float32_matmuls, peak_memory, reset_peak_memory
 from engine.memory.advice import announce, explained, settled
 from engine.memory.estimate import Machine, changed, this_machine
-from engine.objective import channel_weights, make_objective, objective_loss
+from engine.objective import channel_weights, make_objective, objective_loss, rolled
 from engine.one_pass import fit_one_pass, measured_changes
 from engine.optim import follow_step, follow_validation
 from engine.parallel import from_main
@@ -174,9 +174,11 @@ def train_epoch(run: Run) -> None:
     config, progress, fabric, scheduler = run.config, run.state.progress, run.fabric, run.state.scheduler
     assert scheduler is not None
     batches = epoch_batches(config, run.data, fabric, progress.epoch)
-    parts = config.train.accumulate
+    parts, rollout = config.train.accumulate, config.train.objective.rollout
+    first = progress.step - progress.batches
+    ahead = rollout.most(first, first + len(batches)) * run.data.spec.frames_out  # 一轮里读的一样长，续训也是
     mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
-    loader = feed(run.data, mine, fabric.device)
+    loader = feed(run.data, mine, fabric.device, ahead)
     meter = Meter(progress, config.train.epochs, len(batches), fabric.is_global_zero)
     try:
         for i, starts in enumerate(batches[progress.batches :]):
@@ -187,7 +189,10 @@ def train_epoch(run: Run) -> None:
                 training_seeds(config.run.seed, progress.epoch, progress.step, starts, part)
                 for part in mine[i * parts : (i + 1) * parts]
             ]
-            micro = [batch._replace(seeds=s) for batch, s in zip(meter.wait(loader, parts), seeds, strict=True)]
+            micro = [
+                rolled(batch._replace(seeds=s), rollout.at(progress.step), run.state.objective)
+                for batch, s in zip(meter.wait(loader, parts), seeds, strict=True)
+            ]
             step = train_step(fabric, run.state, config, micro)
             settle(run, meter)
             progress.step += 1

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from engine.device import check_device
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import changed
-from engine.objective import objective_loss
+from engine.objective import objective_loss, rolled
 from engine.one_pass import solve_one_pass
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot, write, writes_shards
@@ -39,10 +39,12 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
     try:
         torch.manual_seed(config.run.seed)
         size = max(1, config.train.windows // (fabric.world_size * config.train.accumulate))
-        batches = [fabric.to_device(random_batch(spec, size)) for _ in range(config.train.accumulate)]
+        steps = config.train.objective.rollout.longest  # 走到那里才用尽内存，就晚了
+        batches = [fabric.to_device(random_batch(spec, size, steps)) for _ in range(config.train.accumulate)]
         state = build_state(fabric, config, spec, total_steps=1_000_000)
         if isinstance(state.model, OnePass):
-            solve_one_pass(state.model, batches[:1], batches[:1])
+            one = [rolled(batches[0], 1, state.objective)]
+            solve_one_pass(state.model, one, one)
         state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
         if state.optimizer is not None:
             train_step(fabric, state, config, batches).terms()

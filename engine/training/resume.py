@@ -17,6 +17,7 @@ from engine.loading import DATA_MAY_CHANGE, Content, run_name
 from engine.parallel import from_main
 from models import build_config
 from util.atomic import reserved
+from util.batch import DataSpec
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig
 from util.data.batches import all_starts
@@ -138,9 +139,14 @@ def check_same_run(saved: dict[str, Any], config: RunConfig, path: str) -> None:
         raise ValueError(f"cannot resume {path}: {'; '.join(changed)}; start a new run instead")
 
 
-def windows_fingerprint(data: WeatherData) -> str:
+def windows_fingerprint(config: RunConfig, data: WeatherData) -> str:
     """训练窗口的指纹：补了或删了文件，段就可能变，一轮中间的位置就不再指向同一批窗口。"""
-    return hashlib.sha256(all_starts(data.segments["train"], data.spec.window).tobytes()).hexdigest()
+    return hashlib.sha256(all_starts(data.segments["train"], reach(config, data.spec)).tobytes()).hexdigest()
+
+
+def reach(config: RunConfig, spec: DataSpec) -> int:
+    """滚得最长的一次要几帧，历史在内。"""
+    return spec.frames_in + config.train.objective.rollout.longest * spec.frames_out
 
 
 def _full_options(options: dict[str, Any]) -> dict[str, Any]:

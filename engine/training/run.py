@@ -24,7 +24,7 @@ from engine.parallel import (
     reduce_tensor,
 )
 from engine.sharding import sharded_strategy
-from engine.training.resume import windows_fingerprint
+from engine.training.resume import reach, windows_fingerprint
 from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
@@ -114,6 +114,7 @@ def open_run(
     data = open_data(config.data, log_dir / "missing.csv", main, fabric.device, partial(from_first_here, fabric))
     if content is not None:
         check_same_data(DataSpec.from_dict(content["spec"]), data.spec, f"{name}/last.ckpt")
+    check_reach(config, data)
     check_room(config, data, fabric)
     fabric.seed_everything(config.run.seed, verbose=False)  # 处处同样的初值：分片时各留各的一片
     total_steps = config.train.epochs * len(epoch_batches(config, data, fabric, 0))
@@ -125,7 +126,7 @@ def open_run(
     else:
         restore(fabric, state, content)
         log.info("resumed at epoch %d, step %d", state.progress.epoch, state.progress.step)
-        if state.progress.batches and content["windows"] != windows_fingerprint(data):
+        if state.progress.batches and content["windows"] != windows_fingerprint(config, data):
             log.warning("files were added or removed, the windows are not the same: this epoch starts again")
             state.progress.batches, state.progress.loss_sum, state.progress.loss_count = 0, 0.0, 0
     if main:
@@ -138,6 +139,22 @@ def open_run(
     return Run(config, name, fabric, data, state, metrics, wandb, stop, time.monotonic())
 
 
+def check_reach(config: RunConfig, data: WeatherData) -> None:
+    """训练、验证、测试都放得下滚得最长的窗口。
+
+    Raises:
+        ValueError: 哪个划分放不下。
+    """
+    frames = reach(config, data.spec)
+    for split, segments in data.segments.items():
+        longest = max(piece.size for piece in segments)
+        if longest < frames:
+            raise ValueError(
+                f"train.objective.rollout: {config.train.objective.rollout.longest} steps need windows of {frames} "
+                f"frames; the longest run without a gap in data.splits.{split} has {longest}"
+            )
+
+
 def check_room(config: RunConfig, data: WeatherData, fabric: Fabric) -> None:
     """训练与验证的批都要放得进共享内存，走完一轮才发现就晚了；一台机器上的各进程分这一块。
 
@@ -145,17 +162,20 @@ def check_room(config: RunConfig, data: WeatherData, fabric: Fabric) -> None:
         ValueError: 放不下，见 check_shared_memory。
     """
     size = max(config.train.windows // (fabric.world_size * config.train.accumulate), eval_batch_size(config))
-    batch = batch_bytes(data.windows, size, fabric.device)
+    windows = data.windows.with_future(reach(config, data.spec) - data.spec.frames_in)
+    batch = batch_bytes(windows, size, fabric.device)
     check_shared_memory(batch, config.data.workers, processes=fabric.world_size // config.run.num_nodes)
 
 
 def epoch_batches(config: RunConfig, data: WeatherData, fabric: Fabric, epoch: int) -> list[list[int]]:
-    """这一轮的全局批次表；不够每个进程每个小批一个窗口的零头不要。
+    """这一轮的全局批次表，起点够滚最长的一次；不够每个进程每个小批一个窗口的零头不要。
 
     Raises:
         ValueError: 一批也凑不出来。
     """
-    starts = epoch_starts(data.segments["train"], data.spec.window, config.data.windows, config.run.seed, epoch)
+    starts = epoch_starts(
+        data.segments["train"], data.spec.window, config.data.windows, config.run.seed, epoch, reach(config, data.spec)
+    )
     least = fabric.world_size * config.train.accumulate
     batches = [b for b in split_batches(starts, config.train.windows) if len(b) >= least]
     if not batches:
@@ -191,7 +211,7 @@ def save(run: Run) -> None:
 def write_state(run: Run, path: Path, sharded: bool) -> None:
     """现在的状态存成 path；各进程都要来。"""
     content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name, sharded)
-    content["windows"] = windows_fingerprint(run.data)
+    content["windows"] = windows_fingerprint(run.config, run.data)
     write(run.fabric, path, content, sharded)
 
 

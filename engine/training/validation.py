@@ -6,7 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from engine.objective import Objective, has_field_loss, objective_loss
+from engine.objective import Objective, has_field_loss, objective_loss, rolled
 from engine.one_pass import Check
 from engine.parallel import reduce_tensor
 from engine.seeds import validation_seeds
@@ -44,15 +44,19 @@ def validation_loss(
     fabric: Fabric,
     check: Check,
 ) -> float:
-    """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式；随机数属于窗口，不动全局的。"""
+    """按有效的场数加权（预报数目标的，阶段一数它编码的），eval 模式；随机数属于窗口，不动全局的。
 
-    starts = all_starts(data.segments[split], data.spec.window, config.data.eval_stride)
+    滚动训练的总是滚最长的一次：各次验证才比得了，选出的才是滚得远的。
+    """
+    steps = config.train.objective.rollout.longest
+    ahead = steps * data.spec.frames_out
+    starts = all_starts(data.segments[split], data.spec.frames_in + ahead, config.data.eval_stride)
     mine, most = (
         split_batches(starts[rank :: fabric.world_size], eval_batch_size(config)) for rank in (fabric.global_rank, 0)
     )
     batches = mine + most[: len(most) - len(mine)]  # 分片的模型走一步要各进程都来：少一批的陪着走，不计
     seeds = validation_seeds(config.run.seed, starts.tolist(), batches)
-    loader = feed(data, batches, fabric.device)
+    loader = feed(data, batches, fabric.device, ahead)
     total = torch.zeros(2, dtype=torch.float64)
     encodes = model.encodes if is_codec(model) else None
     training = model.training
@@ -60,7 +64,7 @@ def validation_loss(
     with torch.inference_mode(), fabric.autocast():
         for number, batch in enumerate(tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0)):
             check()
-            batch = batch._replace(seeds=next(seeds))
+            batch = rolled(batch._replace(seeds=next(seeds)), steps, objective)
             weight = float(counted(batch, encodes)) if number < len(mine) else 0.0
             loss = objective_loss(model, batch, objective)["loss"]
             total += torch.tensor([float(loss) * weight, weight])
