@@ -30,7 +30,8 @@ from util.data.origin import DataError
 THIS = "tests.engine.training.test_parallel"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 DRAWN = {"query": "resampled"}  # 拿掉的区块、遮挡、query：损失里的随机数都有
-CNN = "model={name: cnn, width: 8}"  # BatchNorm
+ROLLED = "train.objective.rollout={schedule: [[0, 1], [3, 2]]}"
+CNN = ("model={name: cnn, width: 8}", "train.accumulate=2", ROLLED)  # BatchNorm
 STOPS = "run.name=stops"
 PREFLIGHT_AND_SAVES = ("train.preflight=true", "checkpoint.every_minutes=1e-4")  # 每几步存一次：要一起存
 DDP = ("run.devices=2", "run.strategy=ddp")
@@ -38,9 +39,9 @@ FSDP = ("run.devices=2", "run.strategy=fsdp")
 EVERYTHING = (
     *("train.accumulate=2", "train.ema_decay=0.5", "train.clip_norm=0.05", "train.optimizer=adamw"),
     *("train.weight_decay=0.1", "train.schedule={name: constant, warmup_steps: 2}"),
-    *("data.eval_stride=3", "checkpoint.sharded=true"),
+    *("data.eval_stride=3", "checkpoint.sharded=true", ROLLED),
 )
-WINDOWS = {"train": ["2000-01-01", "2000-02-01"], "val": ["2000-02-02", "2000-02-10"], "test": ["2000-02-11"] * 2}
+WINDOWS = {"train": ["2000-01-01", "2000-02-01"], "val": ["2000-02-02", "2000-02-10"], "test": ["2000-02-11", "2000-02-12"]}
 LEFT = 20  # 秒：一个死了，另一个至多再留这么久
 Run = tuple[Path, str | None, Sequence[str]]
 
@@ -76,7 +77,7 @@ def first(config) -> tuple[int, str, float]:
     """我们自己起的两个进程。"""
     runs: list[Run] = [
         (config, None, ("run.name=two", *DDP, *PREFLIGHT_AND_SAVES)),
-        (config, None, ("run.name=cnn-two", *DDP, CNN, "train.accumulate=2", "data.residency=device")),
+        (config, None, ("run.name=cnn-two", *DDP, *CNN, "data.residency=device")),
         (config, None, ("run.name=fsdp-two", *FSDP, *EVERYTHING)),
         (config, None, (STOPS, *DDP)),
     ]
@@ -98,8 +99,8 @@ def test_two_processes_equal_one(config, first):
 
 
 def test_batch_norm_sees_the_batch_of_all_processes(config, first):
-    """累积的两个小批各自统计，每一个都是两个进程合在一起的；滑动平均也相同。数据在两个进程共用的一块内存里。"""
-    assert train_here(config, "run.name=cnn-one", CNN, "train.accumulate=2") == 0
+    """累积的两个小批各自统计，每一个都是两个进程合在一起的；滑动平均也相同，滚动的各步在内。数据在两个进程共用的一块内存里。"""
+    assert train_here(config, "run.name=cnn-one", *CNN) == 0
     assert same(config.parent, "cnn-one", "cnn-two")
     one, two = (checkpoint(config.parent, name)["model"] for name in ("cnn-one", "cnn-two"))
     running = [name for name in one if "running" in name]
@@ -109,7 +110,7 @@ def test_batch_norm_sees_the_batch_of_all_processes(config, first):
 
 
 def test_shards_equal_one(config, first):
-    """累积、EMA、裁剪、权重衰减都在；last 是分片的，best 是完整的一个文件。"""
+    """累积、EMA、裁剪、权重衰减、滚动都在；last 是分片的，best 是完整的一个文件。"""
     folder = config.parent / "checkpoints"
     assert train_here(config, "run.name=fsdp-one", *EVERYTHING) == 0
     assert same(config.parent, "fsdp-one", "fsdp-two")

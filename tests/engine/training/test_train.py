@@ -29,6 +29,16 @@ EVERYTHING = {
     "schedule": {"name": "onecycle"},
     "precision": "bf16-mixed",
 }
+ROLLED = {  # 停在滚两步的中间：一轮 10 步
+    "epochs": 4,
+    "lr": 0.05,
+    "accumulate": 2,
+    "optimizer": "adamw",
+    "weight_decay": 0.1,
+    "final_weight_decay": 0.3,
+    "schedule": {"name": "plateau", "factor": 0.5, "patience": 0},
+    "objective": {"rollout": {"schedule": [[0, 1], [8, 2], [30, 3]]}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +81,8 @@ def test_saving_changes_nothing(tree_run, tmp_path, options):
 
 @pytest.mark.parametrize(
     ("options", "every"),
-    [({}, False), (EVERYTHING, False), pytest.param(EVERYTHING, True, marks=pytest.mark.soak)],
-    ids=["plain", "everything", "at every step"],
+    [({}, False), (EVERYTHING, False), (ROLLED, False), pytest.param(EVERYTHING, True, marks=pytest.mark.soak)],
+    ids=["plain", "everything", "rolled", "at every step"],
 )
 def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options, every):
     """停在一轮的中间，或者每一步之后都停一次。"""
@@ -91,6 +101,7 @@ def test_resume_equals_uninterrupted(tree_run, tmp_path, monkeypatch, options, e
     assert train_here(config, "run.name=cut", resume=resume) == 0
     assert losses(tmp_path, "cut") == whole
     assert losses(tmp_path, "cut", "val", "loss") == losses(tmp_path, "whole", "val", "loss")
+    assert losses(tmp_path, "cut", name="lr") == losses(tmp_path, "whole", name="lr")
     assert same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "cut"))
     measured = ("seconds", "peak_memory")  # 量出来的，其余逐个相同
     one, two = ({**checkpoint(tmp_path, run)["progress"], **dict.fromkeys(measured)} for run in ("whole", "cut"))
@@ -132,6 +143,23 @@ def test_accumulated_batches_equal_one_big_batch(tree_run, tmp_path):
     big, small = losses(tmp_path, "big"), losses(tmp_path, "small")
     assert (len(big), len(small)) == (8, 7)  # 31 个窗口：最后一批三个，分不成四份，不要
     assert [v for _, v in small] == pytest.approx([v for _, v in big][:7], rel=1e-5)
+
+
+def test_rolled_steps_are_cut_read_and_preflighted_like_any_other(make_tree, tmp_path):
+    """有空缺的窗口、只算末一步：切成小批、留在设备上、预检过，每一步的损失都一样。"""
+    tree = make_tree(tmp_path / "tree", ("t2m", "z_level_00"), (8, 16), "2000-01-01", "2000-02-20")
+    for day in range(2, 30, 3):
+        (tree.root / f"t2m_npy/2000/2000-{24 * day:04d}.npy").unlink()
+    tree = tree._replace(data={**tree.data, "pressure_hpa": [50.0], "max_missing": 0.5})
+    rolled = {"steps": 2, "loss_on": "last"}
+    config = write_run(tmp_path, tree, train={"epochs": 1, "objective": {"rollout": rolled}})
+    train_here(config, "run.name=big")
+    others = ("train.accumulate=2", "data.residency=device", "train.preflight=true")
+    train_here(config, "run.name=small", *others, "train.objective.rollout.checkpoint=false")
+    big, small = losses(tmp_path, "big"), losses(tmp_path, "small")
+    assert len(big) == len(small) == 8  # 31 个窗口：最后一批三个，分成两份只走两个
+    assert [v for _, v in small[:7]] == pytest.approx([v for _, v in big[:7]], rel=1e-5)
+    assert losses(tmp_path, "big", "val") != losses(tmp_path, "big", "val", "persistence")
 
 
 def test_outputs_of_a_run(tree_run, tmp_path):
