@@ -41,7 +41,11 @@ EVERYTHING = (
     *("train.weight_decay=0.1", "train.schedule={name: constant, warmup_steps: 2}"),
     *("data.eval_stride=3", "checkpoint.sharded=true", ROLLED),
 )
-WINDOWS = {"train": ["2000-01-01", "2000-02-01"], "val": ["2000-02-02", "2000-02-10"], "test": ["2000-02-11", "2000-02-12"]}
+WINDOWS = {
+    "train": ["2000-01-01", "2000-02-01"],
+    "val": ["2000-02-02", "2000-02-10"],
+    "test": ["2000-02-11", "2000-02-12"],
+}
 LEFT = 20  # 秒：一个死了，另一个至多再留这么久
 Run = tuple[Path, str | None, Sequence[str]]
 
