@@ -186,7 +186,8 @@ def forecast_fields(model: ForecastModel, batch: Batch, objective: Objective) ->
             history, time = history.repeat_interleave(members, 0), time.repeat_interleave(members, 0)  # (B·M, …)
         if step:
             history, time = next_history(history, made[-1]), time[:, ahead:]
-        forecast = partial(one_forecast, model, 1 if step else members, member_seeds(batch, members, step))
+        seeds = member_seeds(batch, members, step) if model.probabilistic else None
+        forecast = partial(one_forecast, model, 1 if step else members, seeds)
         arguments = history, time[:, : history.shape[1] + ahead]
         again = objective.rollout.checkpoint and step < steps - 1 and torch.is_grad_enabled()
         new = recomputed(model, forecast, *arguments) if again else forecast(*arguments)
