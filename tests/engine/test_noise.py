@@ -1,4 +1,4 @@
-"""有成员的噪声的模型走完全程：crps 训练学得会离散，评测抽得出成员。"""
+"""有成员的噪声的模型走完全程：crps 训练学得会离散，滚动时重算的成员不变，评测抽得出成员。"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from engine.commands import evaluate_command, inference_command
+from engine.imagined import random_batch
 from engine.objective import Objective, make_objective, objective_loss
 from tests.engine.runs import SMALL_MODEL, train_here, write_run
 from tests.models.small import make_model, small_batch, small_spec
@@ -58,6 +59,25 @@ def test_crps_training_learns_the_spread() -> None:
     error = (members.mean(1) - truth).square().mean().sqrt()
     assert 0.95 * math.sqrt(1 / math.pi) < crps < 0.85 * mae
     assert 0.5 < math.sqrt(1.1) * spread / error < 2
+
+
+@pytest.mark.parametrize("name", ["cnn", "convlstm seq2seq"])
+def test_rolled_members_are_recomputed_with_their_own_noise(name: str) -> None:
+    """三步的滚动，每步的激活在反向时重算：那时后面各步早已抽过了。"""
+    options = CNN if name == "cnn" else {"name": "convlstm", "variant": "seq2seq", "hidden": 4}
+    torch.manual_seed(0)
+    batch = random_batch(SPEC, 2, 3)._replace(seeds=Seeds((5, 6), (0.0, 0.5), 7))
+
+    def gradients(checkpoint: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = make_model({**options, **NOISE}, SPEC).train()
+        wanted = objective(distance="crps", members=3, rollout={"steps": 3, "checkpoint": checkpoint})
+        objective_loss(model, batch, wanted)["loss"].backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    kept, recomputed = gradients(False), gradients(True)
+    assert any(grad.any() for grad in kept)
+    assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
 
 
 @pytest.mark.usefixtures("unrendered")
