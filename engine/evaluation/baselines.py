@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from lightning_fabric import Fabric
 
 from engine.loading import load_forecaster, load_weights
-from engine.one_pass import Check, fit_one_pass
+from engine.one_pass import Check, fit_cache, fit_one_pass, load_fit
 from models import build_model
-from models.interface import ForecastModel, Network, OnePass, can_forecast
+from models.interface import ForecastModel, OnePass, can_forecast
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
-from util.data.batches import all_starts
 from util.data.dataset import WeatherData
 
 log = logging.getLogger("ar_pred")
@@ -27,7 +21,6 @@ PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"  # 前者查真值是不
 BASELINES = (PERSISTENCE, CLIMATOLOGY)  # models/ 里的名字，加一个基线就是在这里加一个
 FITTED, VARIANT = "linear_regression", "ridge"  # 训练过就算一个基线；只认一种，表上的名字才只有一个意思
 NAMES = (*BASELINES, FITTED)  # 成绩表上可以作基线的
-THREADS, FILES_AT_ONCE = 16, 4096  # 网络盘上查大小与时刻是等待，不是计算
 
 
 def fit_baselines(
@@ -39,7 +32,7 @@ def fit_baselines(
         model = build_model({"name": name}, data.spec)
         assert can_forecast(model)
         if isinstance(model, OnePass):
-            cache = Path(data.config.cache_dir) / f"{name}-{training_fingerprint(data)}.ckpt"
+            cache = fit_cache(name, data)
             if fabric.is_global_zero and not load_fit(model, cache):
                 fit_one_pass(model, data, batch_size, check)
                 save_checkpoint(cache, {"model": model.state_dict()})
@@ -53,37 +46,6 @@ def fit_baselines(
         models[FITTED] = model
         log.info("baseline %s: %s", FITTED, fitted)
     return models
-
-
-def load_fit(model: Network, cache: Path) -> bool:
-    """存着的拟合装进模型；没有、读不出、形状不符都是假：随时可以重新拟合。"""
-    if not cache.is_file():
-        return False
-    try:
-        load_weights(model, load_checkpoint(cache)["model"])
-    except (ValueError, LookupError) as error:
-        log.warning("cache %s cannot be used, fitted again: %s", cache, error)
-        return False
-    return True
-
-
-def training_fingerprint(data: WeatherData) -> str:
-    """训练数据的指纹：说明、训练窗口，和读它们用得到的每个文件的大小与修改时间（存档的是校验和）；改了一个就要重新拟合。"""
-    began, reader = time.monotonic(), data.windows.reader
-    starts = all_starts(data.segments["train"], data.spec.window)
-    digest = hashlib.sha256(json.dumps([data.config.root, data.spec.to_dict()]).encode())
-    digest.update(starts.tobytes())
-    files = np.argwhere(reader.files_of(np.concatenate(data.segments["train"])))  # (n, 2) 通道、位置
-    files[:, 1] += reader.start
-
-    def stamps(part: np.ndarray) -> bytes:
-        return "\n".join(reader.origin.stamp(c, hour) for c, hour in part.tolist()).encode()
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for found in pool.map(stamps, np.array_split(files, -(-len(files) // FILES_AT_ONCE))):
-            digest.update(found)
-    log.info("training files unchanged since the last fit? %d checked in %.1f s", len(files), time.monotonic() - began)
-    return digest.hexdigest()[:16]
 
 
 def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:

@@ -26,6 +26,7 @@ from util.config import RunConfig
 from util.data.dataset import WeatherData
 from util.data.index import SPLITS
 from util.logger import read_metrics
+from util.plot.curves import BESIDE
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
 from util.scores.table import Numbers, ScoreTable, Skill
@@ -78,11 +79,12 @@ class Spectra:
 
 @dataclass(frozen=True)
 class Curves:
-    """训练与验证的损失，各是 [步, 值]；持续性预报的验证损失，没有就是 None。"""
+    """训练与验证的损失，各是 [步, 值]；两个基线的验证损失，没有就是 None。"""
 
     train: list[tuple[int, float]]
     val: list[tuple[int, float]]
     persistence: float | None = None
+    climatology: float | None = None
 
 
 @dataclass(frozen=True)
@@ -310,13 +312,13 @@ def read_curves(path: Path) -> Curves | None:
     if not path.is_file():
         return None
     points: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
-    persistence = None
+    beside: dict[str, float] = {}
     for row in read_metrics(path):
-        if row.name == "persistence":
-            persistence = float(f"{row.value:.6g}")
+        if row.name in BESIDE:
+            beside[row.name] = float(f"{row.value:.6g}")
         if row.name == "loss" and row.split in points and math.isfinite(row.value):
             points[row.split].append((row.step, float(f"{row.value:.6g}")))
     every = {split: -(-len(found) // CURVE_POINTS) or 1 for split, found in points.items()}
     kept = {split: found[:: -every[split]][::-1] for split, found in points.items()}
-    curves = Curves(**kept, persistence=persistence)
+    curves = Curves(**kept, persistence=beside.get("persistence"), climatology=beside.get("climatology"))
     return curves if curves.train or curves.val else None

@@ -34,7 +34,7 @@ from engine.training.run import (
 )
 from engine.training.shapes import record_shapes, shape_table
 from engine.training.state import NonFinite, train_step
-from engine.training.validation import persistence_loss, validation_loss
+from engine.training.validation import BASELINES, baseline_losses, validation_loss
 from models import build_config, check_first_stage
 from models.interface import OnePass
 from util.calendar import time_text
@@ -249,7 +249,8 @@ def validate_epoch(run: Run) -> None:
             f"validation loss {value} is not finite after epoch {progress.epoch + 1}, step {progress.step}"
         )
     if progress.persistence is None:
-        progress.persistence = persistence_loss(run.state.model, objective, run.data, run.config, run.fabric, check)
+        measured = baseline_losses(run.state.model, objective, run.data, run.config, run.fabric, check)
+        progress.persistence, progress.climatology = (measured.get(name) for name in BASELINES)
     assert run.state.scheduler is not None
     follow_validation(run.state.scheduler, value)
     improved = progress.best is None or value < progress.best
@@ -259,7 +260,8 @@ def validate_epoch(run: Run) -> None:
         progress.stale += run.config.train.validate_every_epochs
     mean = progress.loss_sum / max(1, progress.loss_count)
     run.record("train", {"epoch_loss": mean})
-    beside = {} if progress.persistence is None else {"persistence": progress.persistence}
+    found = {name: getattr(progress, name) for name in BASELINES}
+    beside = {name: loss for name, loss in found.items() if loss is not None}
     run.record("val", {"loss": value, **beside})
     star = " (best)" if improved else ""
     aside = "".join(f", {name} {loss:.5f}" for name, loss in beside.items())

@@ -7,26 +7,42 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from engine.objective import Objective, has_field_loss, objective_loss, rolled
-from engine.one_pass import Check
-from engine.parallel import reduce_tensor
+from engine.one_pass import Check, fit_cache, has_fits, load_fit
+from engine.parallel import from_main, reduce_tensor
 from engine.seeds import validation_seeds
 from models import build_model
-from models.interface import Learner, is_codec
+from models.interface import Learner, Network, is_codec
 from util.batch import Batch, Predict, encoded_fields
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import all_starts, split_batches
 from util.data.dataset import WeatherData
 from util.data.feed import feed
 
+BASELINES = ("persistence", "climatology")  # 旁边的；名字是 models/ 里的，也是 Progress 的栏、metrics.csv 里的
 
-def persistence_loss(
+
+def baseline_losses(
     model: Learner, objective: Objective, data: WeatherData, config: RunConfig, fabric: Fabric, check: Check
-) -> float | None:
-    """持续性预报的验证损失，同样的距离与权重；模型的损失不是场的误差（扩散、编号、自编码器）时比不得，是 None。"""
+) -> dict[str, float]:
+    """各基线的验证损失，同样的距离与权重；模型的损失不是场的误差（扩散、编号、自编码器）时比不得，一个也没有。
+
+    气候态要看一遍训练数据才拟合得出，所以只在存着时才有：同样的数据评测过一次（每次训练末了都评）就存着。
+    """
     if not has_field_loss(model):
-        return None
-    persistence = build_model({"name": "persistence"}, data.spec)
-    return validation_loss(persistence, objective, data, "val", config, fabric, check)
+        return {}
+    baselines = {name: build_model({"name": name}, data.spec) for name in BASELINES}
+    if not load_known_fit(baselines["climatology"], data, fabric):
+        del baselines["climatology"]
+    return {
+        name: validation_loss(baseline.to(fabric.device), objective, data, "val", config, fabric, check)
+        for name, baseline in baselines.items()
+    }
+
+
+def load_known_fit(climatology: Network, data: WeatherData, fabric: Fabric) -> bool:
+    """存着的拟合装进气候态。各进程读同一份；一份也没有时不算指纹，大的目录树上那要几十秒。"""
+    known = from_main(fabric, lambda: fit_cache("climatology", data) if has_fits("climatology", data) else None)
+    return known is not None and load_fit(climatology, known)
 
 
 def counted(batch: Batch, encodes: Predict | None) -> torch.Tensor:

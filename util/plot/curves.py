@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from util.logger import MetricRow
 
 TRAIN, VALIDATION = MODEL_COLORS[:2]
+BESIDE = {"persistence": "--", "climatology": ":"}  # 旁边的基线：metrics.csv 里的名字 → 横线的样子
 
 
 def curves_figure(rows: Iterable[MetricRow]) -> Figure:
     """训练与验证的损失对步数；训练损失另画滑动平均，原值放淡。
 
     Args:
-        rows: MetricsLog.rows() 的行；取 name 为 loss、split 为 train 或 val 的，与持续性预报的验证损失（一条横线）。
+        rows: MetricsLog.rows() 的行；取 name 为 loss、split 为 train 或 val 的，与两个基线的验证损失（各一条横线）。
     """
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if math.isfinite(row.value)]
     losses = [row for row in rows if row.name == "loss"]
-    persistence = [row.value for row in rows if row.name == "persistence"][-1:]
+    beside = {row.name: row.value for row in rows if row.name in BESIDE}
     series = {s: np.array([(r.step, r.value) for r in losses if r.split == s]).reshape(-1, 2) for s in ("train", "val")}
     figure = Figure(figsize=(8, 4.5), dpi=130, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
@@ -43,9 +44,10 @@ def curves_figure(rows: Iterable[MetricRow]) -> Figure:
         name = f"validation (best {best:.4g} at step {step:.0f})"
         axes.plot(*val.T, color=VALIDATION, linewidth=1.8, marker="o", markersize=4, label=name)
         axes.plot(step, best, color=VALIDATION, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
-    for value in persistence:
-        axes.axhline(value, color=QUIET, linewidth=1.4, linestyle="--", label=f"persistence, validation ({value:.4g})")
-    _style_curves(axes, np.array([*train[:, 1], *val[:, 1], *persistence]))
+    for name, value in beside.items():
+        label = f"{name}, validation ({value:.4g})"
+        axes.axhline(value, color=QUIET, linewidth=1.4, linestyle=BESIDE[name], label=label)
+    _style_curves(axes, np.array([*train[:, 1], *val[:, 1], *beside.values()]))
     return figure
 
 

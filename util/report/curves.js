@@ -3,6 +3,7 @@ const LOSS = {
   train: { color: "#0072B2", dash: "solid", width: 2.2 },
   val: { color: "#D55E00", dash: "solid", width: 2.2, symbol: "circle" },
   persistence: { color: "#777777", dash: "dash", width: 1.6 },
+  climatology: { color: "#777777", dash: "dot", width: 1.6 },
 };
 
 // [[步, 值]] 的居中滑动平均，两端窗口变短
@@ -53,10 +54,10 @@ section("curves", lossPoints("train").length + lossPoints("val").length, (body) 
   const val = lossPoints("val");
   const smooth = runningMean(train, Math.max(1, Math.floor(train.length / 40)));
   const best = val.reduce((low, point) => (low && low[1] <= point[1] ? low : point), null);
-  const still = content.curves?.persistence ?? null; // 持续性预报的验证损失，一条横线
+  const still = ["persistence", "climatology"].filter((name) => known(content.curves?.[name])); // 基线的验证损失，横线
   const steps = [...train, ...val].map((p) => p[0]);
-  const across = still === null ? [] : [[Math.min(...steps), still], [Math.max(...steps), still]];
-  const values = [...train, ...val, ...across].map((p) => p[1]);
+  const across = (name) => [Math.min(...steps), Math.max(...steps)].map((step) => [step, content.curves[name]]);
+  const values = [...train, ...val, ...still.flatMap(across)].map((p) => p[1]);
   const [low, high] = extent(values);
   const room = (Math.log10(high / low) || 1) * 0.06;
   const scale =
@@ -67,10 +68,10 @@ section("curves", lossPoints("train").length + lossPoints("val").length, (body) 
     const lines = [
       train.length && [t("train"), LOSS.train],
       val.length && [t("validation"), LOSS.val],
-      across.length && [t("persistenceLoss"), LOSS.persistence],
+      ...still.map((name) => [t(`${name}Loss`), LOSS[name]]),
     ];
     const traces = lossTraces(train, smooth, val, best);
-    if (across.length) traces.push(lossTrace(across, LOSS.persistence, t("persistenceLoss")));
+    for (const name of still) traces.push(lossTrace(across(name), LOSS[name], t(`${name}Loss`)));
     names([], lines.filter(Boolean));
     title.textContent = best ? t("bestLoss", num(best[1]), integer(best[0])) : "";
     const xaxis = axis(t("step"), { rangemode: "tozero", unifiedhovertitle: { text: `${t("step")} %{x}` } });

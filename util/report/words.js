@@ -106,6 +106,7 @@ const WORDS = {
   train: ["Training", "训练"],
   validation: ["Validation", "验证"],
   persistenceLoss: ["Persistence, validation", "持续性预报，验证"],
+  climatologyLoss: ["Climatology, validation", "气候态，验证"],
   step: ["step", "训练步数"],
   loss: ["loss", "损失"],
   bestLoss: ["Lowest validation loss {0} at step {1}", "最低验证损失 {0}，第 {1} 步"],

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from engine.evaluation.baselines import fit_baselines, training_fingerprint
+from engine.evaluation.baselines import fit_baselines
+from engine.one_pass import training_fingerprint
 from tests.holding import two_at_once
 from tests.trees import DAYS, config_of, damage
 from util.calendar import parse_time

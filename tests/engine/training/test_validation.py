@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from engine.objective import Objective
 from engine.progress import Progress
 from engine.training import loop
-from engine.training.validation import persistence_loss
+from engine.training.validation import baseline_losses
+from models import build_model
 from tests.engine.runs import SMALL_MODEL, train_here, write_run
 from tests.models.small import make_model, small_spec
+from util.checkpoint import load_checkpoint
 from util.config import load_config
 from util.data.batches import all_starts
 from util.data.dataset import open_data
@@ -29,8 +32,8 @@ def tree_run(make_tree, tmp_path):
 def test_persistence_stands_beside_and_is_measured_once(tree_run, tmp_path, caplog, monkeypatch) -> None:
     caplog.set_level("INFO")
     calls = []
-    measured = loop.persistence_loss
-    monkeypatch.setattr(loop, "persistence_loss", lambda *given: calls.append(1) or measured(*given))
+    measured = loop.baseline_losses
+    monkeypatch.setattr(loop, "baseline_losses", lambda *given: calls.append(1) or measured(*given))
     config = tree_run(train={"epochs": 3, "lr": 1e-9})
     options = ("run.name=slow", "data.eval_stride=3")
     assert train_here(config, *options) == 0
@@ -51,6 +54,20 @@ def test_persistence_stands_beside_and_is_measured_once(tree_run, tmp_path, capl
     assert len(warned) == 1
     assert "try model.predict=tendency and model.last_group_share=0.9, or another train.lr" in warned[0]
 
+    # 气候态要拟合：头一次训练末了的评测拟合、存下了，下一次才知道
+    assert not [row for row in read_metrics(tmp_path / "log/slow/metrics.csv") if row.name == "climatology"]
+    assert train_here(config, "run.name=next", "data.eval_stride=3", "train.epochs=1") == 0
+    (cache,) = Path(data.config.cache_dir).glob("climatology-*.ckpt")
+    climatology: Any = build_model({"name": "climatology"}, data.spec)
+    climatology.load_state_dict(load_checkpoint(cache)["model"])
+    errors = []
+    for start in all_starts(data.segments["val"], data.spec.window, 3):
+        batch = data.windows.__getitems__([start])
+        wrong = (climatology.forecast(batch.history, batch.time)[0, 0, 0] - batch.future[0, 0]).double().numpy()
+        errors += [np.mean(field**2) for field in wrong[batch.valid[0, -1].numpy()]]
+    (row,) = (row for row in read_metrics(tmp_path / "log/next/metrics.csv") if row.name == "climatology")
+    assert row.value == pytest.approx(np.mean(errors), rel=1e-5)
+
 
 @pytest.mark.parametrize(
     ("epoch", "best", "persistence", "said"),
@@ -65,4 +82,4 @@ def test_masked_reconstruction_alone_is_not_compared() -> None:
     spec = small_spec()
     model = make_model({**SMALL_MODEL, "grouping": {"order": "h w t", "size": 4}}, spec)
     nothing: Any = None
-    assert persistence_loss(model, Objective(), nothing, nothing, nothing, nothing) is None
+    assert baseline_losses(model, Objective(), nothing, nothing, nothing, nothing) == {}

@@ -14,8 +14,8 @@ import pytest
 import torch
 import xarray as xr
 
-from engine.evaluation.baselines import training_fingerprint
 from engine.forecasting.inputs import read_tree
+from engine.one_pass import training_fingerprint
 from tests.engine.runs import write_run
 from tests.trees import DAYS, config_of, damage, standardize_files
 from tests.util.packing.stores import assert_same, compare, from_store, outcomes, pack_small, shuffled_windows, spoil

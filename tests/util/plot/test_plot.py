@@ -289,11 +289,12 @@ def test_curves(tmp_path):
     assert smooth[0] == pytest.approx(np.mean([1 + 1 / (i + 1) for i in range(width + 1)]))
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["train", "validation (best 1.25 at step 100)"]
-    rows += [MetricRow(step, 0, "val", "persistence", 2.5) for step in (50, 100)]
+    levels = {"persistence": 2.5, "climatology": 3.5}
+    rows += [MetricRow(step, 0, "val", name, value) for step in (50, 100) for name, value in levels.items()]
     axes = curves_figure(rows).axes[0]
-    assert axes.get_legend_handles_labels()[1][2:] == ["persistence, validation (2.5)"]
-    assert set(np.asarray(axes.lines[-1].get_ydata()).tolist()) == {2.5}
-    assert axes.get_ylim()[1] > 2.5
+    assert axes.get_legend_handles_labels()[1][2:] == ["persistence, validation (2.5)", "climatology, validation (3.5)"]
+    assert [set(np.asarray(line.get_ydata()).tolist()) for line in axes.lines[-2:]] == [{2.5}, {3.5}]
+    assert axes.get_ylim()[1] > 3.5
     few = [MetricRow(i, 0, "train", "loss", 10.0**-i) for i in range(4)]
     for i, some in enumerate(([], few, rows)):
         assert save_figures([curves_figure(some)], tmp_path / f"v1.{i}") == [tmp_path / f"v1.{i}.png"]

@@ -278,7 +278,7 @@ def curves(rng: np.random.Generator) -> dict[str, Any]:
     steps = np.arange(1, 553)
     loss = 0.9 * np.exp(-steps / 90) + 0.06 + 0.02 * rng.standard_normal(len(steps)) * np.exp(-steps / 300)
     val = [[int(s), 0.95 * np.exp(-s / 90) + 0.065 + 2e-7 * max(0, s - 400) ** 2] for s in range(46, 553, 46)]
-    return {"train": [[int(s), float(v)] for s, v in zip(steps, loss, strict=True)], "val": val}
+    return {"train": [[int(s), float(v)] for s, v in zip(steps, loss, strict=True)], "val": val, "climatology": 0.5}
 
 
 CONFIG = """\
