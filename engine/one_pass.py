@@ -94,7 +94,7 @@ def training_fingerprint(data: WeatherData) -> str:
     """训练数据的指纹：说明、训练窗口，和读它们用得到的每个文件的大小与修改时间（存档的是校验和）；改了一个就要重新拟合。"""
     began, reader = time.monotonic(), data.windows.reader
     starts = all_starts(data.segments["train"], data.spec.window)
-    digest = hashlib.sha256(json.dumps([data.config.root, data.spec.to_dict()]).encode())
+    digest = hashlib.sha256(json.dumps([data.config.root, data.spec.bare.to_dict()]).encode())
     digest.update(starts.tobytes())
     files = np.argwhere(reader.files_of(np.concatenate(data.segments["train"])))  # (n, 2) 通道、位置
     files[:, 1] += reader.start

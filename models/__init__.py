@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.interface import Adjustable, Autoencoder, Learner, Network, Portable, Stacked, is_codec
+from models.interface import Adjustable, Autoencoder, Forced, Learner, Network, Portable, Stacked, is_codec
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
 from util.config import apply_overrides, load_config
@@ -40,9 +40,10 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Learner:
     """造出模型（随机数取自全局发生器）。
 
     Raises:
-        ValueError: 配置不对，或这个模型做不到 spec 要求的事（由构造函数说明）。
+        ValueError: 配置不对，或这个模型做不到 spec 要求的事（由构造函数说明；接不住外强迫的在这里）。
     """
     config, kind, source = build_config(options), _kind(options), options.get("first_stage")
+    _check_inputs(options["name"], spec)
     return kind(config, spec) if source is None else kind(config, spec, open_first_stage(source, spec))
 
 
@@ -183,6 +184,14 @@ def _first_stage_content(source: str) -> dict[str, Any]:
 def _kind(options: Mapping[str, Any]) -> Any:
     """模型的类。"""
     return importlib.import_module(f"models.{options['name']}").Model
+
+
+def _check_inputs(name: str, spec: DataSpec) -> None:
+    if spec == spec.bare or isinstance(_kind({"name": name}), Forced):
+        return
+    key, value = ("forcings", spec.forcings) if spec.forcings else ("roles", spec.diagnostic)
+    works = ", ".join(other for other in model_names() if isinstance(_kind({"name": other}), Forced))
+    raise ValueError(f"data.{key} = {', '.join(value)}: {name} cannot take them; models that can: {works}")
 
 
 def _checked(model: Learner, source: str) -> Autoencoder:

@@ -33,6 +33,7 @@ from models.layers.attention import (
     token_mask,
 )
 from models.layers.draws import Draws
+from models.layers.forcings import Inputs
 from models.layers.members import Generators
 from models.layers.noise import Noise, condition_norms, forecast_members, normalise
 from models.layers.position import token_places
@@ -176,6 +177,8 @@ class Decoder(nn.Module):
 class Model(nn.Module):
     """见文件开头。frames_out 只能是 1；网格须能被 token 整除，token 总数须能被区块整除。"""
 
+    takes_forcings = True
+
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: T_out ≠ 1、网格不能整除、区块不能整除、tendency 而区块不是一帧、flex 用不了。"""
         super().__init__()
@@ -200,7 +203,9 @@ class Model(nn.Module):
         coded = places[:1, :, 1:] if self.can_forecast else places  # 区块跨帧时，时间也要由 token 自己带着
         pixels = config.token_size[0] * config.token_size[1] * spec.num_channels
         self.tokenize = Tokenize(config.token_size, spec.num_channels, config.grouping.order)
-        self.embed = nn.Linear(pixels, config.dim)
+        self.inputs = Inputs(spec)
+        self.tokenize_inputs = Tokenize(config.token_size, self.inputs.channels, config.grouping.order)
+        self.embed = nn.Linear(pixels // spec.num_channels * self.inputs.channels, config.dim)
         self.position = PositionCodes(self.groups, coded, config.dim, config.spatial_position)
         self.remove_group = RemoveGroup(self.size)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
@@ -241,16 +246,14 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """被拿掉区块的均方误差（标准化空间）；训练时随机拿，评测时拿最后一块；无效的场不计，count 是计了几个数。"""
-        fields = rearrange(torch.cat([batch.history, batch.future], 1), "b t k h w -> b h w (t k)")  # (B, H, W, k·t)
-        raw = self.tokenize(fields)  # (B, N, P)
+        raw, tokens = self._tokens(torch.cat([batch.history, batch.future], 1), batch.time)  # (B, N, P)、(B, N, D)
         draws = Draws(batch)
         removed = self._draw_removed(draws)  # (B,)
-        tokens = self.position(self.embed(raw))  # (B, N, D)
         kept = self.remove_group(tokens, removed)  # (B, (G-1)·n, D)
         noise = None if self.config.noise is None else draws.normal(self.config.noise.size)  # (B, size)
         predicted = self._reconstruct(kept, removed, draws if self.training else None, noise)  # (B, n, P)
         if self.config.predict == "tendency":
-            predicted = predicted + self._take_group(raw, torch.where(removed > 0, removed - 1, 1))
+            predicted = predicted + self._base(self._take_group(raw, torch.where(removed > 0, removed - 1, 1)))
         error = self.to_frame(predicted) - self.to_frame(self._take_group(raw, removed))  # (B, H, W, k)
         valid = self._take_group(batch.valid[:, self.token_time], removed)[:, :, None]  # (B, n, 1, k)
         if self.can_forecast:
@@ -269,17 +272,29 @@ class Model(nn.Module):
                 "a forecast needs one group per frame: {order: t h w, size: frame}"
             )
         return forecast_members(
-            self._last_frame, "ar_pred_video_vanilla", self.config.noise, history, num_members, generator
+            self._last_frame, "ar_pred_video_vanilla", self.config.noise, history, time, num_members, generator
         )
 
-    def _last_frame(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, t-1, k, H, W)、噪声 (B, size) → (B, 1, k, H, W)。"""
-        raw = self.tokenize(rearrange(history, "b t k h w -> b h w (t k)"))  # (B, (t-1)·n, P)
+    def _last_frame(self, history: Tensor, time: Tensor | None, noise: Tensor | None = None) -> Tensor:
+        """(B, t-1, k, H, W)、时刻、噪声 (B, size) → (B, 1, k, H, W)。"""
+        raw, tokens = self._tokens(history, time)  # (B, (t-1)·n, P)、(B, (t-1)·n, D)
         removed = torch.full((len(raw),), self.groups - 1, device=raw.device)
-        predicted = self._reconstruct(self.position(self.embed(raw)), removed, None, noise)  # (B, n, P)
+        predicted = self._reconstruct(tokens, removed, None, noise)  # (B, n, P)
         if self.config.predict == "tendency":
-            predicted = predicted + raw[:, -self.size :]
+            predicted = predicted + self._base(raw[:, -self.size :])
         return rearrange(self.to_frame(predicted), "b h w k -> b 1 k h w")
+
+    def _tokens(self, frames: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, T, k, H, W) → 切成块的场 (B, T·h·w, P)，与加了位置编码的 token (B, T·h·w, D)。"""
+        seen = self.inputs(frames, time)
+        raw = self.tokenize(rearrange(frames, "b t k h w -> b h w (t k)"))
+        if seen is not frames:
+            return raw, self.position(self.embed(self.tokenize_inputs(rearrange(seen, "b t k h w -> b h w (t k)"))))
+        return raw, self.position(self.embed(raw))
+
+    def _base(self, tokens: Tensor) -> Tensor:
+        """(B, n, P) → 差加在上面的。"""
+        return self.inputs.base(tokens.unflatten(-1, (-1, self.spec.num_channels)), dim=-1).flatten(-2)
 
     def _reconstruct(self, tokens: Tensor, removed: Tensor, draws: Draws | None, noise: Tensor | None) -> Tensor:
         """(B, (G-1)·n, D)、(B,) → (B, n, P)；没有 draws 时照 eval_mask。"""

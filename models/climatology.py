@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from util.batch import Batch, DataSpec
+from util.calendar import YEAR_HOURS
 from util.strict import Strict
 
-YEAR_HOURS = 365.2425 * 24
 NUM_TERMS = 5  # 1，cos，sin，cos 2，sin 2
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from models.layers.batch_norm import BatchNorm2d
+from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.members import Generators
 from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
@@ -98,13 +99,15 @@ class Model(nn.Module):
     """两种网络共用的外壳：时间与通道的叠放、损失、预报。"""
 
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         check_padding(config.padding, spec)
         self.config, self.spec, self.noise = config, spec, config.noise
         self.probabilistic = config.noise is not None
-        sizes = spec.frames_in * spec.num_channels, spec.frames_out * spec.num_channels, config.width
+        self.inputs = Inputs(spec)
+        sizes = spec.frames_in * self.inputs.channels, spec.frames_out * spec.num_channels, config.width
         if config.variant == "deep":
             self.network = residual(*sizes, config.padding, config.blocks or BLOCKS)
         else:
@@ -118,16 +121,17 @@ class Model(nn.Module):
         """最外的各块。"""
         return [module for module in self.network if isinstance(module, ConvBlock | ResidualBlock)]
 
-    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
-        made = self.network(history.flatten(1, 2), noise).unflatten(1, (self.spec.frames_out, -1))
-        return to_state(made, history, self.config.predict)
+    def forward(self, history: Tensor, time: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """(B, T_in, C, H, W)、时刻 → (B, T_out, C, H, W)。"""
+        seen = self.inputs(history, time).flatten(1, 2)
+        made = self.network(seen, noise).unflatten(1, (self.spec.frames_out, -1))
+        return to_state(made, self.inputs.base(history), self.config.predict)
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
-        return forecast_members(self, "cnn", self.noise, history, num_members, generator)
+        return forecast_members(self, "cnn", self.noise, history, time, num_members, generator)
 
 
 def _check_grid(config: Config, spec: DataSpec) -> None:

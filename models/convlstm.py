@@ -22,6 +22,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.members import Generators
 from models.layers.noise import Noise, forecast_members, modulation
@@ -103,6 +104,7 @@ class Model(nn.Module):
     """
 
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -111,10 +113,11 @@ class Model(nn.Module):
         self.config, self.spec, self.probabilistic = config, spec, config.noise is not None
         channels, hidden, kernel, padding = spec.num_channels, config.hidden, config.kernel, config.padding
         cell = partial(ConvLSTMCell, hidden=hidden, kernel=kernel, padding=padding, noise=config.noise)
-        inputs = [channels] + [hidden] * (config.layers - 1)
-        self.encoder = nn.ModuleList(cell(n) for n in inputs)
+        self.inputs = Inputs(spec)
+        widths = [self.inputs.channels] + [hidden] * (config.layers - 1)
+        self.encoder = nn.ModuleList(cell(n) for n in widths)
         if config.variant == "seq2seq":
-            self.decoder = cell(channels)
+            self.decoder = cell(self.inputs.fields)
             self.head = nn.Sequential(PaddedConv2d(hidden, channels, kernel, padding))
         else:
             self.head = nn.Sequential(
@@ -129,7 +132,7 @@ class Model(nn.Module):
         return [module for module in self.modules() if isinstance(module, ConvLSTMCell)]
 
     def encode(self, history: Tensor, noise: Tensor | None = None) -> Cell:
-        """(B, T_in, C, H, W)、噪声 (B, size) → 顶层最后的 (h, c)。"""
+        """历史接上外强迫 (B, T_in, channels, H, W)、噪声 (B, size) → 顶层最后的 (h, c)。"""
         zeros = history.new_zeros(len(history), self.config.hidden, *history.shape[-2:])  # (B, D, H, W)
         states = [(zeros, zeros)] * len(self.encoder)
         for x in history.unbind(1):  # (B, C, H, W)
@@ -141,23 +144,24 @@ class Model(nn.Module):
     def forward(
         self,
         history: Tensor,
+        time: Tensor | None = None,
         truth: Tensor | None = None,
         forced: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
         """truth (B, T_out, C, H, W)、forced (B, T_out, C, 1, 1)：seq2seq 在 forced 为真处以真值作下一步的输入。"""
-        state = self.encode(history, noise)
+        state = self.encode(self.inputs(history, time), noise)
         if self.config.variant == "convlstm":
             made = self.head(state[0]).unflatten(1, (self.spec.frames_out, -1))  # (B, T_out, C, H, W)
-            return to_state(made, history, self.config.predict)
-        frame, made = history[:, -1], []  # (B, C, H, W)
+            return to_state(made, self.inputs.base(history), self.config.predict)
+        frame, made = history[:, -1:], []  # (B, 1, C, H, W)
         for step in range(self.spec.frames_out):
-            state = self.decoder(frame, state, noise)
-            frame = to_state(self.head(state[0])[:, None], frame[:, None], self.config.predict)[:, 0]  # (B, C, H, W)
+            state = self.decoder(self.inputs.fed_back(frame)[:, 0], state, noise)
+            frame = to_state(self.head(state[0])[:, None], self.inputs.base(frame), self.config.predict)
             made.append(frame)
             if truth is not None and forced is not None:
-                frame = torch.where(forced[:, step], truth[:, step], frame)
-        return torch.stack(made, 1)  # (B, T_out, C, H, W)
+                frame = torch.where(forced[:, step : step + 1], truth[:, step : step + 1], frame)
+        return torch.cat(made, 1)  # (B, T_out, C, H, W)
 
     def forced_forecast(self, batch: Batch) -> Tensor:
         """训练时的预报 (B, 1, T_out, C, H, W)：seq2seq 按 teacher_forcing 看见真值。"""
@@ -166,13 +170,13 @@ class Model(nn.Module):
         valid = batch.valid[:, -self.spec.frames_out :]  # (B, T_out, C)
         drawn = torch.rand(valid.shape[:2], device=valid.device) < self.config.teacher_forcing
         forced = drawn[:, :, None] & valid  # 插值得来的场不是真值，可能用了更晚的场
-        return self(batch.history, batch.future, forced[..., None, None])[:, None]
+        return self(batch.history, batch.time, batch.future, forced[..., None, None])[:, None]
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)，标准化空间；没有噪声而 M > 1 是 ValueError。"""
-        return forecast_members(self, "convlstm", self.config.noise, history, num_members, generator)
+        return forecast_members(self, "convlstm", self.config.noise, history, time, num_members, generator)
 
 
 def _check_kernel(config: Config, spec: DataSpec) -> None:

@@ -100,6 +100,13 @@ class TeacherForced(Protocol):
 
 
 @runtime_checkable
+class Forced(Protocol):
+    """接得住外强迫（data.forcings）与只预报、不喂回来的通道（data.roles）的模型，见 layers/forcings.py。"""
+
+    takes_forcings: bool  # 是类的属性，不必造出模型就读得到
+
+
+@runtime_checkable
 class Portable(Protocol):
     """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
 

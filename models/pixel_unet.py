@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.members import Generators
@@ -41,6 +42,7 @@ class Model(nn.Module):
     """
 
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -52,10 +54,9 @@ class Model(nn.Module):
         self.frames_out = spec.frames_out
         self.scaling = ChannelScaling(spec.num_channels, config.scaling)
         self.needs_pass = self.scaling.active
-        frame = spec.num_channels
-        self.net = UNet(
-            spec.frames_in * frame, spec.frames_out * frame, config.base_channels, config.depth, config.padding
-        )
+        self.inputs = Inputs(spec)
+        sizes = spec.frames_in * self.inputs.channels, spec.frames_out * spec.num_channels
+        self.net = UNet(*sizes, config.base_channels, config.depth, config.padding)
         condition_norms(self, config.noise)
 
     def accumulate(self, batch: Batch) -> None:
@@ -71,14 +72,15 @@ class Model(nn.Module):
         """U-Net 的各块。"""
         return self.net.blocks
 
-    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, T_in, C, H, W) → (B, T_out, C, H, W)，标准化空间。"""
+    def forward(self, history: Tensor, time: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """(B, T_in, C, H, W)、时刻 → (B, T_out, C, H, W)，标准化空间。"""
         scaled = self.scaling(history)
-        made = self.net(scaled.flatten(1, 2), noise).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
-        return self.scaling.inverse(to_state(made, scaled, self.predict))
+        seen = self.inputs(scaled, time).flatten(1, 2)
+        made = self.net(seen, noise).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
+        return self.scaling.inverse(to_state(made, self.inputs.base(scaled), self.predict))
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
-        return forecast_members(self, "pixel_unet", self.noise, history, num_members, generator)
+        return forecast_members(self, "pixel_unet", self.noise, history, time, num_members, generator)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from models.layers.batch_norm import BatchNorm2d
+from models.layers.forcings import Inputs
 from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, Inception, InceptionTranslator
@@ -233,6 +234,7 @@ class Model(nn.Module):
     """
 
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -244,7 +246,8 @@ class Model(nn.Module):
         self.noise, self.probabilistic = config.noise, config.noise is not None
         self.skip_frames = partner_frames(spec.frames_in, spec.frames_out)
         sizes = spec.frames_in * config.hid_S, spec.frames_out * config.hid_S
-        self.encoder = Encoder(spec.num_channels, config.hid_S, config.N_S, config.padding)
+        self.inputs = Inputs(spec)
+        self.encoder = Encoder(self.inputs.channels, config.hid_S, config.N_S, config.padding)
         if config.translator == "inception":
             self.translator = InceptionTranslator(*sizes, config.hid_T, config.N_T, config.padding)
         else:
@@ -258,22 +261,22 @@ class Model(nn.Module):
         """各层卷积，翻译器的各块。"""
         return [module for module in self.modules() if isinstance(module, ConvSC | Inception | GatedBlock)]
 
-    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
+    def forward(self, history: Tensor, time: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """(B, T_in, C, H, W)、时刻 → (B, T_out, C, H, W)。"""
         count = len(history)
-        frames = history.flatten(0, 1), frame_noise(noise, history.shape[1])
+        frames = self.inputs(history, time).flatten(0, 1), frame_noise(noise, history.shape[1])
         latent, first = self.encoder(*frames)  # (B·T_in, S, h, w)、(B·T_in, S, H, W)
         latent = self.translator(latent.unflatten(0, (count, -1)).flatten(1, 2), noise)  # (B, T_out·S, h, w)
         latent = latent.unflatten(1, (len(self.skip_frames), -1)).flatten(0, 1)  # (B·T_out, S, h, w)
         first = first.unflatten(0, (count, -1))[:, self.skip_frames].flatten(0, 1)  # (B·T_out, S, H, W)
         made = self.decoder(latent, first, frame_noise(noise, len(self.skip_frames)))  # (B·T_out, C, H, W)
-        return to_state(made.unflatten(0, (count, -1)), history, self.predict)
+        return to_state(made.unflatten(0, (count, -1)), self.inputs.base(history), self.predict)
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, T_out, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
-        return forecast_members(self, "simvp", self.noise, history, num_members, generator)
+        return forecast_members(self, "simvp", self.noise, history, time, num_members, generator)
 
 
 def frame_noise(noise: Tensor | None, frames: int) -> Tensor | None:

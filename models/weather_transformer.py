@@ -22,6 +22,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from models.layers.attention import GroupAttention, check_heads
+from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.members import Generators
 from models.layers.noise import Noise, condition_norms, forecast_members, normalise
@@ -79,6 +80,7 @@ class Model(nn.Module):
     """见文件开头。"""
 
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: 块不能整除网格。"""
@@ -89,7 +91,8 @@ class Model(nn.Module):
         self.noise, self.probabilistic = config.noise, config.noise is not None
         self.patch = {"p": p, "q": q, "h": spec.height // p}
         tokens = (spec.height // p) * (spec.width // q)
-        self.embed = nn.Conv2d(spec.num_channels, dim, (p, q), stride=(p, q))
+        self.inputs = Inputs(spec)
+        self.embed = nn.Conv2d(self.inputs.channels, dim, (p, q), stride=(p, q))
         self.place = nn.Parameter(torch.empty(tokens, dim))
         past, future = sinusoid(spec.window, dim)[:, None].split([spec.frames_in, spec.frames_out])  # (T 或 τ, 1, D)
         self.past, self.future = nn.Buffer(past, persistent=False), nn.Buffer(future, persistent=False)
@@ -127,9 +130,10 @@ class Model(nn.Module):
         """编码器、解码器的各层。"""
         return [*self.encoder, *self.decoder]
 
-    def forward(self, history: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, T, C, H, W) → (B, τ, C, H, W)。"""
-        frames = self.embed(rearrange(history, "b t c h w -> (b t) c h w"))  # (B·T, D, H/p, W/q)
+    def forward(self, history: Tensor, time: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """(B, T, C, H, W)、时刻 → (B, τ, C, H, W)。"""
+        seen = self.inputs(history, time)
+        frames = self.embed(rearrange(seen, "b t c h w -> (b t) c h w"))  # (B·T, D, H/p, W/q)
         x = rearrange(frames, "(b t) d h w -> b t (h w) d", b=len(history))
         x = self.drop(x + self.past + self.place)  # (B, T, N, D)
         for layer in self.encoder:
@@ -140,13 +144,13 @@ class Model(nn.Module):
             query = layer(query, memory, noise)
         pixels = self.head(query).unflatten(1, (len(self.query), -1))  # (B, τ, N, C·p·q)
         made = rearrange(pixels, "b t (h w) (c p q) -> b t c (h p) (w q)", **self.patch)
-        return to_state(made, history, self.predict)
+        return to_state(made, self.inputs.base(history), self.predict)
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T, C, H, W) → (B, M, τ, C, H, W)；没有噪声而 M > 1 是 ValueError。"""
-        return forecast_members(self, "weather_transformer", self.noise, history, num_members, generator)
+        return forecast_members(self, "weather_transformer", self.noise, history, time, num_members, generator)
 
 
 def _check_patch(config: Config, spec: DataSpec) -> None:

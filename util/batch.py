@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -71,7 +72,8 @@ class DataSpec:
 
     channels 如 ("t2m", "z_level_00")；units 与 pressures（hPa，单层变量为 None）按通道对齐；
     latitudes、longitudes 单位为度，按文件里的顺序；mean、std 为物理单位；
-    standardized 表示磁盘上的文件已经标准化。
+    standardized 表示磁盘上的文件已经标准化；forcings、diagnostic（通道名）见 models/layers/forcings.py。
+    static：forcings 里读来的各场 (H, W)，按自己的均值与标准差标准化；造模型时用，检查点里的随权重走，不算在说明里。
     """
 
     channels: tuple[str, ...]
@@ -85,6 +87,9 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     standardized: bool
+    forcings: tuple[str, ...] = ()
+    diagnostic: tuple[str, ...] = ()
+    static: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         sizes = {len(self.channels), len(self.units), len(self.pressures), len(self.mean), len(self.std)}
@@ -141,12 +146,18 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """只含普通列表、数字和字符串，weights_only=True 能读回。"""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        values = {part.name: getattr(self, part.name) for part in fields(self) if part.compare}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
-        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**fields)
+        given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**given)
+
+    @property
+    def bare(self) -> DataSpec:
+        """只有场：没有外强迫，各通道都喂回来。"""
+        return replace(self, forcings=(), diagnostic=(), static={})
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date, datetime, timedelta, timezone
 
 EPOCH = datetime(1970, 1, 1)
+YEAR_HOURS = 365.2425 * 24  # 平均的一年
 
 
 def hours_in_year(year: int) -> int:

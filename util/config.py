@@ -23,7 +23,7 @@ from util.strict import (
     validate,
 )
 from util.training_config import TrainConfig
-from util.variables import RANGES, plausible_range, split_channel
+from util.variables import FORCINGS, RANGES, STATIC, plausible_range, split_channel
 
 
 def _yes_no(value: object) -> object:
@@ -93,6 +93,15 @@ def _one_circle(axis: Axis) -> Axis:
     return axis
 
 
+def _known_forcings(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in FORCINGS and not (name.startswith(STATIC) and name != STATIC):
+            raise ValueError(f"{name!r} is no forcing; {nearest(name, [*FORCINGS, f'{STATIC}NAME'], 'forcings')}")
+    if len(set(names)) < len(names):
+        raise ValueError("a forcing is listed twice")
+    return names
+
+
 class Splits(Strict):
     """三段日期 [起, 止]，两端都含；写年份时取整年。"""
 
@@ -119,6 +128,7 @@ class DataConfig(Strict):
 
     读的是从 1970-01-01T00 数起（文件名的历法）第 first_hour、first_hour + interval_hours……小时的场，哪一年都接着数；
     步长整除 24 时 first_hour 就是每天的第一个钟点。
+    forcings: 外强迫；roles: 变量或通道 → diagnostic 的只预报，不喂回来（models/layers/forcings.py）。
     parts: data.set 是一列时，名字（文件名）→ 各自的；那时 root 只是它们的名字，statistics 是合起来的统计量所在。
     """
 
@@ -140,6 +150,8 @@ class DataConfig(Strict):
     splits: Splits
     frames_in: PositiveInt
     frames_out: PositiveInt = 1
+    forcings: Annotated[list[str], AfterValidator(_known_forcings)] = Field(default_factory=list)
+    roles: dict[str, Literal["prognostic", "diagnostic"]] = Field(default_factory=dict)
     standardize: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_no)] = "auto"
     max_gap_hours: PositiveInt = 24
     max_missing: Share = 0.01

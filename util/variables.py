@@ -92,6 +92,10 @@ SINGLE_LEVEL = ("t2m", "tp", "u10", "v10")
 PRESSURE_LEVEL = ("r", "t", "u", "v", "z")
 
 
+FORCINGS = ("solar", "day_of_year", "hour_of_day", "latitude", "longitude")  # 算出来的；读来的是 static/NAME
+STATIC = "static/"
+
+
 def channel_name(variable: str, level: str | None) -> str:
     """("z", "level_00") → "z_level_00"；单层变量就是变量名。"""
     return variable if level is None else f"{variable}_{level}"

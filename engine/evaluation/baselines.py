@@ -29,7 +29,7 @@ def fit_baselines(
     """持续性预报与气候态，有训练好的线性回归时加上它。拟合由零号进程做，别的进程读它存下的。"""
     models: dict[str, ForecastModel] = {}
     for name in BASELINES:
-        model = build_model({"name": name}, data.spec)
+        model = build_model({"name": name}, data.spec.bare)
         assert can_forecast(model)
         if isinstance(model, OnePass):
             cache = fit_cache(name, data)
@@ -57,6 +57,6 @@ def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:
         if model.get("name") == FITTED and model.get("variant", VARIANT) == VARIANT:
             found.append(path)
     for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
-        if DataSpec.from_dict(load_checkpoint(path)["spec"]) == spec:
+        if DataSpec.from_dict(load_checkpoint(path)["spec"]) == spec.bare:
             return path
     return None

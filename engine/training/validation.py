@@ -30,7 +30,7 @@ def baseline_losses(
     """
     if not has_field_loss(model):
         return {}
-    baselines = {name: build_model({"name": name}, data.spec) for name in BASELINES}
+    baselines = {name: build_model({"name": name}, data.spec.bare) for name in BASELINES}
     if not load_known_fit(baselines["climatology"], data, fabric):
         del baselines["climatology"]
     return {

@@ -88,17 +88,19 @@ def forecast_members(
     name: str,
     noise: Noise | None,
     history: Tensor,
+    time: Tensor | None,
     num_members: int,
     generator: Generators | None,
 ) -> Tensor:
-    """network(history, noise=…) → (B, M, T_out, C, H, W)：成员并进批里，各成员的向量取自自己的发生器。
+    """network(history, time, noise=…) → (B, M, T_out, C, H, W)：成员并进批里，各成员的向量取自自己的发生器。
 
     Raises:
         ValueError: 没有噪声而 num_members > 1。
     """
     if noise is None:
         refuse_members(name, num_members)
-        return network(history)[:, None]
+        return network(history, time)[:, None]
     generators = sample_generators(len(history) * num_members, generator)
     drawn = torch.stack([torch.randn(noise.size, generator=g) for g in generators]).to(history)  # (B·M, size)
-    return network(history.repeat_interleave(num_members, 0), noise=drawn).unflatten(0, (-1, num_members))
+    time = None if time is None else time.repeat_interleave(num_members, 0)
+    return network(history.repeat_interleave(num_members, 0), time, noise=drawn).unflatten(0, (-1, num_members))

@@ -148,7 +148,7 @@ def test_teacher_forcing_is_drawn_for_each_window_and_step(monkeypatch: pytest.M
     model, batch = make(variant="seq2seq", teacher_forcing=0.3), small_batch(SPEC, count=200)
     seen: list[Tensor] = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda *inputs: (seen.append(inputs[2]), forward(*inputs))[1])
+    monkeypatch.setattr(model, "forward", lambda *inputs: (seen.append(inputs[3]), forward(*inputs))[1])
     terms_of(model, batch)
     (forced,) = seen
     assert forced.shape == (200, 3, 2, 1, 1)

@@ -148,6 +148,11 @@ def test_the_files_own_values_are_untouched_by_overrides():
         ("data.variables.z=[3]", ["data.variables.z = [3]", "single, all, or a list of levels like [level_00"]),
         ("data.variables.z=level_00", ["data.variables.z = 'level_00'", "single, all, or a list"]),
         ("data.variables.z=[]", ["data.variables.z = []", "single, all, or a list"]),
+        # 外强迫与角色
+        ("data.forcings=[sollar]", ["'sollar' is no forcing; nearest: solar"]),
+        ("data.forcings=[static/]", ["'static/' is no forcing; nearest: static/NAME"]),
+        ("data.forcings=[solar, solar]", ["a forcing is listed twice"]),
+        ("data.roles={t2m: forced}", ["data.roles.t2m = 'forced'", "'prognostic' or 'diagnostic'"]),
         # 日期
         ("data.splits.train=[1979-13-01, 1980]", ["data.splits.train[0] = '1979-13-01'", "month", "1979-01-31"]),
         ("data.splits.train=[1979, 1981-02-29]", ["data.splits.train[1] = '1981-02-29'", "day"]),

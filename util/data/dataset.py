@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from util.config import DataConfig
 from util.data.batches import Segments
 from util.data.index import SPLITS, check_splits, check_windows, describe_gaps, split_years
 from util.data.joined_origin import Joined
-from util.data.origin import Origin
+from util.data.origin import DataSet
 from util.data.reader import LINES_SHOWN, FieldReader
 from util.data.resident import OncePerMachine, Resident, alone, keep_in_memory, keep_on_device
 from util.data.store_origin import Store
 from util.data.tree_origin import Tree
 from util.data.windows import WindowDataset
-from util.variables import split_channel, variable_info
+from util.strict import nearest
+from util.variables import STATIC, split_channel, variable_info
 
 log = logging.getLogger("ar_pred")
 
@@ -40,7 +41,7 @@ class WeatherData:
         return sum(s.size for s in self.segments[split])
 
 
-def open_origin(config: DataConfig) -> Origin:
+def open_origin(config: DataConfig) -> DataSet:
     """data.source 所指的目录树或存档；data.set 是一列时，几个合成的一个。
 
     Raises:
@@ -80,6 +81,7 @@ def open_data(
     mean, std = zip(*origin.mean_std(), strict=True)
     standardized = origin.decide(index, np.concatenate(segments["train"]))
     spec = make_spec(config, origin.channels, mean, std, standardized)
+    spec = replace(spec, static={name: read_static_forcing(origin, name) for name in spec.forcings if STATIC in name})
     if report is not None and announce:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("channel,time,path,reason\n", encoding="utf-8")
@@ -107,7 +109,7 @@ def make_spec(
     """配置里的坐标、单位、气压与统计量合成 DataSpec。
 
     Raises:
-        ValueError: 层没有对应的气压，变量没有单位。
+        ValueError: 层没有对应的气压，变量没有单位；roles 里没有的变量，或一个喂回来的通道也没有。
     """
     latitudes, longitudes = config.latitude.values(), config.longitude.values()
     return DataSpec(
@@ -122,7 +124,41 @@ def make_spec(
         mean=tuple(mean),
         std=tuple(std),
         standardized=standardized,
+        forcings=tuple(config.forcings),
+        diagnostic=_diagnostic(config, channels),
     )
+
+
+def read_static_forcing(origin: DataSet, name: str) -> torch.Tensor:
+    """static/NAME → (H, W)，按自己的均值与标准差标准化。
+
+    Raises:
+        ValueError: 没有这个场，坏了，网格不同；处处相同。
+    """
+    field = name.removeprefix(STATIC)
+    there = [STATIC + held for held in origin.static_names()]
+    if name not in there:
+        raise ValueError(
+            f"data.forcings = {name}: not in {origin.root}; {nearest(name, there, 'there')} "
+            "(python dataset.py import --static adds one)"
+        )
+    values = torch.from_numpy(origin.static(field)).double()
+    if values.min() == values.max():
+        raise ValueError(f"data.forcings = {name}: {values.min():g} everywhere in {origin.root}; leave it out")
+    return ((values - values.mean()) / values.std(correction=0)).float()
+
+
+def _diagnostic(config: DataConfig, channels: list[str]) -> tuple[str, ...]:
+    """data.roles 里 diagnostic 的通道；通道名的先于变量名的。"""
+    known = dict.fromkeys([*channels, *(split_channel(channel)[0] for channel in channels)])
+    for name in config.roles:
+        if name not in known:
+            raise ValueError(f"data.roles has {name!r}, which is no channel here; {nearest(name, known, 'channels')}")
+    roles = {c: config.roles.get(c, config.roles.get(split_channel(c)[0], "prognostic")) for c in channels}
+    found = tuple(channel for channel, role in roles.items() if role == "diagnostic")
+    if len(found) == len(channels):
+        raise ValueError(f"data.roles: {', '.join(channels)} are all diagnostic, none is left to forecast from")
+    return found
 
 
 def _units(config: DataConfig, channel: str) -> str:

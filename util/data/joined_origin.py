@@ -22,7 +22,7 @@ from util.atomic import replacing
 from util.calendar import time_text
 from util.config import DataConfig
 from util.data.index import Index, join_indexes, sampled_hours
-from util.data.origin import Origin
+from util.data.origin import DataSet
 from util.data.tree_files import FieldError, choose_channels, read_joined_statistics
 from util.files.fills import refuse_filled
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     """一个数据集。mine: 合起来的通道序号；own: 它自己的，与 mine 对应。"""
 
     name: str
-    origin: Origin
+    origin: DataSet
     mine: np.ndarray
     own: np.ndarray
 
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 class Joined:
     """几个目录树，或几个存档。"""
 
-    def __init__(self, config: DataConfig, origins: Mapping[str, Origin]) -> None:
+    def __init__(self, config: DataConfig, origins: Mapping[str, DataSet]) -> None:
         """
         Raises:
             ValueError: 既有目录树又有存档；要的通道哪里都没有。
@@ -186,6 +186,19 @@ class Joined:
         part, own = self._holder(c, hour)
         return part.origin.raw(own, hour)
 
+    def static_names(self) -> list[str]:
+        return sorted({name for part in self.parts for name in part.origin.static_names()})
+
+    def static(self, name: str) -> np.ndarray:
+        """
+        Raises:
+            ValueError: 几个数据集都有，而不相同。
+        """
+        first, *others = (part.origin.static(name) for part in self.parts if name in part.origin.static_names())
+        if any(not np.array_equal(first, other) for other in others):
+            raise ValueError(f"data.forcings: static/{name} differs between the data sets; remove one of them")
+        return first
+
     def stamp(self, c: int, hour: int) -> str:
         part, own = self._holder(c, hour)
         return part.origin.stamp(own, hour)
@@ -259,7 +272,7 @@ class Joined:
         return [self.config.statistics or part.origin.root for part in firsts]
 
 
-def _read(origin: Origin, c: int, hour: int) -> np.ndarray | None:
+def _read(origin: DataSet, c: int, hour: int) -> np.ndarray | None:
     """一个场 (H, W)；读不出是 None。"""
     size = (1, len(origin.channels), origin.config.latitude.count, origin.config.longitude.count)
     here, out = np.zeros(size[:2], dtype=bool), np.empty(size, dtype=np.float32)

@@ -48,3 +48,11 @@ class Origin(Protocol):
     def raw(self, c: int, hour: int) -> np.ndarray: ...  # 插值用的邻居 (H, W)，文件里的数；坏了是 FieldError
 
     def stamp(self, c: int, hour: int) -> str: ...  # 这个场换过没有，内容变了它就变
+
+
+class DataSet(Origin, Protocol):
+    """打开了的目录树、存档，或几个合成的一个：另有不随时间变的场。"""
+
+    def static_names(self) -> list[str]: ...  # 有哪些
+
+    def static(self, name: str) -> np.ndarray: ...  # 其中一个 (H, W)

@@ -37,6 +37,7 @@ from util.files.store_files import (
     check_sizes,
     read_hours,
     read_mark,
+    static_array,
     torch_type,
 )
 from util.files.zarr_metadata import chunk_name
@@ -144,6 +145,12 @@ class Store:
         height, width = self.plan.shape[2:]
         size = height * width
         return np.fromfile(self.path / file, "<f4", size, offset=4 * i * size).reshape(height, width)
+
+    def static_names(self) -> list[str]:
+        return sorted(self.plan.static)
+
+    def static(self, name: str) -> np.ndarray:
+        return np.fromfile(self.path / static_array(name) / chunk_name(0, 2), "<f4").reshape(self.plan.shape[2:])
 
     def stamp(self, c: int, hour: int) -> str:
         if (c, hour) in self.neighbours:  # 不在抽样时刻上的邻居没有自己的一行

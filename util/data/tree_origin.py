@@ -23,7 +23,9 @@ from util.data.tree_files import (
     read_field,
     read_into,
     read_mean_std,
+    read_static,
     select_channels,
+    static_names,
     usual_header,
 )
 from util.files.fills import Fills, refuse_filled
@@ -86,6 +88,12 @@ class Tree:
 
     def raw(self, c: int, hour: int) -> np.ndarray:
         return read_field(field_path(self.root, self.channels[c], hour), self.shape, self.fills[c])
+
+    def static_names(self) -> list[str]:
+        return static_names(self.root)
+
+    def static(self, name: str) -> np.ndarray:
+        return read_static(self.root, name, self.config.latitude, self.config.longitude).values
 
     def stamp(self, c: int, hour: int) -> str:
         try:

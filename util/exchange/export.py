@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -138,9 +138,10 @@ def _spec(plan: StorePlan) -> DataSpec:
     """写 NetCDF 只看通道、单位、气压与网格；窗口的长度用不到。"""
     from util.batch import DataSpec
 
-    lists = ("channels", "units", "pressures", "latitudes", "longitudes", "mean", "std")
+    names = ("channels", "units", "pressures", "latitudes", "longitudes", "mean", "std")
+    lists: dict[str, Any] = {name: tuple(getattr(plan, name)) for name in names}
     return DataSpec(
-        **{name: tuple(getattr(plan, name)) for name in lists},
+        **lists,
         frames_in=1,
         frames_out=1,
         interval_hours=plan.interval_hours,

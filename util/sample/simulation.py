@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from util.calendar import YEAR_HOURS
 from util.sample.sphere import RADIUS, Array, Spectrum, Transform, laplacian, make_transform, to_grid, to_spectrum
 
 HOUR, DAY = 3600.0, 86400.0
-YEAR_HOURS = 365.2425 * 24
 ROTATION = 7.292e-5  # Ω，s-1
 GAS = 287.0  # 干空气气体常数，J kg-1 K-1
 LAYERS = (50.0, 250.0, 750.0)  # 三层的名义气压，hPa；第一层就是 level_00

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.climatology import YEAR_HOURS
 from tests.models.small import make_model, small_batch, small_spec, terms_of
 from util.batch import Batch, DataSpec
-from util.calendar import year_start
+from util.calendar import YEAR_HOURS, year_start
 
 PERIOD = 2 * np.pi / YEAR_HOURS
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trees import DAYS, SPLITS, config_of, damage
+from tests.trees import DAYS, SHAPE, SPLITS, config_of, damage
+from util.batch import DataSpec
 from util.calendar import parse_time
 from util.data.dataset import open_data
 from util.data.origin import DataError
-from util.data.tree_files import field_path, read_mean_std
+from util.data.tree_files import StaticField, field_path, read_mean_std, write_static
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "z_level_00", "z_level_01")
@@ -44,6 +45,24 @@ def test_spec(tree, caplog: pytest.LogCaptureFixture):
     assert {split: data.samples(split) for split in SPLITS} == {"train": 24, "val": 12, "test": 12}
     said = "samples: train 24 in 1 segment(s), val 12 in 1 segment(s), test 12 in 1 segment(s)"
     assert f"data: {tree.root}; 3 channels, 4 x 8; {said}" in caplog.text
+
+
+def test_forcings_and_roles_in_the_spec(tree):
+    """static/NAME 按自己的均值与标准差标准化；变量名管它的各层，通道名的先于它。"""
+    field = np.random.default_rng(0).normal(500, 300, SHAPE).astype(np.float32)
+    config = config_of(tree, forcings=["static/oro", "solar"], roles={"z": "diagnostic", "z_level_01": "prognostic"})
+    write_static(tree.root, "oro", StaticField(field, "m"), config.latitude, config.longitude)
+    spec = open_data(config).spec
+    assert (spec.forcings, spec.diagnostic) == (("static/oro", "solar"), ("z_level_00",))
+    expected = (field - field.mean(dtype=np.float64)) / field.std(dtype=np.float64)
+    np.testing.assert_allclose(spec.static["static/oro"], expected, rtol=1e-5, atol=1e-6)
+    assert DataSpec.from_dict(spec.to_dict()) == spec
+    old = {key: value for key, value in spec.to_dict().items() if key not in ("forcings", "diagnostic")}
+    assert DataSpec.from_dict(old) == spec.bare  # 从前的检查点没有这两项
+    refused(tree, "data.forcings = static/or: not in", forcings=["static/or"])
+    refused(tree, "nearest: static/oro (python dataset.py import --static adds one)", forcings=["static/or"])
+    write_static(tree.root, "flat", StaticField(0 * field + 2, "m"), config.latitude, config.longitude)
+    refused(tree, "data.forcings = static/flat: 2 everywhere in", forcings=["static/flat"])
 
 
 @pytest.mark.parametrize("channels", [("t2m",), ("z_level_00",), ("v10", "t2m"), ("r_level_00", "u10")])
@@ -160,6 +179,8 @@ def test_fewer_samples_than_a_window(tree, frames_in: int, frames_out: int):
             "data.splits.val = [2000-01-06, 2000-01-07] overlaps",
         ),
         ({"variables": {"t2n": "single"}}, "nearest: t2m"),
+        ({"roles": {"tq": "diagnostic"}}, "data.roles has 'tq', which is no channel here; channels: t2m, z_level_00,"),
+        ({"roles": {"t2m": "diagnostic", "z": "diagnostic"}}, "are all diagnostic, none is left to forecast from"),
     ],
 )
 def test_mistakes_in_the_config(tree, changes: dict[str, Any], said: str):
