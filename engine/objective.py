@@ -90,8 +90,9 @@ def make_objective(
     if "amse" in config.distances and not spec.closes_circle:
         raise ValueError("train.objective.distance has amse, which needs longitudes that close the circle")
     area = latitude_weights(spec.latitudes).float().to(device) if config.area else None
-    weights = torch.tensor(channel_weights(config, spec, changes))
-    channels = None if (weights == weights[0]).all() else (weights / weights.mean()).to(device)
+    weights = channel_weights(config, spec, changes)
+    mean = sum(weights) / len(weights)
+    channels = None if len(set(weights)) == 1 else torch.tensor([w / mean for w in weights], device=device)
     balance = None
     if config.channels == "balanced":
         balance = Balance(tuple(f"loss_{c}" for c in spec.channels), torch.zeros(spec.num_channels, device=device))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.imagined import imagined_spec
 from engine.memory.step import step_peak
@@ -243,6 +244,14 @@ def test_members_of_the_loss_belong_to_the_windows() -> None:
     losses = [objective_loss(model, seeded, objective)["loss"] for _ in range(2)]
     assert torch.equal(*losses)
     assert not torch.equal(objective_loss(model, batch, objective)["loss"], losses[0])
+
+
+def test_the_default_has_no_weights_with_shapes_alone_either() -> None:
+    """估内存时张量没有值：各通道是不是同重，不能问张量。"""
+    with FakeTensorMode():
+        assert make_objective(ObjectiveConfig(), LEVELS, None, CPU).weights is None
+        weighed = make_objective(ObjectiveConfig(area=True, channels={"z": 2.0}), LEVELS, None, CPU).weights
+        assert weighed is not None and weighed.shape == (4, LEVELS.height)
 
 
 def test_more_members_need_more_memory() -> None:
