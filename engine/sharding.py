@@ -72,6 +72,8 @@ def shard(root: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """就地分片；在造优化器之前：参数换成了 DTensor。"""
     assert isinstance(root, Root)
     mesh = mesh["data_parallel"]
+    for parameter in root.parameters():  # FSDP2 只收连续的；有的卷积核通道排在末尾
+        parameter.data = parameter.data.contiguous()
     for block in root.model.blocks if isinstance(root.model, Stacked) else ():
         fully_shard(block, mesh=mesh)
     root.lead()

@@ -82,6 +82,7 @@ def first(config) -> tuple[int, str, float]:
     runs: list[Run] = [
         (config, None, ("run.name=two", *DDP, *PREFLIGHT_AND_SAVES)),
         (config, None, ("run.name=cnn-two", *DDP, *CNN, "data.residency=device")),
+        (config, None, ("run.name=cnn-fsdp", *FSDP, *CNN)),
         (config, None, ("run.name=fsdp-two", *FSDP, *EVERYTHING)),
         (config, None, (STOPS, *DDP)),
     ]
@@ -106,6 +107,7 @@ def test_batch_norm_sees_the_batch_of_all_processes(config, first):
     """累积的两个小批各自统计，每一个都是两个进程合在一起的；滑动平均也相同，滚动的各步在内。数据在两个进程共用的一块内存里。"""
     assert train_here(config, "run.name=cnn-one", *CNN) == 0
     assert same(config.parent, "cnn-one", "cnn-two")
+    assert same(config.parent, "cnn-one", "cnn-fsdp")  # 卷积核通道排在末尾
     one, two = (checkpoint(config.parent, name)["model"] for name in ("cnn-one", "cnn-two"))
     running = [name for name in one if "running" in name]
     assert running and all(
