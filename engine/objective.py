@@ -157,7 +157,10 @@ def check_objective(config: ObjectiveConfig, model: Learner, name: str) -> None:
             "use tendency"
         )
     if OF_MEMBERS & config.distances.keys() and not model.probabilistic:
-        raise ValueError(f"{where}.distance = {config.distance} needs members, and {name} is deterministic; use mae")
+        raise ValueError(
+            f"{where}.distance = {config.distance} needs members, and {name} is deterministic; "
+            "give it model.noise (the models that take it: docs/models.md), or use mae"
+        )
 
 
 def objective_loss(model: Learner, batch: Batch, objective: Objective) -> dict[str, Tensor]:
