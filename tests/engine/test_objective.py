@@ -22,7 +22,7 @@ from engine.one_pass import measured_changes
 from engine.seeds import training_seeds
 from engine.training import loop
 from engine.training.state import build_state, train_step
-from engine.training.validation import persistence_loss
+from engine.training.validation import baseline_losses
 from tests.engine.runs import SMALL_MODEL, checkpoint, train_here, write_run
 from tests.models.small import changed, make_model, small_batch, small_spec, terms_of
 from util.batch import Batch, DataSpec
@@ -269,7 +269,9 @@ def test_persistence_is_measured_with_the_same_distance_and_weights(config: Path
     data = open_data(run.data)
     objective = make_objective(run.train.objective, data.spec, None, CPU)
     model = make(NOISY, data.spec)
-    found = persistence_loss(model, objective, data, run, Fabric(accelerator="cpu", devices=1), lambda: None)
+    found = baseline_losses(model, objective, data, run, Fabric(accelerator="cpu", devices=1), lambda: None)[
+        "persistence"
+    ]
     rows, errors = latitude_weights(data.spec.latitudes).numpy(), []
     for start in all_starts(data.segments["val"], data.spec.window, 5):
         batch = data.windows.__getitems__([start])
