@@ -45,6 +45,7 @@ STANDS_ON = {  # engine 的一翼站在底层上，此外只有这些
 LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/commands.py": "--help",
     "engine/codecs/reconstruct.py": "--help",
+    "engine/studies/head_limit.py": "--help",
     "engine/studies/intrinsic_dimension.py": "--help",
     "engine/studies/stage1_direct.py": "--help",
     "models/__init__.py": "是哪个模型，YAML 里才写着",

@@ -30,7 +30,8 @@ from engine.evaluation.page import (
 from engine.versions import versions
 from util.atomic import replacing
 from util.files.records import as_json
-from util.logger import setup_logging
+from util.logger import read_metrics, setup_logging
+from util.plot.curves import runs_figure
 from util.plot.scores import scores_figure
 from util.plot.style import save_figures
 from util.report import write_report
@@ -73,6 +74,7 @@ def compare_runs(
         command += ["--reference", *map(str, reference)] if reference else []
         page = comparison_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
     write_comparison(out, comparison, text, page)
+    write_training(out, entries)
     log.info("comparison: %s", out / "report.html")
 
 
@@ -145,3 +147,10 @@ def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -
     drawn = scores_figure(comparison.lead_hours, comparison.units, rmse, comparison.baselines, comparison.published)
     save_figures(drawn, out / "figures" / "rmse")
     write_report(out / "report.html", as_json(page))
+
+
+def write_training(out: Path, entries: Sequence[Entry]) -> None:
+    """figures/training：各运行的学习曲线画在一起；一条也没有就不画。"""
+    figure = runs_figure({e.label: read_metrics(e.training) for e in entries if e.training})
+    if figure is not None:
+        save_figures([figure], out / "figures" / "training")

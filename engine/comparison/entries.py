@@ -31,6 +31,12 @@ class Entry(NamedTuple):
         own = self.folder / "report.html"
         return self.folder.parent / "report.html" if self.folder.name == "test" and not own.is_file() else own
 
+    @property
+    def training(self) -> Path | None:
+        """训练的 metrics.csv，在运行的文件夹里；写到别处的评测没有。"""
+        path = self.folder.parent / "metrics.csv"
+        return path if self.folder.parent.name == self.result.run and path.is_file() else None
+
     def holds(self, base: str) -> bool:
         """文件里有这个基线。扰动初值的持续性预报是集合，不是基线。"""
         own_ensemble = self.result.model == base and self.result.members > 1

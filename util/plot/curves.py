@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TRAIN, VALIDATION = MODEL_COLORS[:2]
 BESIDE = {"persistence": "--", "climatology": ":"}  # 旁边的基线：metrics.csv 里的名字 → 横线的样子
+DASHES = ("-", "--", ":", "-.")  # 颜色用完一遍，换一种线
 
 
 def curves_figure(rows: Iterable[MetricRow]) -> Figure:
@@ -49,6 +50,42 @@ def curves_figure(rows: Iterable[MetricRow]) -> Figure:
         axes.axhline(value, color=QUIET, linewidth=1.4, linestyle=BESIDE[name], label=label)
     _style_curves(axes, np.array([*train[:, 1], *val[:, 1], *beside.values()]))
     return figure
+
+
+def runs_figure(runs: Mapping[str, Iterable[MetricRow]]) -> Figure | None:
+    """几个运行的验证损失对步数，各除以自己的持续性预报的损失（数据、通道不同也在一把尺上）；低于一就是好过它。
+
+    Args:
+        runs: 名字 → MetricsLog.rows() 的行；没有验证损失、没有持续性预报的损失的（目标不是场的误差）不画。
+            都没有就是 None。图例按最低的损失由高到低排，与曲线末端的次序相近。
+    """
+    from matplotlib.figure import Figure
+
+    curves = {name: _validation_ratio(list(rows)) for name, rows in runs.items()}
+    drawn = {name: points for name, points in curves.items() if len(points)}
+    if not drawn:
+        return None
+    figure = Figure(figsize=(9.5, max(4.5, 0.9 + 0.22 * len(drawn))), dpi=130, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    for name in sorted(drawn, key=lambda name: -drawn[name][:, 1].min()):
+        place = list(drawn).index(name)  # 颜色随次序，不随成绩
+        color, dash = MODEL_COLORS[place % len(MODEL_COLORS)], DASHES[place // len(MODEL_COLORS) % len(DASHES)]
+        label = f"{name} ({drawn[name][:, 1].min():.3g})"
+        axes.plot(*drawn[name].T, color=color, linestyle=dash, linewidth=1.6, marker="o", markersize=2.5, label=label)
+    axes.axhline(1, color=QUIET, linewidth=1.4, linestyle=(0, (1, 1)), label="persistence")
+    _style_curves(axes, np.array([1.0, *(v for points in drawn.values() for v in points[:, 1])]))
+    axes.set_ylabel("loss / loss of persistence", color=INK)
+    axes.set_title("Validation loss (and its lowest)", loc="left", pad=12, size=TITLE_SIZE, weight="bold", color=INK)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _validation_ratio(rows: list[MetricRow]) -> np.ndarray:
+    """(N, 2) 的 (步, 验证损失 / 持续性预报的)；不知道后者时 N = 0。"""
+    found = [row for row in rows if row.split == "val" and math.isfinite(row.value)]
+    persistence = [row.value for row in found if row.name == "persistence" and row.value > 0]
+    points = [(row.step, row.value / persistence[-1]) for row in found if row.name == "loss" and persistence]
+    return np.array(points, np.float64).reshape(-1, 2)
 
 
 def _running_mean(points: np.ndarray, width: int) -> np.ndarray:

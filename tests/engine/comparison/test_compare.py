@@ -210,6 +210,18 @@ def test_outputs_agree(two, tmp_path):
     assert not list(out.glob(".*"))
 
 
+def test_learning_curves_of_runs_that_have_them(tmp_path):
+    """运行自己文件夹里的评测画得出学习曲线；--out 写到别处的、旁边是别人的 metrics.csv 的不画。"""
+    log = "step,epoch,split,name,value\n10,0,val,loss,0.5\n10,0,val,persistence,1.0\n"
+    folders = [write(tmp_path / "A/test", "A", models(0.9)), write(tmp_path / "elsewhere/b", "B", models(0.8))]
+    (tmp_path / "elsewhere/metrics.csv").write_text("not,a,log\n")
+    compare(tmp_path / "none", *folders)
+    assert not (tmp_path / "none/figures/training.png").exists()
+    (tmp_path / "A/metrics.csv").write_text(log)
+    compare(tmp_path / "some", *folders)
+    assert (tmp_path / "some/figures/training.png").stat().st_size > 0
+
+
 def test_spectra_when_the_windows_are_the_same(tmp_path):
     folders = [write(tmp_path / name, name, models(size)) for name, size in (("A", 0.9), ("B", 0.8))]
     table = compare(tmp_path / "out", *folders)

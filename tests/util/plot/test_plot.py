@@ -15,7 +15,7 @@ from util.batch import DataSpec
 from util.grid import output_grid
 from util.logger import MetricRow
 from util.plot.coast import coastlines
-from util.plot.curves import curves_figure
+from util.plot.curves import curves_figure, runs_figure
 from util.plot.maps import forecast_figure, grid_extent, weighted_rmse
 from util.plot.sheet import labels_of, longitude_label
 from util.plot.style import COLORS, color_limits, plotly_scale, power_of_ten, pretty_unit, save_figures
@@ -299,3 +299,20 @@ def test_curves(tmp_path):
     for i, some in enumerate(([], few, rows)):
         assert save_figures([curves_figure(some)], tmp_path / f"v1.{i}") == [tmp_path / f"v1.{i}.png"]
         assert (tmp_path / f"v1.{i}.png").is_file()
+
+
+def test_curves_of_several_runs_are_ratios_to_their_own_persistence():
+    def rows(losses: dict[int, float], persistence: float) -> list[MetricRow]:
+        found = [MetricRow(step, 0, "val", "loss", loss) for step, loss in losses.items()]
+        return [MetricRow(5, 0, "train", "loss", 7.0), *found, MetricRow(30, 0, "val", "persistence", persistence)]
+
+    runs = {"a": rows({10: 4.0, 20: math.nan, 30: 1.0}, 2.0), "b": rows({10: 0.2, 30: 0.3}, 0.1), "own": []}
+    runs["own"] = rows({10: 1.0}, math.nan)  # 目标不是场的误差：不知道持续性预报的损失
+    figure = runs_figure(runs)
+    assert figure is not None
+    b, a, persistence = figure.axes[0].lines  # 图例由高到低
+    assert np.asarray(a.get_xydata()).tolist() == [[10, 2.0], [30, 0.5]]
+    assert np.asarray(b.get_xydata()) == pytest.approx(np.array([[10, 2.0], [30, 3.0]]))
+    assert set(np.asarray(persistence.get_ydata()).tolist()) == {1}
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["b (2)", "a (0.5)", "persistence"]
+    assert runs_figure({"own": runs["own"]}) is None
