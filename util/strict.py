@@ -62,42 +62,111 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+NUMBERS = (  # YAML 1.2 core：012 是 12，1:30、1_000 是文本，1e-4 是浮点数；int 在前
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+)
+TAG = "tag:yaml.org,2002:"
+MOST_CHARACTERS, MOST_NODES, DEEPEST = 2**18, 20_000, 50  # 最大的配置：几千字、几百个值、七层
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader 加三条：1e-4 是浮点数（YAML 1.1 读成字符串）；日期留作文本，由 Day 检查，报得出键名；键不许写两次。"""
+    """数照 YAML 1.2 core；yes、no 仍是布尔，日期留作文本，由 Day 检查，报得出键名；键不许写两次。
+
+    值的个数与深度（别名展开之后的）在造出任何对象之前就数好：几行别名可以展开成几个 GB。
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML 的写法
+        first: [(tag, pattern) for tag, pattern in rules if tag.removeprefix(TAG) in ("bool", "null", "merge")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = self.depth = self.lowest = 0  # 到此处的个数；这里的深度；这一支到过的最深处
+        self.whole: dict[yaml.Node, tuple[int, int]] = {}  # 走完了的 → 个数、高
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if node not in self.whole:
+                raise _mistake(f"*{event.anchor} stands inside itself", event.start_mark)
+            self._reach(*self.whole[node], event.start_mark)
+            return node
+        if event.tag not in (None, TAG + "str"):
+            raise _mistake(f"tag {event.tag}: tags other than !!str are not read", event.start_mark)
+        before, around, self.lowest = self.nodes, self.lowest, self.depth
+        self._reach(1, 1, event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        assert node is not None
+        self.whole[node] = self.nodes - before, self.lowest - self.depth
+        self.lowest = max(self.lowest, around)
+        return node
+
+    def _reach(self, nodes: int, height: int, mark: yaml.Mark) -> None:
+        self.nodes += nodes
+        self.lowest = max(self.lowest, self.depth + height)
+        if self.nodes > MOST_NODES or self.lowest > DEEPEST:
+            raise _mistake(f"more than {MOST_NODES} values, aliases counted in full, or {DEEPEST} levels", mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _mistake("a key must be plain text", key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+                raise _mistake(f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > 20:
+            raise _mistake("an integer beyond 64 bits", node.start_mark)
+        value = int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
+        if abs(value) >= 2**63:
+            raise _mistake("an integer beyond 64 bits", node.start_mark)
+        return value
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-    for first, rules in _Loader.yaml_implicit_resolvers.items()
-}
+
+class _Dumper(yaml.SafeDumper):
+    """_Loader 会读成数的文本加引号。"""
+
+
+def _mistake(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+for _kind, _pattern in NUMBERS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), list("-+.0123456789"))
+_Loader.add_constructor(f"{TAG}int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """读 YAML 文本；出错时给出文件与行列。
 
     Raises:
-        ValueError: 不是合法的 YAML。
+        ValueError: 不是合法的 YAML；太长、太深、值太多，见 _Loader。
     """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{where}: {len(text)} characters of YAML, at most {MOST_CHARACTERS} are read")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader 是 SafeLoader 的子类
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{where}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        raise ValueError(f"{where}{place}: not valid YAML ({error.problem})") from None
+    except yaml.reader.ReaderError as error:
+        line, column = text.count("\n", 0, error.position), error.position - text.rfind("\n", 0, error.position)
+        raise ValueError(f"{where} line {line + 1}, column {column}: not valid YAML ({error.reason})") from None
+
+
+def dump_yaml(values: Any) -> str:
+    """parse_yaml 的逆。"""
+    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -110,7 +179,13 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         found = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ValueError(f"no file {path}; {nearest(path.name, found, 'files there')}")
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if path.stat().st_size > 4 * MOST_CHARACTERS:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes of YAML, at most {MOST_CHARACTERS} characters are read")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8 (byte {error.start})") from None
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
     return values

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-import yaml
 
 from engine.evaluation.glimpse import evenly
 from engine.evaluation.metrics_file import Cost, Result
@@ -30,6 +29,7 @@ from util.plot.curves import BESIDE
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
 from util.scores.table import Numbers, ScoreTable, Skill
+from util.strict import dump_yaml
 from util.variables import variable_info
 
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
@@ -163,7 +163,7 @@ def make_page(
         reproduce=[reproduce],
         curves=read_curves(curves),
         data=data_facts(data, config, missing),
-        config=yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
+        config=dump_yaml(config.model_dump()),
         environment=versions(),
     )
 

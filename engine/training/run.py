@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 
 from engine.device import check_device, to_host
@@ -38,6 +37,7 @@ from util.data.dataset import WeatherData, open_data
 from util.data.feed import batch_bytes, check_shared_memory
 from util.logger import MetricsLog, WandbRun, open_wandb, setup_logging
 from util.signals import Interrupted, StopFlag
+from util.strict import dump_yaml
 
 log = logging.getLogger("ar_pred")
 
@@ -107,7 +107,7 @@ def open_run(
     log_dir = Path(config.log.dir) / name
     main = fabric.is_global_zero
     setup_logging(log_dir / "train.log" if main else None, quiet=not main)
-    resolved = yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False)
+    resolved = dump_yaml(config.model_dump())
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
     log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
     initial = read_initial(config.train.init) if config.train.init and content is None else None  # 写错了不必等数据

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from pydantic import Field
 
 from models import build_config
 from util.config import Axis, RunConfig, apply_overrides, load_config, read_mapping
-from util.strict import Strict, nearest, parse_yaml, validate
+from util.strict import Strict, dump_yaml, nearest, parse_yaml, validate
 
 DATA_SET = """
 root: tree
@@ -228,6 +230,16 @@ def test_files_that_are_not_a_mapping_or_not_yaml(tmp_path: Path):
         ("0.5", 0.5),
         ("1e-4x", "1e-4x"),
         ("1979-01-01", "1979-01-01"),  # 日期留作文本
+        ("012", 12),  # 以下照 YAML 1.2 core
+        ("0o14", 12),
+        ("0xC", 12),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("+1.", 1.0),
+        ("-.inf", -math.inf),
+        ("2000-01-01 00:00:00", "2000-01-01 00:00:00"),
+        ("=", "="),
+        ("!!str 012", "012"),
         ("yes", True),
         ("[1e-4, 2]", [1e-4, 2]),
     ],
@@ -236,6 +248,68 @@ def test_yaml_scalars(text: str, value: object):
     found = parse_yaml(text, "here")
     assert found == value
     assert type(found) is type(value)
+
+
+BOMB = "a0: &a0 {k: [x, x, x, x]}\n" + "".join(
+    f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 12)
+)
+DEEP_ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 100))
+MERGED = "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("a: 1\n? [b, c]\n: 2", "line 2, column 3", "a key must be plain text"),
+        ("{a: {b: 1}: 2}", "line 1, column 1", "expected"),
+        ("? {a: 1}\n: 2", "line 1, column 3", "a key must be plain text"),
+        ("a: &a [*a]", "line 1, column 8", "*a stands inside itself"),
+        ("a: &a {b: *a}", "line 1, column 11", "*a stands inside itself"),
+        ("a: *b", "line 1, column 4", "found undefined alias 'b'"),
+        ("a: 1\nb: !!bool abc", "line 2, column 4", "tag tag:yaml.org,2002:bool: tags other than !!str are not read"),
+        ("!!python/object:os.system {}", "line 1, column 1", "tags other than !!str"),
+        ("a: " + "9" * 5000, "line 1, column 4", "an integer beyond 64 bits"),
+        ("a: 0xffffffffffffffff", "line 1, column 4", "an integer beyond 64 bits"),
+        ("[" * 100_000, "line 1, column 51", "or 50 levels"),
+        ("{a: " * 1000, "line 1, column 198", "or 50 levels"),
+        ("\n".join(" " * i + "a:" for i in range(300)), "line 50, column 50", "or 50 levels"),
+        ("- " * 10_000, "line 1, column 101", "or 50 levels"),
+        (BOMB, "line 5, column 32", "more than 20000 values, aliases counted in full"),
+        (MERGED, "line 23, column 14", "more than 20000 values, aliases counted in full"),
+        (DEEP_ALIASES, "line 49, column 12", "or 50 levels"),
+        ("[" + "1," * 30_000 + "]", "line 1, column 40000", "more than 20000 values"),
+        ("a: 1\nb: x\0y", "line 2, column 5", "special characters are not allowed"),
+        ("<<: 1", "line 1, column 5", "expected a mapping or list of mappings for merging"),
+        ("a: 1\n--- \nb: 2", "line 2, column 1", "but found another document"),
+    ],
+)
+def test_hostile_yaml_is_one_line(text: str, place: str, said: str):
+    """哪一处、什么毛病；不造出对象，所以当场就回。"""
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as caught:
+        parse_yaml(text, "x.yaml")
+    assert str(caught.value).startswith(f"x.yaml {place}"), str(caught.value)
+    assert said in str(caught.value)
+    assert time.process_time() - began < 5
+
+
+def test_too_much_yaml_is_not_read(tmp_path: Path):
+    with pytest.raises(ValueError, match="here: 300000 characters of YAML, at most 262144"):
+        parse_yaml("#" * 300_000, "here")
+    path = tmp_path / "x.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"x.yaml: 1099511627776 bytes of YAML, at most 262144 characters"):
+        read_mapping(path)
+    path.write_bytes(b"a: \xff")
+    with pytest.raises(ValueError, match=r"x.yaml: not text in UTF-8 \(byte 3\)"):
+        read_mapping(path)
+
+
+def test_what_is_written_is_read_back():
+    """像数的文本加引号：名字是 1e5 的运行，照 config.yaml 接着训练得了。"""
+    values = {"a": ["1e5", "012", "0o14", "1:30", "1_000", ".5", "yes", "2000-01-01", "运行", "", "*x"], "b": [1e-5, 3]}
+    assert parse_yaml(dump_yaml(values), "here") == values
 
 
 def test_the_loader_left_pyyaml_itself_alone():
