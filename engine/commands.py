@@ -12,6 +12,7 @@ from util.cli import loading
 from util.config import load_config
 
 Arguments = Sequence[str] | None
+DIGITS = 6  # 步数、成员：更多的先把内存用尽
 
 
 def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
@@ -274,9 +275,9 @@ def _add_data_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
+    value = int(text) if text.isdecimal() and len(text) <= DIGITS else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer of at most {DIGITS} digits")
     return value
 
 

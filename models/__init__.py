@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from models.interface import Adjustable, Autoencoder, Forced, Learner, Network, Portable, Stacked, is_codec
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights, load_checkpoint
+from util.cli import one_line, out_of_memory
 from util.config import apply_overrides, load_config
+from util.data.resident import available_memory
 from util.strict import Strict, nearest, validate
 
 NOT_MODELS = {"__init__", "interface"}
+MOST_PARTS = 100_000  # 最大的模型几千个
 
 
 def model_names() -> list[str]:
@@ -44,7 +56,42 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Learner:
     """
     config, kind, source = build_config(options), _kind(options), options.get("first_stage")
     _check_inputs(options["name"], spec)
-    return kind(config, spec) if source is None else kind(config, spec, open_first_stage(source, spec))
+    with _limited(options["name"]):
+        return kind(config, spec) if source is None else kind(config, spec, open_first_stage(source, spec))
+
+
+@contextmanager
+def _limited(name: str) -> Iterator[None]:
+    """里面造一个模型，一边造一边数。
+
+    Raises:
+        ValueError: 层与参数太多，或内存里放不下：选项里的大小多写了几个零。
+    """
+    parts, room = count(1), available_memory()
+
+    def register(_owner: nn.Module, _key: str, part: nn.Module | nn.Parameter | None) -> None:
+        nonlocal room
+        if isinstance(part, nn.Parameter) and not isinstance(part.data, FakeTensor):
+            room -= part.nbytes
+        if next(parts) > MOST_PARTS or room < 0:
+            reached = (
+                f"has more than {MOST_PARTS} layers and parameters" if room >= 0 else "does not fit into the memory"
+            )
+            raise ValueError(f"model.name = {name}: the model {reached}; its sizes in the config are too large")
+
+    hooks = [register_module_module_registration_hook(register), register_module_parameter_registration_hook(register)]
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            f"model.name = {name}: the model does not fit into the memory ({one_line(error) or 'MemoryError'}); its "
+            "sizes in the config are too large"
+        ) from None
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def without_files(options: Mapping[str, Any], spec: DataSpec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ FILE_LIBRARIES = {
     *("netCDF4", "h5py", "h5netcdf", "zarr", "numcodecs", "zlib", "lzma", "zipfile", "cfgrib", "gribapi", "PIL"),
     *("safetensors", "huggingface_hub", "pydantic", "pydantic_core", "yaml", "wandb"),
 }
-NO_MEMORY = r"out of memory|OutOfMemory|can't allocate memory|^MemoryError"
+NO_MEMORY = r"out of memory|OutOfMemory|can't allocate memory|^MemoryError|Storage size calculation overflowed"
 MACHINE = (  # torch 的 RuntimeError 里，是机器的毛病的那几种，各该怎么办
     (
         NO_MEMORY,

@@ -56,7 +56,7 @@ class Axis(Strict):
 
     first: float
     step: float
-    count: PositiveInt
+    count: int = Field(ge=1, le=100_000)  # 400 米
 
     @model_validator(mode="after")
     def _nonzero(self) -> Axis:
@@ -110,6 +110,7 @@ class Splits(Strict):
     test: list[Day] = Field(min_length=2, max_length=2)
 
 
+Frames = Annotated[int, Field(ge=1, le=10_000)]  # 再长就是一张张的表、一个个的位置先把内存用尽
 Source = Literal["tree", "store"]
 Windows = Literal["random", "apart", "all"]  # 一轮训练的窗口：随机取 N // t 个起点；互不重叠，依次取；每个起点，打乱
 
@@ -148,8 +149,8 @@ class DataConfig(Strict):
     interval_hours: PositiveInt = 6
     first_hour: int = Field(default=0, ge=0)
     splits: Splits
-    frames_in: PositiveInt
-    frames_out: PositiveInt = 1
+    frames_in: Frames
+    frames_out: Frames = 1
     forcings: Annotated[list[str], AfterValidator(_known_forcings)] = Field(default_factory=list)
     roles: dict[str, Literal["prognostic", "diagnostic"]] = Field(default_factory=dict)
     standardize: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_no)] = "auto"
@@ -157,7 +158,7 @@ class DataConfig(Strict):
     max_missing: Share = 0.01
     windows: Windows = "random"
     eval_stride: PositiveInt = 1
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     pin_memory: bool = True
     cache_dir: str = "tmp"
 
@@ -232,7 +233,7 @@ class RunSection(Strict):
     name: Name | None = None
     seed: int = Field(default=42, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: PositiveInt = 1
+    devices: int = Field(default=1, ge=1, le=1024)
     num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
 

@@ -131,8 +131,8 @@ class ObjectiveConfig(Strict):
 
 def _number_or_auto(value: object) -> object:
     """联合类型自己的报错看不懂，在它之前说清。"""
-    if value != "auto" and (type(value) is not int or value < 1):
-        raise ValueError("write an integer of 1 or more, or auto: as many windows as fit into the memory")
+    if value != "auto" and (type(value) is not int or not 1 <= value <= 1_000_000):
+        raise ValueError("write an integer of 1 to 1000000, or auto: as many windows as fit into the memory")
     return value
 
 

@@ -24,6 +24,8 @@ from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.logger import setup_logging
 
+MOST_STARTS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -115,6 +117,8 @@ def initial_times(texts: tuple[str, ...]) -> list[int]:
     first, last = map(parse_time, texts[:2])
     if last < first:
         raise ValueError(f"{given}: {time_text(last)} lies before {time_text(first)}")
+    if last - first >= MOST_STARTS * int(texts[2]):
+        raise ValueError(f"{given}: more than {MOST_STARTS} forecasts; give a shorter span")
     return list(range(first, last + 1, int(texts[2])))
 
 

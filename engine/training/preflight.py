@@ -10,7 +10,8 @@ from lightning_fabric import Fabric
 
 from engine.device import check_device
 from engine.imagined import imagined_spec, random_batch
-from engine.memory.estimate import changed
+from engine.memory.advice import explained
+from engine.memory.estimate import changed, this_machine
 from engine.objective import objective_loss, rolled
 from engine.one_pass import solve_one_pass
 from engine.training.know_latents import observe
@@ -96,7 +97,8 @@ def smoke(config: RunConfig) -> int:
     if run.devices * run.num_nodes > 1 or run.strategy == "fsdp":
         log.warning("--smoke runs in one process: run.devices, run.num_nodes and run.strategy are not tried")
     fabric = Fabric(accelerator=run.device, devices=1, precision=config.train.precision)
-    preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
+    with explained(config, this_machine(fabric.device)):
+        preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
     if config.train.init:
         read_initial(config.train.init)  # 大小与缩小了的模型不同，只看它在不在、读不读得出
     return 0

@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+import models
 from engine.imagined import imagined_spec
 from engine.one_pass import solve_one_pass
 from models import build_config, build_model, change_options, model_names
@@ -23,7 +24,7 @@ from models.interface import Autoencoder, ForecastModel, OnePass, Stacked, Start
 from models.layers.codebook import Codebook
 from models.layers.latents import LatentScaling
 from tests.engine.runs import ROOT
-from tests.models.small import rollout, small_batch, small_spec, terms_of
+from tests.models.small import TINY, rollout, small_batch, small_spec, terms_of
 from util.batch import Batch, DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, load_config
@@ -371,3 +372,21 @@ def test_only_how_it_samples_may_change_after_training() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             change_options({"name": name}, [text])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({**TINY, "depth": 10**9}, "has more than 1000 layers and parameters"),
+        ({**TINY, "depth": 10**5}, "has more than 1000 layers and parameters"),
+        ({"name": "weather_transformer", "dim": 10**12}, "does not fit into the memory"),
+        ({**TINY, "depth": 20, "dim": 1024}, "does not fit into the memory"),
+    ],
+)
+def test_a_model_too_large_is_one_line(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str) -> None:
+    """停在造到一半的时候，不等内存用尽。"""
+    monkeypatch.setattr(models, "MOST_PARTS", 1000)
+    monkeypatch.setattr(models, "available_memory", lambda: 10**8)
+    with pytest.raises(ValueError, match=rf"model.name = {options['name']}: the model {said}.*too large"):
+        build_model(options, small_spec())
+    assert not torch.nn.modules.module._global_module_registration_hooks

@@ -123,8 +123,8 @@ def test_the_files_own_values_are_untouched_by_overrides():
         ("train.epochs=ten", ["train.epochs = 'ten'", "valid integer"]),
         ("train.epochs=2.0", ["train.epochs = 2.0", "integer"]),
         ("train.epochs=true", ["train.epochs = True", "integer"]),
-        ("train.batch_size='4'", ["train.batch_size = '4'", "integer of 1 or more, or auto"]),
-        ("train.batch_size=0", ["train.batch_size = 0", "integer of 1 or more, or auto"]),
+        ("train.batch_size='4'", ["train.batch_size = '4'", "integer of 1 to 1000000, or auto"]),
+        ("train.batch_size=0", ["train.batch_size = 0", "integer of 1 to 1000000, or auto"]),
         ("train.lr=fast", ["train.lr = 'fast'", "number"]),
         ("train.lr=.inf", ["train.lr = inf", "finite"]),
         ("data.shuffle=1", ["data: shuffle = 1: write true or false, or windows: random | apart | all"]),
@@ -143,6 +143,12 @@ def test_the_files_own_values_are_untouched_by_overrides():
         ("data.latitude.step=0", ["data.latitude", "step must not be 0"]),
         ("data.latitude.count=37", ["data.latitude: runs from 87.5 to -92.5, outside -90 to 90"]),
         ("data.longitude.count=73", ["data.longitude: covers more than 360 degrees (73 steps of 5 from 0)", "--cols"]),
+        # 大得分配不了
+        ("data.frames_in=1000000000", ["data.frames_in = 1000000000", "less than or equal to 10000"]),
+        ("data.latitude.count=1000000000", ["data.latitude.count = 1000000000", "less than or equal to 100000"]),
+        ("train.batch_size=1000000000", ["train.batch_size = 1000000000", "integer of 1 to 1000000, or auto"]),
+        ("data.workers=100000", ["data.workers = 100000", "less than or equal to 1024"]),
+        ("run.devices=100000", ["run.devices = 100000", "less than or equal to 1024"]),
         # 一组词里的一个
         ("train.optimizer=adamm", ["train.optimizer = 'adamm'", "'adam' or 'adamw'", "nearest: adam"]),
         ("data.standardize=maybe", ["data.standardize = 'maybe'", "'auto', 'yes' or 'no'"]),
