@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from util.files.bounded import read_json
 from util.files.records import Record, read_record
 from util.scores.table import Numbers, ScoreTable
 
@@ -68,7 +68,7 @@ def read_scores(path: Path, kind: type[Record]) -> Record:
         ValueError: 不是完整的 JSON，或缺一栏；一行。
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        values = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); run evaluate.py again") from None
     return read_record(kind, values, str(path))

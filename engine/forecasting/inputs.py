@@ -15,6 +15,7 @@ from util.data.dataset import open_origin
 from util.data.index import Index, bridgeable
 from util.data.reader import FieldReader
 from util.data.windows import window_valid
+from util.files.bounded import open_regular, read_npy_header, read_npy_values
 
 
 def read_inputs(paths: list[str], spec: DataSpec) -> torch.Tensor:
@@ -28,19 +29,19 @@ def read_inputs(paths: list[str], spec: DataSpec) -> torch.Tensor:
     arrays = []
     for path in paths:
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"--inputs {path}: cannot be read ({str(error).splitlines()[0]}); {wanted}") from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            found = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
-            raise ValueError(f"--inputs {path}: holds {found}, not real numbers; {wanted}")
-        if array.shape == (spec.frames_in, *frame) and len(paths) == 1:
-            arrays = list(array)
-        elif array.shape == frame:
-            arrays.append(array)
-        else:
-            alone = " alone" if array.ndim == 4 and len(paths) > 1 else ""
-            raise ValueError(f"--inputs {path}: shape {array.shape}; {wanted}{alone}")
+            with open_regular(path) as file:
+                header = read_npy_header(file)
+                right = header.shape == frame or (header.shape == (spec.frames_in, *frame) and len(paths) == 1)
+                array = read_npy_values(file, header) if right and header.dtype.kind in "fiu" else None
+        except (OSError, ValueError) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise ValueError(f"--inputs {path}: cannot be read ({reason}); {wanted}") from None
+        if header.dtype.kind not in "fiu":
+            raise ValueError(f"--inputs {path}: holds dtype {header.dtype}, not real numbers; {wanted}")
+        if array is None:
+            alone = " alone" if len(header.shape) == 4 and len(paths) > 1 else ""
+            raise ValueError(f"--inputs {path}: shape {header.shape}; {wanted}{alone}")
+        arrays += [array] if header.shape == frame else list(array)
         if not np.isfinite(array).all():
             raise ValueError(f"--inputs {path}: {int((~np.isfinite(array)).sum())} non-finite values")
     if len(arrays) != spec.frames_in:

@@ -255,7 +255,7 @@ def _read_cache(path: Path, channels: int, hours: int) -> np.ndarray | None:
         return None
     try:
         packed = np.load(io.BytesIO(path.read_bytes()))["present"]  # zip 里有 CRC，数错了也读不出
-    except (EOFError, ValueError, LookupError, RuntimeError, SyntaxError, BadZipFile, TokenError):
+    except (EOFError, ValueError, LookupError, RuntimeError, SyntaxError, MemoryError, BadZipFile, TokenError):
         return None
     if packed.dtype != np.uint8 or packed.shape != (channels, -(-hours // 8)):
         return None
@@ -277,5 +277,5 @@ def _file_numbers(folder: Path, year: int) -> np.ndarray:
     """文件夹里 `YYYY-NNNN.npy` 的 NNNN；别的名字不理会。"""
     prefix, limit = f"{year}-", hours_in_year(year)
     names = (n for n in os.listdir(folder) if len(n) == 13 and n.startswith(prefix) and n.endswith(".npy"))
-    numbers = np.array([int(n[5:9]) for n in names if n[5:9].isdigit()], dtype=np.int64)
+    numbers = np.array([int(n[5:9]) for n in names if n[5:9].isdecimal()], dtype=np.int64)
     return numbers[numbers < limit]

@@ -9,8 +9,6 @@ import io
 import json
 import math
 import os
-import threading
-import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +18,7 @@ import numpy as np
 from util.atomic import replacing
 from util.calendar import moment_of, year_start
 from util.config import Axis, DataConfig
+from util.files.bounded import open_regular, read_json, read_npy_header, read_npy_values
 from util.files.fills import Fills, fills_of, find_fill, standardized_too, surely_data
 from util.files.moments import Moments, check_moments, measure
 from util.strict import Strict, nearest, validate
@@ -30,9 +29,6 @@ STATISTICS = ("mean_std.json", "min_max.json")  # 与年份文件夹并列
 Fault = Literal["missing", "unreadable", "wrong shape", "wrong dtype", "non-finite", "fill value"]
 
 ANY_FILL = Fills()  # 合理范围不知道时
-# NumPy 以 ast 解析文件头；Python 3.10、3.11 里几个线程一起解析，偶尔互相弄乱深度（SystemError: AST constructor
-# recursion depth mismatch）。读盘仍各读各的
-PARSING = threading.Lock()
 
 
 class Tendency(NamedTuple):
@@ -73,18 +69,20 @@ def read_field(path: Path, shape: tuple[int, int], fills: Fills = ANY_FILL) -> F
         FieldError: 文件不在、打不开、被截断、形状或类型不对、含非有限值或填充值；一行说清是哪一种。
     """
     try:
-        content = io.BytesIO(path.read_bytes())
-        with PARSING:  # 不用 np.load：它见到 zip 的开头就当 npz，坏了还漏关文件
-            field = np.lib.format.read_array(content, allow_pickle=False)
+        with open_regular(path) as file:
+            header = read_npy_header(file)
+            if header.shape == shape and header.dtype == np.float32:
+                field = read_npy_values(file, header)
+            elif os.fstat(file.fileno()).st_size < header.start + header.nbytes:
+                raise ValueError("cut off")
     except FileNotFoundError:
         raise FieldError(path, "missing", "missing") from None
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, tokenize.TokenError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__  # 截断、不是 npy、内含 pickle、文件头坏了
-        raise FieldError(path, "unreadable", f"unreadable ({reason})") from None
-    if field.shape != shape:
-        raise FieldError(path, "wrong shape", f"shape {field.shape}, expected {shape}")
-    if field.dtype != np.float32:
-        raise FieldError(path, "wrong dtype", f"dtype {field.dtype}, expected float32")
+    except (OSError, ValueError) as error:  # 截断、不是 npy、内含 pickle、文件头坏了
+        raise FieldError(path, "unreadable", f"unreadable ({error})") from None
+    if header.shape != shape:
+        raise FieldError(path, "wrong shape", f"shape {header.shape}, expected {shape}")
+    if header.dtype != np.float32:
+        raise FieldError(path, "wrong dtype", f"dtype {header.dtype}, expected float32")
     if not np.isfinite(field).all():
         raise FieldError(path, "non-finite", f"{int((~np.isfinite(field)).sum())} non-finite values")
     if found := find_fill(field, fills):
@@ -103,18 +101,15 @@ def usual_header(shape: tuple[int, int]) -> bytes:
 def plain_header(path: Path, shape: tuple[int, int]) -> bytes | None:
     """读得出的文件的文件头，若它后面就是按行存的 (H, W) <f4（从前的 NumPy 补的空格少些）；否则、或刚被删了是 None。"""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return None
     with file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            return None
-        with PARSING:
-            if np.lib.format.read_array_header_1_0(file) != (shape, False, np.dtype("<f4")):
-                return None
-        size = file.tell()
+        header = read_npy_header(file)
         file.seek(0)
-        return file.read(size)
+        start = file.read(header.start)
+    plain = header == (shape, np.dtype("<f4"), False, len(start)) and start[6:8] == b"\x01\x00"
+    return start if plain else None
 
 
 def read_into(path: str, header: bytes, out: np.ndarray, fills: Fills = ANY_FILL) -> bool:
@@ -125,7 +120,7 @@ def read_into(path: str, header: bytes, out: np.ndarray, fills: Fills = ANY_FILL
     """
     start = bytearray(len(header))
     try:
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # 管道不等
     except OSError:
         return False
     try:
@@ -167,7 +162,7 @@ def read_joined_statistics(config: DataConfig, channels: Sequence[str]) -> list[
     path, way = Path(config.statistics) / "data_sets.json", "python dataset.py statistics --config CONFIG --write"
     if not path.is_file():
         raise ValueError(f"data.statistics: no {path}; {way} writes it, with mean_std.json of every channel")
-    found, wanted = json.loads(path.read_text(encoding="utf-8")), joined_about(config)
+    found, wanted = read_json(path), joined_about(config)
     if found != wanted:
         raise ValueError(
             f"{path}: the statistics there are of {found}, wanted are those of {wanted}; {way} --overwrite"
@@ -229,7 +224,7 @@ def _read_pair(path: Path, keys: tuple[str, str], expected: str) -> tuple[float,
     if not path.is_file():
         raise ValueError(f"{path}: missing; {expected}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         first, second = (float(v[0] if isinstance(v, list) else v) for v in (values[key] for key in keys))
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path}: malformed ({type(error).__name__}: {error}); {expected}") from None
@@ -378,7 +373,7 @@ def read_static(root: str | Path, name: str, latitude: Axis, longitude: Axis) ->
     path = Path(root) / "static" / f"{name}.npy"
     beside, again = path.with_suffix(".json"), "python dataset.py import --static writes both files"
     try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
+        content = read_json(beside)
     except (OSError, ValueError) as error:
         raise ValueError(f"{beside}: cannot be read ({type(error).__name__}: {error}); {again}") from None
     about = validate(StaticAbout, content, str(beside))

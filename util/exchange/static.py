@@ -15,6 +15,7 @@ from util.exchange.into_tree import refuse_static
 from util.exchange.joining import FileVariable, find_units
 from util.exchange.plan import choose_region, find_grid, read_values
 from util.exchange.regrid import Target
+from util.files.bounded import open_regular, read_npy_header
 from util.source.axes import Dims, horizontal_dims, listed
 from util.source.collection import Source
 from util.source.request import Request
@@ -109,7 +110,10 @@ def refuse_misplaced(root: str | Path, found: Mapping[str, Placed], overwrite: b
     if not overwrite:
         refuse_static(root, found)
     held = next((path for pattern in ("*_npy/*/*.npy", "*_npy/*/*/*.npy") for path in Path(root).glob(pattern)), None)
-    there = np.load(held, mmap_mode="r").shape if held else None
+    there = None
+    if held:
+        with open_regular(held) as file:
+            there = read_npy_header(file).shape
     for name, place in found.items():
         if (Path(root) / f"{name}_npy").exists():
             raise ValueError(f"--static {name}: {root} has a variable of this name; choose another name")

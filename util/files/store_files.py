@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from util.calendar import years_text
+from util.files.bounded import read_json
 from util.files.zarr_metadata import FILE_TYPES, chunk_name, json_digest, write_json
 
 FORMAT = 2
@@ -94,7 +94,7 @@ def read_mark(path: Path) -> dict[str, Any]:
             raise ValueError(f"the store {path} is not complete; run {command} {path} again, it goes on from there")
         raise ValueError(f"{path} is not a store (no {MARK} in it); write one with {command} {path}")
     try:
-        content = json.loads((path / MARK).read_text(encoding="utf-8"))
+        content = read_json(path / MARK)
         digest = content.pop("digest")
     except (ValueError, KeyError, AttributeError):
         content, digest = {}, None
@@ -119,7 +119,7 @@ def read_plan(path: Path) -> StorePlan | None:
     if not (path / PLAN).is_file():
         return None
     try:
-        values = dict(json.loads((path / PLAN).read_text(encoding="utf-8")))
+        values = dict(read_json(path / PLAN))
     except (ValueError, TypeError):
         raise ValueError(
             f"{path / PLAN}: damaged; remove it and run the same command again, the chunks already packed are kept"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from util.cli import one_line
 from util.source.axes import listed
 from util.source.grib import MAGIC, open_grib
 from util.source.remote import connect, is_address
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 32 * 2**20  # 每个打开的 NetCDF 变量留住的解压过的块：够一次读用；库缺省 64 MiB
 OPEN_FILES = 8  # 同时打开的文件；xarray 缺省 128，一年一个文件时各留各的缓存
+# 元数据坏了时 xarray、zarr、numcodecs 抛的：没有的键、错的类型、块为 0、嵌套太深、装不下的大小
+BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 KINDS = (b"CDF", b"\x89HDF", MAGIC)  # 文件开头的几个字节
 
 
@@ -85,5 +88,5 @@ def _open(
             return xr.open_dataset(store, **options)
         found = xr.open_dataset(store, engine="zarr", consolidated=consolidated, decode_cf=False, **options)
         return decode_zarr(found, folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be opened ({error})") from None
+    except BROKEN as error:
+        raise ValueError(f"{path}: cannot be opened ({one_line(error) or type(error).__name__})") from None

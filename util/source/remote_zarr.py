@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from fsspec.asyn import AsyncFileSystem
 
+from util.files.bounded import parse_json
 from util.source.remote import Forbidden, Remote, connect, patiently
 
 AT_ONCE = 16  # 同时问几块
@@ -160,7 +161,7 @@ def _json(remote: Remote, key: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise ValueError(f"{remote.address}/{key}: not JSON ({error})") from None
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from util.files.fills import CODES, FAR, match
 from util.source.zarr_folder import Folder
+from util.strict import brief
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,7 +60,7 @@ def decode_zarr(dataset: xr.Dataset, folder: Folder) -> xr.Dataset:
         variable.attrs.pop("_FillValue", None)  # xarray 放的是 fill_value
         if (declared := _number(meta["attributes"].get("_FillValue"))) is None and _declares(meta, fill):
             declared = fill
-        if declared is not None and variable.dtype.kind in "iuf":
+        if declared is not None and _holds(variable.dtype, declared):
             variable.attrs["_FillValue"] = np.array(declared).astype(variable.dtype)[()]
         if name in dataset.data_vars and not (fill is not None and math.isnan(fill)):  # NaN 读出来就是缺测，不必看
             find = partial(_find_absent, folder, str(name), meta)
@@ -120,7 +121,20 @@ def _label(dim: str, size: int) -> str:
 
 
 def _metadata(folder: Folder, name: str) -> dict[str, Any]:
-    """两版的元数据写成一样：shape、chunks、separator、fill_value、attributes、prefix，分片的有 sharding。"""
+    """两版的元数据写成一样：chunks、separator、fill_value、attributes、prefix、version，分片的有 sharding。
+
+    Raises:
+        ValueError: 块的大小不是正整数，片不是整数个块。
+    """
+    found = _either_version(folder, name)
+    outer, inner = found["chunks"], _inner(found)
+    whole = [type(size) is int and size > 0 for size in (*outer, *inner)]
+    if not all(whole) or len(outer) != len(inner) or any(o % i for o, i in zip(outer, inner, strict=True)):
+        raise ValueError(f"variable {name}: chunks of {brief(outer)}, inside them {brief(inner)}")
+    return found
+
+
+def _either_version(folder: Folder, name: str) -> dict[str, Any]:
     if (meta := folder.metadata(f"{name}/zarr.json")) is not None:
         key, codecs = meta["chunk_key_encoding"], meta.get("codecs") or [{"name": ""}]
         plain = key["name"] == "v2"
@@ -150,10 +164,10 @@ def _number(value: Any) -> float | None:
     """JSON 里的数；"NaN" 之类是文字，第 3 版 xarray 把 _FillValue 写成双精度的 base64。别的不是数。"""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     try:
-        return float(struct.unpack("<d", base64.b64decode(str(value), validate=True))[0])
+        return float(struct.unpack("<d", base64.b64decode(value if isinstance(value, str) else "", validate=True))[0])
     except (ValueError, struct.error):
         return None
 
@@ -164,6 +178,13 @@ def _declares(meta: dict[str, Any], fill: float | None) -> bool:
         return False
     packed = {"scale_factor", "add_offset"} & set(meta["attributes"])
     return match(fill, FAR + CODES) is not None or bool(packed and fill != 0)
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """这个类型的数里有没有 value；没有的就不会是缺测的记号。"""
+    if dtype.kind == "f":
+        return True
+    return dtype.kind in "iu" and value.is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
 def _inner(meta: dict[str, Any]) -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from util.files.bounded import read_json
 
 
 class Folder(Protocol):
@@ -33,7 +34,7 @@ class LocalZarr:
 
     def metadata(self, key: str) -> dict[str, Any] | None:
         path = self.path / key
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         size = (self.path / key).stat().st_size
