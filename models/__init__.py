@@ -18,10 +18,11 @@ from torch.nn.modules.module import (
 
 from models.interface import Adjustable, Autoencoder, Forced, Learner, Network, Portable, Stacked, is_codec
 from util.batch import DataSpec
-from util.checkpoint import forecast_weights, load_checkpoint
+from util.checkpoint import forecast_weights
 from util.cli import one_line, out_of_memory
 from util.config import apply_overrides, load_config
 from util.data.resident import available_memory
+from util.files.training_checkpoint import load_training
 from util.strict import Strict, nearest, validate
 
 NOT_MODELS = {"__init__", "interface"}
@@ -222,7 +223,7 @@ def check_same_fields(theirs: DataSpec, ours: DataSpec, source: str) -> None:
 
 
 def _first_stage_content(source: str) -> dict[str, Any]:
-    content = load_checkpoint(source)
+    content = load_training(source)
     if "model_options" not in content:  # 缓存的基线，或从前的检查点
         raise ValueError(f"model.first_stage = {source}: not an autoencoder; wanted: sd_vae, rae or vqvae")
     return content

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ import torch
 from util.atomic import flush, replacing
 
 FORMAT = 1
-SHARDS = ".shards"  # 分片的文件夹
+SHARDS = ".shards"  # 分片的文件夹，名字是 last-8 位十六进制.shards
+# torch.load 遇到改过的文件抛的：哪一种都有
+BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 PIECE = 2**24  # 算 sha256 时一次读多少字节
 
 
@@ -81,8 +84,9 @@ def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 def remove_shards(path: Path, kept: str | None = None) -> None:
     """path 从前的、写到一半被杀的分片。"""
-    for folder in path.parent.glob(f"{path.stem}-*{SHARDS}"):
-        if folder.name != kept:
+    own = re.compile(rf"{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(SHARDS)}")
+    for folder in path.parent.glob(f"*{SHARDS}"):
+        if own.fullmatch(folder.name) and folder.name != kept:
             shutil.rmtree(folder)
 
 
@@ -121,6 +125,8 @@ def gather_shards(content: dict[str, Any]) -> None:
     _load(content["shards"], tensors, alone=True)
     for key, value in tensors.items():
         part, _, name = key.partition(".")
+        if part not in ("model", "ema", "optimizer") or content[part] is None:
+            raise ValueError(f"{content['shards']}: {key} belongs to no part of the checkpoint")
         if part == "optimizer":
             parameter, _, kind = name.rpartition(".")
             content[part]["state"].setdefault(parameter, {})[kind] = value
@@ -172,11 +178,13 @@ def load_checkpoint(path: str | Path, gather: bool = True) -> dict[str, Any]:
         raise ValueError(
             f"{path}: refused, it holds objects other than tensors and plain values (code?); nothing was executed"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except BROKEN as error:
         raise ValueError(f"{damaged} ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: not an ar_pred checkpoint of format {FORMAT}")
     if "shards" in content:
+        if not re.fullmatch(rf"[^/]+-[0-9a-f]{{8}}{re.escape(SHARDS)}", str(content["shards"])):
+            raise ValueError(f"{path}: shards = {str(content['shards'])[:60]!r}: not the name of a folder beside it")
         folder = path.parent / content["shards"]
         if not folder.is_dir():
             raise ValueError(f"{path}: its tensors are in the folder {folder.name}, which is not beside it")

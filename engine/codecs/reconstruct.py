@@ -50,9 +50,9 @@ def open_checkpoint(path: str, overrides: Sequence[str], device: torch.device) -
         ValueError: 检查点不对，或不是自编码器。
     """
     from engine.loading import checkpoint_config, load_forecaster, run_name
-    from util.checkpoint import load_checkpoint
+    from util.files.training_checkpoint import load_training
 
-    content = load_checkpoint(path)
+    content = load_training(path)
     config = checkpoint_config(content, path, overrides)
     model, spec = load_forecaster(content, device)
     return run_name(content, path), Codec(require_codec(model, config, path), spec, config, path)

@@ -15,6 +15,7 @@ from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
 from util.data.dataset import WeatherData
+from util.files.training_checkpoint import load_training
 
 log = logging.getLogger("ar_pred")
 PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"  # 前者查真值是不是同一份，距平相对后者；都少不了
@@ -41,7 +42,7 @@ def fit_baselines(
         models[name] = model.to(fabric.device).eval()
     fitted = find_fitted(config, data.spec)
     if fitted is not None and config.model["name"] != FITTED:
-        model, _ = load_forecaster(load_checkpoint(fitted), fabric.device)
+        model, _ = load_forecaster(load_training(fitted), fabric.device)
         assert can_forecast(model)
         models[FITTED] = model
         log.info("baseline %s: %s", FITTED, fitted)
@@ -57,6 +58,6 @@ def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:
         if model.get("name") == FITTED and model.get("variant", VARIANT) == VARIANT:
             found.append(path)
     for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
-        if DataSpec.from_dict(load_checkpoint(path)["spec"]) == spec.bare:
+        if DataSpec.from_dict(load_training(path)["spec"]) == spec.bare:
             return path
     return None

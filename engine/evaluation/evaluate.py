@@ -29,10 +29,10 @@ from engine.parallel import check_launch, environment, from_main
 from engine.progress import Progress
 from models.interface import ForecastModel, can_forecast
 from util.atomic import reserved
-from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
-from util.files.records import as_json
+from util.files.records import as_json, read_record
+from util.files.training_checkpoint import load_training
 from util.logger import setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
@@ -185,7 +185,7 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
     Raises:
         ValueError: 检查点、数据、选项的任何一处不对；别的进程正往 out 里写。
     """
-    content = load_checkpoint(path)
+    content = load_training(path)
     config = checkpoint_config(content, path, options.overrides)
     fabric = make_evaluation_fabric(config)
     with ExitStack() as held:
@@ -204,7 +204,7 @@ def score_checkpoint(
         raise ValueError(f"{path}: this configuration of {config.model['name']} makes no forecasts, nothing to score")
     data = open_data(config.data, out / "missing.csv", announce=main)
     check_same_data(spec, data.spec, path)
-    run, progress = content["run"], Progress(**content["progress"])
+    run, progress = content["run"], read_record(Progress, content["progress"], f"{path}: progress")
     evaluated = evaluate(model, data, config, options, out, fabric, Trained(run, path, progress.step, progress))
     if evaluated is None:
         return 0

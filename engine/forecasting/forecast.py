@@ -20,8 +20,8 @@ from engine.loading import Content, checkpoint_config, load_forecaster
 from models.interface import Forecaster, can_forecast
 from util.batch import DataSpec
 from util.calendar import parse_time, time_text
-from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
+from util.files.training_checkpoint import load_training
 from util.logger import setup_logging
 
 MOST_STARTS = 1_000_000
@@ -92,7 +92,7 @@ def open_forecaster(path: str, options: Options) -> tuple[Content, RunConfig, to
     """
     if options.program and options.set:
         raise ValueError(f"--set {' '.join(options.set)}: a program is as it was exported, nothing in it may change")
-    content, program = read_program(path) if options.program else (load_checkpoint(path), None)
+    content, program = read_program(path) if options.program else (load_training(path), None)
     config = checkpoint_config(content, path, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     if program is not None:

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,20 @@ from engine.loading import Content, load_forecaster
 from models.interface import ForecastModel, Sampled, can_forecast
 from util.atomic import flush, replacing
 from util.batch import DataSpec
-from util.checkpoint import load_checkpoint, written
+from util.checkpoint import written
+from util.files.bounded import parse_json
+from util.files.training_checkpoint import Described, check_described, load_training
 
 log = logging.getLogger("ar_pred")
 FACTS = "ar_pred.json"  # .pt2 里另带的：配置、DataSpec，与 whole、needs_time
+
+
+@dataclass(frozen=True)
+class _Facts(Described):
+    """FACTS 里的；whole：是整个预报；needs_time：要时刻。"""
+
+    whole: bool
+    needs_time: bool
 
 
 class Whole(nn.Module):
@@ -69,7 +80,7 @@ def export_program(checkpoint: str, path: Path) -> int:
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"--export {path}: name it with .pt2 (a program of torch.export) or .onnx")
-    content = load_checkpoint(checkpoint)
+    content = load_training(checkpoint)
     model, spec = load_forecaster(content, torch.device("cpu"))
     program, facts = traced(model, spec, content["config"]["model"]["name"])
     kept = {key: content[key] for key in ("run", "config", "spec", "progress")}
@@ -163,7 +174,8 @@ def read_program(path: str) -> tuple[Content, torch.export.ExportedProgram]:
         raise ValueError(f"--program {path}: not a program of torch.export ({type(error).__name__})") from None
     if not extra[FACTS]:
         raise ValueError(f"--program {path}: not written by inference.py --export, its data and config are not in it")
-    content = json.loads(extra[FACTS])
+    content = parse_json(extra[FACTS])
+    check_described(_Facts, content, f"--program {path}")
     if not content["whole"]:
         name = content["config"]["model"]["name"]
         raise ValueError(

@@ -122,13 +122,13 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
 
     from engine.loading import check_same_data, checkpoint_config, load_forecaster
     from models.interface import Memorising
-    from util.checkpoint import load_checkpoint
     from util.config import eval_batch_size
     from util.data.dataset import open_data
+    from util.files.training_checkpoint import load_training
     from util.logger import setup_logging
 
     setup_logging(None)
-    content = load_checkpoint(path)
+    content = load_training(path)
     config = checkpoint_config(content, path)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     model, spec = load_forecaster(content, device)

@@ -43,10 +43,10 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     from engine.evaluation.task import Options
     from engine.loading import checkpoint_config, load_forecaster
     from models.interface import Donor, can_forecast
-    from util.checkpoint import load_checkpoint
+    from util.files.training_checkpoint import load_training
 
-    content = load_checkpoint(path)
-    name = content.get("config", {}).get("model", {}).get("name")
+    content = load_training(path)
+    name = content["config"]["model"].get("name")
     if name != MODEL:
         raise ValueError(f"{path}: holds {name or 'no model'}, not {MODEL}; config/{MODEL}.yaml trains one")
     evaluate_checkpoint(path, Options(split=split, stride=stride), out)

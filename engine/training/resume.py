@@ -18,11 +18,11 @@ from engine.parallel import from_main
 from models import build_config
 from util.atomic import reserved
 from util.batch import DataSpec
-from util.checkpoint import load_checkpoint
 from util.config import RunConfig
 from util.data.batches import all_starts
 from util.data.dataset import WeatherData
-from util.strict import brief, folder_name
+from util.files.training_checkpoint import load_training
+from util.strict import brief, folder_name, validate
 
 log = logging.getLogger("ar_pred")
 
@@ -54,7 +54,7 @@ def find_resume(
     path, name = from_main(fabric, lambda: claim_run(config, Path(config_path).stem, resume, held))
     if path is None:
         return None, name
-    content = load_checkpoint(path, gather=False)  # 占下之后再读：在那之前它可能还在存
+    content = load_training(path, gather=False)  # 占下之后再读：在那之前它可能还在存
     check_same_run(content["config"], config, path)
     return content, name
 
@@ -70,7 +70,7 @@ def claim_run(config: RunConfig, stem: str, resume: str | None, held: ExitStack)
         found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
         resume = str(found[-1]) if found else None
     if resume:
-        name = run_name(load_checkpoint(resume, gather=False), resume)
+        name = run_name(load_training(resume, gather=False), resume)
     else:
         name = config.run.name or make_name(config, stem)
     for folder in run_folders(config, name):
@@ -120,7 +120,7 @@ def check_same_run(saved: dict[str, Any], config: RunConfig, path: str) -> None:
         ValueError: 列出每一处不同；onecycle 的曲线按总步数画好，轮数也不能改。
     """
     now = config.model_dump()
-    saved = RunConfig(**saved).model_dump()  # 从前的检查点没有的键，取默认值
+    saved = validate(RunConfig, saved, f"{path}: its config").model_dump()  # 从前的检查点没有的键，取默认值
     saved["model"] = _full_options(saved["model"])
     now["model"] = _full_options(now["model"])
     if now["train"]["batch_size"] == "auto":

@@ -34,6 +34,7 @@ from util.checkpoint import (
     write_shards,
 )
 from util.config import RunConfig
+from util.files.records import read_record
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # 单进程、DDP、FSDP2 存出同样的文件
 PIECES = StateDictOptions()  # 各进程自己的一片
@@ -94,7 +95,7 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     """snapshot 的逆；进程数变了时随机状态对不上，只恢复其余的。
 
     Raises:
-        ValueError: 检查点的权重与模型对不上。
+        ValueError: 检查点的权重与模型对不上；没有学习率曲线、EMA 的状态。
     """
     options = FULL
     if "shards" in content:
@@ -103,6 +104,9 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     else:
         check_weights(state.model, content["model"], "checkpoint does not fit this model")
         set_model_state_dict(state.module, content["model"], options=FULL)
+    for part, mine in (("scheduler", state.scheduler), ("ema", state.ema)):
+        if mine is not None and content[part] is None:
+            raise ValueError(f"checkpoint does not fit this training: it holds no {part}")
     if state.adam is not None and state.scheduler is not None:
         if content["optimizer"] is not None:
             for group in content["optimizer"]["param_groups"]:
@@ -111,7 +115,7 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
         state.scheduler.load_state_dict(content["scheduler"])
     if state.ema is not None:
         set_model_state_dict(state.ema, content["ema"], options=options)
-    state.progress = Progress(**content["progress"])
+    state.progress = read_record(Progress, content["progress"], "checkpoint: progress")
     if state.objective.balance is not None and state.progress.balance is not None:
         state.objective.balance.means.copy_(torch.tensor(state.progress.balance))
     state.init = content.get("init", "")  # 有 train.init 之前的检查点没有这一项

@@ -11,7 +11,8 @@ import torch
 from models import first_stage_file
 from models.interface import Network, PartlyPretrained, StartsAnew
 from util.batch import DataSpec
-from util.checkpoint import file_sha256, forecast_weights, load_checkpoint
+from util.checkpoint import file_sha256, forecast_weights
+from util.files.training_checkpoint import load_training
 
 log = logging.getLogger("ar_pred")
 
@@ -64,9 +65,7 @@ def read_initial(path: str) -> Initial:
     Raises:
         ValueError: 文件不在、坏了、不是本程序的检查点。
     """
-    content = load_checkpoint(path)
-    if "progress" not in content:  # 如 tmp/ 里缓存的气候态
-        raise ValueError(f"train.init = {path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
+    content = load_training(path)
     spec = DataSpec.from_dict(content["spec"])
     return Initial(path, file_sha256(path), forecast_weights(content), spec, content.get("first_stage", {}))
 

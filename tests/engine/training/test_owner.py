@@ -19,7 +19,7 @@ from engine.training.resume import claim_run
 from engine.training.run import make_fabric
 from tests.engine.runs import ROOT, checkpoint, losses, run_script, train_here, write_run
 from tests.holding import held_elsewhere
-from util.checkpoint import save_checkpoint
+from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import load_config
 
 # train.py，只是时钟停着
@@ -67,7 +67,8 @@ def test_names_of_one_second(tree, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["..", "/etc/x", "a/../../y", ".git", "*"])
 def test_a_resumed_checkpoint_does_not_say_where_to_write(tree, tmp_path, name):
     config = load_config(write_run(tmp_path, tree))
-    save_checkpoint(tmp_path / "last.ckpt", {"run": name})
+    content = load_checkpoint(ROOT / "tests/from_before/ar_pred.ckpt")
+    save_checkpoint(tmp_path / "last.ckpt", {**content, "run": name})
     before = sorted(tmp_path.rglob("*"))
     with ExitStack() as held, pytest.raises(ValueError, match=r"last.ckpt: its run is called .* that of one folder"):
         claim_run(config, "run", str(tmp_path / "last.ckpt"), held)

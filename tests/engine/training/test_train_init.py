@@ -43,8 +43,10 @@ def start(config: RunConfig, initial: Initial | None = None) -> Any:
 
 
 def saved(path: Path, model: Any, **others: Any) -> str:
-    about = {"progress": {}, "spec": small_spec().to_dict()}
-    save_checkpoint(path, {"model": model, "ema": None, **about, **others})
+    about = {"run": "x", "config": {"model": {}, "train": {}, "data": {}}, "spec": small_spec().to_dict()}
+    about |= {"progress": {"epoch": 0, "step": 0, "batches": 0}, "random": []}
+    about |= dict.fromkeys(("ema", "optimizer", "scheduler"))
+    save_checkpoint(path, {"model": model, **about, **others})
     return str(path)
 
 
