@@ -71,10 +71,8 @@ def read_field(path: Path, shape: tuple[int, int], fills: Fills = ANY_FILL) -> F
     try:
         with open_regular(path) as file:
             header = read_npy_header(file)
-            if header.shape == shape and header.dtype == np.float32:
-                field = read_npy_values(file, header)
-            elif os.fstat(file.fileno()).st_size < header.start + header.nbytes:
-                raise ValueError("cut off")
+            fits = header.shape == shape and header.dtype == np.float32
+            field = read_npy_values(file, header) if fits else None
     except FileNotFoundError:
         raise FieldError(path, "missing", "missing") from None
     except (OSError, ValueError) as error:  # 截断、不是 npy、内含 pickle、文件头坏了
@@ -83,6 +81,7 @@ def read_field(path: Path, shape: tuple[int, int], fills: Fills = ANY_FILL) -> F
         raise FieldError(path, "wrong shape", f"shape {header.shape}, expected {shape}")
     if header.dtype != np.float32:
         raise FieldError(path, "wrong dtype", f"dtype {header.dtype}, expected float32")
+    assert field is not None
     if not np.isfinite(field).all():
         raise FieldError(path, "non-finite", f"{int((~np.isfinite(field)).sum())} non-finite values")
     if found := find_fill(field, fills):

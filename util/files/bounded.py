@@ -8,8 +8,9 @@ import math
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class NpyHeader(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """打开一个普通文件来读；管道、设备不等。
 
     Raises:
@@ -49,7 +50,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_npy_header(file: BinaryIO) -> NpyHeader:
+def read_npy_header(file: BufferedReader) -> NpyHeader:
     """自己认，不用 NumPy 的：它以 ast 解析，4,000 位的形状、几千层的括号各有各的异常，几个线程一起还会互相弄乱。
 
     Raises:
@@ -98,7 +99,7 @@ def _flag(text: str | None) -> bool:
     return text == "True"
 
 
-def read_npy_values(file: BinaryIO, header: NpyHeader) -> np.ndarray:
+def read_npy_values(file: BufferedReader, header: NpyHeader) -> np.ndarray:
     """文件头之后的数。
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,7 +96,7 @@ def load_training(path: str | Path, gather: bool = True) -> dict[str, Any]:
     return content
 
 
-def check_described(kind: Callable[..., Described], content: object, where: str) -> None:
+def check_described(kind: type[Described], content: object, where: str) -> None:
     """content 有 kind 的各项。
 
     Raises:
