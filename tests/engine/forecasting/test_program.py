@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,18 @@ def test_onnx_gives_the_same(path: Path, tmp_path: Path) -> None:
 
 def test_a_network_alone_does_not_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = torch.export.export(torch.nn.Identity(), (torch.zeros(1),))
-    facts = '{"whole": false, "config": {"model": {"name": "dit"}}}'
-    torch.export.save(graph, tmp_path / "a.pt2", extra_files={program.FACTS: facts})
+    facts = {
+        "run": "x",
+        "config": {"model": {"name": "dit"}, "train": {}, "data": {}},
+        "spec": SMALL.to_dict(),
+        "progress": {"epoch": 1, "step": 2, "batches": 0},
+        "whole": False,
+    }
+    torch.export.save(graph, tmp_path / "a.pt2", extra_files={program.FACTS: json.dumps(facts)})
+    with pytest.raises(ValueError, match=r"a\.pt2: needs_time: field required"):
+        read_program(str(tmp_path / "a.pt2"))
+    facts["needs_time"] = False
+    torch.export.save(graph, tmp_path / "a.pt2", extra_files={program.FACTS: json.dumps(facts)})
     with pytest.raises(ValueError, match="holds one network call of dit, its sampler is not in it; forecast with"):
         read_program(str(tmp_path / "a.pt2"))
     torch.export.save(graph, tmp_path / "b.pt2")
