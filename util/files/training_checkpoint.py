@@ -58,6 +58,8 @@ class _Random:
 class Described:
     """说得出自己是什么的：检查点、torch.export 的程序都有。"""
 
+    __pydantic_config__: ClassVar[ConfigDict] = TENSORS
+
     run: str
     config: _Config
     spec: DataSpec
@@ -67,8 +69,6 @@ class Described:
 @dataclass(frozen=True)
 class _Training(Described):
     """后四样从前的检查点没有。"""
-
-    __pydantic_config__: ClassVar[ConfigDict] = TENSORS
 
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
