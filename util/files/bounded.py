@@ -110,7 +110,7 @@ def read_npy_values(file: BufferedReader, header: NpyHeader) -> np.ndarray:
         raise ValueError(f"cut off: {there} bytes of values, {header.nbytes} expected")
     values = np.frombuffer(bytearray(header.nbytes), header.dtype) if header.nbytes else np.empty(0, header.dtype)
     file.seek(header.start)
-    file.readinto(values.view(np.uint8))
+    file.readinto(values.view(np.uint8).data)
     if header.fortran_order:
         return values.reshape(header.shape[::-1]).transpose()
     return values.reshape(header.shape)
