@@ -16,10 +16,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,9 +82,7 @@ def check_scales(scales: Scales, height: int, width: int) -> None:
 
 
 def phi_of_scales(num_scales: int, phi: int) -> list[int]:
-    """各尺度用第几个 φ：尺度在 [0, 1] 上均匀排开，用最近的刻度。
-
-    照原版用 float64 与 argmin：一样近时（到舍入）取前一个。
+    """各尺度用第几个 φ：尺度在 [0, 1] 上均匀排开，用最近的刻度，一样近时用后一个（原版用前一个；训练过的权重照这里的）。
 
     Args:
         phi: φ 的个数；0：每个尺度一个。刻度由 1/(2φ) 到 1 − 1/(2φ) 均匀排开，4 个时两端是 1/12 与 11/12，如原版。
@@ -94,9 +92,10 @@ def phi_of_scales(num_scales: int, phi: int) -> list[int]:
     """
     if phi == 0:
         return list(range(num_scales))
-    edge = 1 / 3 / phi if phi == 4 else 1 / 2 / phi
-    ticks = np.linspace(edge, 1 - edge, phi)
-    chosen = [int(np.abs(ticks - k / max(1, num_scales - 1)).argmin()) for k in range(num_scales)]
+    edge = Fraction(1, 12) if phi == 4 else Fraction(1, 2 * phi)
+    ticks = [edge + (1 - 2 * edge) * Fraction(i, max(1, phi - 1)) for i in range(phi)]
+    places = [Fraction(k, max(1, num_scales - 1)) for k in range(num_scales)]
+    chosen = [min(range(phi), key=lambda i, at=at: (abs(ticks[i] - at), -i)) for at in places]
     if len(set(chosen)) < phi:
         raise ValueError(
             f"model.phi = {phi}: {num_scales} scales use only {sorted(set(chosen))} of them; "
