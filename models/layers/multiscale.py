@@ -82,7 +82,7 @@ def check_scales(scales: Scales, height: int, width: int) -> None:
 
 
 def phi_of_scales(num_scales: int, phi: int) -> list[int]:
-    """各尺度用第几个 φ：尺度在 [0, 1] 上均匀排开，用最近的刻度，一样近时用后一个（原版用前一个；训练过的权重照这里的）。
+    """各尺度用第几个 φ：尺度在 [0, 1] 上均匀排开，用最近的刻度，一样近时用后一个（原版用前一个）。
 
     Args:
         phi: φ 的个数；0：每个尺度一个。刻度由 1/(2φ) 到 1 − 1/(2φ) 均匀排开，4 个时两端是 1/12 与 11/12，如原版。

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from util.scores.metrics import sort_members
 
-ALPHA = (
-    0.95  # 几乎公平：α 份公平的 CRPS，余下是普通的，免得成员各走各的也不受罚（Lang et al. 2024，arXiv:2412.15832 式 4）
-)
+# 几乎公平：α 份公平的 CRPS，余下是普通的，免得成员各走各的也不受罚（Lang et al. 2024，arXiv:2412.15832 式 4）
+ALPHA = 0.95
 TINY = 1e-12  # 根号下的：恰好为零的地方没有导数
 
 
