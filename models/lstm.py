@@ -23,6 +23,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from models.layers.forcings import Inputs
 from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from util.batch import DataSpec, Predict
@@ -57,16 +58,19 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         self.variant, self.frames_out = config.variant, spec.frames_out
         self.tendency = config.predict == "tendency"
         self.directions = 2 if config.variant == "bidirectional" else 1
-        features = spec.num_channels * spec.height * spec.width
-        self.encoder = self._lstm(config, features)
+        self.inputs = Inputs(spec)
+        points = spec.height * spec.width
+        features = spec.num_channels * points
+        self.encoder = self._lstm(config, self.inputs.channels * points)
         if config.variant == "seq2seq":
-            self.decoder = self._lstm(config, features)
+            self.decoder = self._lstm(config, self.inputs.fields * points)
             self.head = self._head(config, config.hidden, features)
         else:
             self.head = self._head(config, self.directions * config.hidden, spec.frames_out * features)
@@ -87,23 +91,22 @@ class Model(nn.Module):
         half = width // 2
         return nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(half, outputs))
 
-    def forward(self, history: Tensor) -> Tensor:
-        frames = history.flatten(2)  # (B, T_in, F)
-        _, (h, c) = self.encoder(frames)  # 各 (layers · directions, B, D)
+    def forward(self, history: Tensor, time: Tensor | None = None) -> Tensor:
+        _, (h, c) = self.encoder(self.inputs(history, time).flatten(2))  # 各 (layers · directions, B, D)
+        last = history[:, -1:]  # (B, 1, C, H, W)
         if self.variant == "seq2seq":
-            made = self._decode(frames[:, -1:], (h, c))  # (B, T_out, F)
-        else:
-            last = h[-self.directions :].transpose(0, 1).flatten(1)  # (B, directions · D)
-            made = self.head(last).unflatten(1, (self.frames_out, -1))
-            made = made + frames[:, -1:] if self.tendency else made  # 写在这里而不调函数：编译在 LSTM 处断开
-        return made.unflatten(2, history.shape[2:])  # (B, T_out, C, H, W)
+            return self._decode(last, (h, c))
+        top = h[-self.directions :].transpose(0, 1).flatten(1)  # (B, directions · D)
+        made = self.head(top).unflatten(1, (self.frames_out, *history.shape[2:]))  # (B, T_out, C, H, W)
+        return made + self.inputs.base(last) if self.tendency else made  # 写在这里而不调函数：编译在 LSTM 处断开
 
     def _decode(self, frame: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
-        """最后一帧 (B, 1, F) 与编码的 (h, c) → (B, T_out, F)。"""
-        made = []
+        """最后一帧 (B, 1, C, H, W) 与编码的 (h, c) → (B, T_out, C, H, W)；外强迫由编码带着，这里只喂回场。"""
+        made, grid = [], frame.shape[2:]
         for _ in range(self.frames_out):
-            top, state = self.decoder(frame, state)  # (B, 1, D)
-            frame = frame + self.head(top) if self.tendency else self.head(top)  # (B, 1, F)
+            top, state = self.decoder(self.inputs.fed_back(frame).flatten(2), state)  # (B, 1, D)
+            new = self.head(top).unflatten(2, grid)  # (B, 1, C, H, W)
+            frame = new + self.inputs.base(frame) if self.tendency else new
             made.append(frame)
         return torch.cat(made, 1)
 
@@ -112,4 +115,4 @@ class Model(nn.Module):
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)，标准化空间；num_members > 1 是 ValueError。"""
         refuse_members("lstm", num_members)
-        return self(history)[:, None]
+        return self(history, time)[:, None]

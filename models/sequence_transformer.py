@@ -11,12 +11,13 @@ spatial：每个格点是一个 token，特征是那里的 T·C 个数；编码�
 需求没有写明而由我们定下的：感知机 4 倍宽、GELU；q、k、v 没有偏置；spatial 的尺寸同 transformer 而没有 dropout，位置用
 二维正余弦（models/layers/position.py），没有它各点分不出彼此；seq2seq 的 dropout 同为 0.2。
 
-字母：B 批，T 历史帧数，C 通道，H×W 网格，F = C·H·W，N = H·W，D 宽度，τ 未来帧数 T_out。
+字母：B 批，T 历史帧数，C 通道，H×W 网格，F = C·H·W，N = H·W，D 宽度，τ 未来帧数 T_out；channels：一帧进网络的通道数。
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from models.layers.attention import check_heads
+from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.losses import refuse_members
 from models.layers.members import Generators
@@ -107,67 +109,66 @@ class Encoder(nn.Module):
 class LastStep(nn.Module):
     """transformer。"""
 
-    def __init__(self, config: Config, spec: DataSpec) -> None:
+    def __init__(self, config: Config, spec: DataSpec, channels: int) -> None:
         super().__init__()
-        features, dim = spec.num_channels * spec.height * spec.width, config.dim
-        self.frames_out = spec.frames_out
-        self.encoder = Encoder(features, sinusoid(spec.frames_in, dim), config)
+        points, dim = spec.height * spec.width, config.dim
+        self.shape = spec.frames_out, spec.num_channels, spec.height, spec.width
+        self.encoder = Encoder(channels * points, sinusoid(spec.frames_in, dim), config)
         self.head = nn.Sequential(
             nn.LayerNorm(dim),
             nn.Dropout(config.dropout),
             nn.Linear(dim, dim // 2),
             nn.ReLU(),
             nn.Dropout(config.dropout),
-            nn.Linear(dim // 2, spec.frames_out * features),
+            nn.Linear(dim // 2, math.prod(self.shape)),
         )
 
     def forward(self, history: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, τ, C, H, W)。"""
+        """(B, T, channels, H, W) → (B, τ, C, H, W)。"""
         encoded = self.encoder(history.flatten(2))  # (B, T, D)
-        made = self.head(encoded[:, -1])  # (B, τ·F)
-        return made.unflatten(1, (self.frames_out, *history.shape[2:]))
+        return self.head(encoded[:, -1]).unflatten(1, self.shape)
 
 
 class Seq2Seq(nn.Module):
     """seq2seq。"""
 
-    def __init__(self, config: Config, spec: DataSpec) -> None:
+    def __init__(self, config: Config, spec: DataSpec, channels: int) -> None:
         super().__init__()
         assert config.decoder_depth is not None
-        features, dim = spec.num_channels * spec.height * spec.width, config.dim
+        self.shape, dim = (spec.num_channels, spec.height, spec.width), config.dim
         past, future = sinusoid(spec.window, dim).split([spec.frames_in, spec.frames_out])  # (T 或 τ, D)
-        self.encoder = Encoder(features, past, config)
+        self.encoder = Encoder(channels * spec.height * spec.width, past, config)
         self.future = nn.Buffer(future, persistent=False)
         self.query = nn.Parameter(0.02 * torch.randn(spec.frames_out, dim))  # 小，不淹没未来时刻的编码
         self.decoder = nn.ModuleList(
             DecoderLayer(dim, config.heads, MLP_RATIO * dim, config.dropout) for _ in range(config.decoder_depth)
         )
-        self.head = nn.Linear(dim, features)
+        self.head = nn.Linear(dim, math.prod(self.shape))
 
     def forward(self, history: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, τ, C, H, W)。"""
+        """(B, T, channels, H, W) → (B, τ, C, H, W)。"""
         memory = self.encoder(history.flatten(2))  # (B, T, D)
         query = (self.query + self.future).expand(len(history), -1, -1)  # (B, τ, D)
         for layer in self.decoder:
             query = layer(query, memory)
-        return self.head(query).unflatten(2, history.shape[2:])
+        return self.head(query).unflatten(2, self.shape)
 
 
 class Spatial(nn.Module):
     """spatial。"""
 
-    def __init__(self, config: Config, spec: DataSpec) -> None:
+    def __init__(self, config: Config, spec: DataSpec, channels: int) -> None:
         super().__init__()
         _check_tokens(spec)
         places = torch.cartesian_prod(torch.arange(spec.height), torch.arange(spec.width))  # (N, 2)
-        self.encoder = Encoder(spec.frames_in * spec.num_channels, sincos_codes(places, config.dim), config)
+        self.encoder = Encoder(spec.frames_in * channels, sincos_codes(places, config.dim), config)
+        self.sizes = {"h": spec.height, "c": spec.num_channels}
         self.head = nn.Linear(config.dim, spec.frames_out * spec.num_channels)
 
     def forward(self, history: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, τ, C, H, W)。"""
-        channels, height = history.shape[2:4]
+        """(B, T, channels, H, W) → (B, τ, C, H, W)。"""
         encoded = self.encoder(rearrange(history, "b t c h w -> b (h w) (t c)"))  # (B, N, D)
-        return rearrange(self.head(encoded), "b (h w) (t c) -> b t c h w", h=height, c=channels)
+        return rearrange(self.head(encoded), "b (h w) (t c) -> b t c h w", **self.sizes)
 
 
 class Model(nn.Module):
@@ -175,12 +176,14 @@ class Model(nn.Module):
 
     probabilistic = False
     can_forecast = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         """Raises ValueError: spatial 的格点多于 MAX_TOKENS。"""
         super().__init__()
         network = {"transformer": LastStep, "seq2seq": Seq2Seq, "spatial": Spatial}[config.variant]
-        self.network = network(config, spec)
+        self.inputs = Inputs(spec)
+        self.network = network(config, spec, self.inputs.channels)
         self.predict: Predict = config.predict
 
     @property
@@ -188,16 +191,16 @@ class Model(nn.Module):
         """编码器、解码器的各层。"""
         return [module for module in self.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
 
-    def forward(self, history: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, τ, C, H, W)。"""
-        return to_state(self.network(history), history, self.predict)
+    def forward(self, history: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, T, C, H, W)、时刻 → (B, τ, C, H, W)。"""
+        return to_state(self.network(self.inputs(history, time)), self.inputs.base(history), self.predict)
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T, C, H, W) → (B, 1, τ, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("sequence_transformer", num_members)
-        return self(history)[:, None]
+        return self(history, time)[:, None]
 
 
 def _check_tokens(spec: DataSpec) -> None:

@@ -23,6 +23,8 @@ MODELS: dict[str, dict[str, Any]] = {  # 小的；一个名字一种
     "convlstm": {"hidden": 4, "layers": 1, "variant": "seq2seq"},
     "weather_transformer": {"dim": 8, "heads": 2, "depth": 1, "decoder_depth": 1, "dropout": 0.0},
     "ar_pred_video_vanilla": {k: v for k, v in TINY.items() if k != "name"},
+    "lstm": {"hidden": 8, "variant": "seq2seq"},
+    "sequence_transformer": {"dim": 8, "heads": 2, "depth": 1, "dropout": 0.0},
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
