@@ -149,14 +149,14 @@ def test_a_killed_process_ends_all(config, first):
         last = str(config.parent / f"checkpoints/{name}/last.ckpt")
         assert train_here(config, f"run.name={name}", "train.epochs=2", *more, resume=last) == 0
         runs.append((config, last, (f"run.name={name}", "train.epochs=3", *strategy, *more)))
-    (config.parent / "checkpoints/fsdp-two/last-dead.shards").mkdir()  # 从前写到一半被杀的
+    (config.parent / "checkpoints/fsdp-two/last-deadbeef.shards").mkdir()  # 从前写到一半被杀的
     always = ("checkpoint.sharded=true", "checkpoint.every_minutes=1e-9")
     code, said, _ = start_two([*runs, (config, None, ("run.name=killed", *FSDP, *always))], "is killed", TORCHRUN)
     assert code and "Signal 9 (SIGKILL) received" in said
     for name, more in (("two", ()), ("fsdp-two", EVERYTHING)):
         assert train_here(config, f"run.name=whole-{name}", "train.epochs=3", *more) == 0
         assert same(config.parent, f"whole-{name}", name)
-    assert not list(config.parent.glob("checkpoints/fsdp-two/last-dead.shards"))
+    assert not list(config.parent.glob("checkpoints/fsdp-two/last-deadbeef.shards"))
     last = config.parent / "checkpoints/killed/last.ckpt"
     assert load_checkpoint(last)["progress"]["step"] == 3 and len(list(last.parent.glob("*.shards"))) == 2
     (whole,) = (last.parent / load_checkpoint(last, gather=False)["shards"]).glob("*00001-model*")
