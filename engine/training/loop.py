@@ -46,7 +46,6 @@ from util.signals import Interrupted, catch_signals
 
 log = logging.getLogger("ar_pred")
 HELPFUL = {"predict": "tendency", "last_group_share": 0.9}  # 有这些选项的模型，量过总是好得多
-GUIDES = {"ar_pred_video_vanilla": "docs/ar_pred.md"}  # 各模型的学习曲线、先开哪个；别的在各自的卡上
 
 
 def train(config: RunConfig, config_path: str, resume: str | None) -> int:
@@ -285,8 +284,8 @@ def no_better(config: RunConfig, progress: Progress) -> str | None:
     options = dict(build_config(config.model))
     switches = [f"model.{key}={value}" for key, value in HELPFUL.items() if options.get(key, value) != value]
     tries = f"try {' and '.join(switches)}, or " if switches else "try "
-    guide = GUIDES.get(config.model["name"], "docs/models.md")
     return (
         f"a third of the training is over, and the lowest validation loss, {progress.best:.5g}, is not below that of "
-        f"persistence, {progress.persistence:.5g}: {tries}another train.lr; {guide} says what helped this model"
+        f"persistence, {progress.persistence:.5g}: {tries}another train.lr; what helped is in docs/models.md (AR_pred: "
+        "docs/ar_pred.md)"
     )

@@ -53,7 +53,7 @@ def test_persistence_stands_beside_and_is_measured_once(tree_run, tmp_path, capl
     warned = [record.message for record in caplog.records if "a third of the training is over" in record.message]
     assert len(warned) == 1
     assert "try model.predict=tendency and model.last_group_share=0.9, or another train.lr" in warned[0]
-    assert warned[0].endswith("docs/ar_pred.md says what helped this model")
+    assert warned[0].endswith("what helped is in docs/models.md (AR_pred: docs/ar_pred.md)")
 
     # 气候态要拟合：头一次训练末了的评测拟合、存下了，下一次才知道
     assert not [row for row in read_metrics(tmp_path / "log/slow/metrics.csv") if row.name == "climatology"]
