@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -156,18 +157,18 @@ def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers
     readers: list[BaseProcess] = []
     try:
         yield from _start(loader, readers)
-    except DataError as error:
-        # 读取进程的异常由 DataLoader 转述，与它的 traceback 互相引用，读取进程要等垃圾回收才收场；断开，当场就收
-        raise error.with_traceback(None) from None
-    except (OSError, EOFError, RuntimeError) as error:  # 它死在交一批的半途，先看见的是断了的连接
-        ended = wait([reader.sentinel for reader in readers], timeout=1)
+    except Exception as error:
+        # 读取进程的异常由 DataLoader 转述，与它的 traceback 互相引用，要等垃圾回收才收场；清掉那几帧的变量，当场就收
+        traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, OSError | EOFError | RuntimeError):
+            raise
+        ended = wait([reader.sentinel for reader in readers], timeout=1)  # 它死在交一批的半途，先看见的是断了的连接
         for reader in readers:
             if reader.sentinel in ended:
                 reader.join(1)  # 先关文件，后才有退出的状态：等到有
         dead = [reader for reader in readers if reader.exitcode]
         if not dead:
             raise
-        error.__traceback__ = None  # 同上：DataError 的来由是它
         raise DataError(_obituary(dead[0])) from None
 
 

@@ -97,6 +97,7 @@ def test_a_death_does_not_interrupt_the_step() -> None:
 def test_an_error_of_the_reading_stays_itself() -> None:
     with pytest.raises(OSError, match="Input/output error"):
         list(make_loader(Numbers("cannot read"), BATCHES, 2, pin=False))
+    assert not multiprocessing.active_children()
 
 
 def test_what_does_not_fit_into_shared_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -340,9 +340,10 @@ def test_error_from_a_reading_process_is_one_line(tree, workers: int):
     config = config_of(tree, max_missing=0.05)
     data = open_data(DataConfig(**config.model_dump()))
     loader = make_loader(data.windows, [[T0 + 6 * i] for i in range(20)], workers, pin=False)
+    before = multiprocessing.active_children()
     with pytest.raises(ValueError, match=r"^t2m: \d+ of 48 files are missing or unreadable \([^\n]*\)$"):
         list(loader)
-    assert not multiprocessing.active_children()  # 读取进程当场收场，命令不会迟迟不退
+    assert set(multiprocessing.active_children()) <= set(before)  # 读取进程当场收场，命令不会迟迟不退
 
 
 def test_processes_share_what_they_found(tree, tmp_path: Path):
