@@ -80,7 +80,7 @@ def watching(run: Run) -> Iterator[Stopwatch]:
     with ExitStack() as stack:
         for owner, name, part in (
             (Meter, "wait", "data"),
-            (run.state.model, "loss", "forward"),
+            (training_state, "objective_loss", "forward"),
             (run.fabric, "backward", "backward"),
             (training_state, "get_total_norm", "optimizer"),
             (training_state, "update", "optimizer"),
