@@ -19,6 +19,7 @@ import argparse
 import json
 import logging
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.step.arithmetic import matmul_rate, training_flops
+from benchmarks.step.arithmetic import matmul_rate, training_flops, wait_for
 from benchmarks.step.imagined import imagined_data
 from benchmarks.step.reference import reference_config, written_out_attention
 from benchmarks.step.sources import compare_steps, show
@@ -155,13 +156,19 @@ def table(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def write_profile(run: Run, folder: Path) -> None:
-    """一轮的记录：trace.json（chrome://tracing、Perfetto 打得开）与各算子的表 operators.txt。"""
+    """一轮的记录：trace.json（Perfetto 打得开）与各算子的表 operators.txt；印出一轮的时间是算子自己的几倍。"""
     folder.mkdir(parents=True, exist_ok=True)
     cuda = run.fabric.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     run.state.progress.batches = 0
     with profile(activities=activities) as recorded:
+        begin = time.perf_counter()
         train_epoch(run)
+        wait_for(run.fabric.device)
+        elapsed = time.perf_counter() - begin
+    operators = [event for event in recorded.key_averages() if event.key.startswith("aten::")]
+    kernels = sum(event.self_device_time_total if cuda else event.self_cpu_time_total for event in operators) / 1e6
+    print(f"profiled: {elapsed:.3f} s, {elapsed / kernels:.3f} x the operators' own {kernels:.3f} s\n")
     recorded.export_chrome_trace(str(folder / "trace.json"))
     order = "self_device_time_total" if cuda else "self_cpu_time_total"
     (folder / "operators.txt").write_text(recorded.key_averages().table(sort_by=order, row_limit=50), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 
@@ -74,6 +75,8 @@ def test_the_parts_make_up_the_step(monkeypatch, capsys, tmp_path) -> None:
     assert ours["windows/s"] == pytest.approx(2 / ours["step, ms"] * 1000)
     assert 0 < ours["utilisation"] < 1
     printed = capsys.readouterr().out
+    whole, times, kernels = map(float, re.findall(r"profiled: (\S+) s, (\S+) x the operators' own (\S+) s", printed)[0])
+    assert times == pytest.approx(whole / kernels, rel=0.1) and kernels < whole
     assert "| | ours | reference | ours / reference |" in printed and "| forward, ms |" in printed
     assert (trace / "trace.json").stat().st_size and "aten::" in (trace / "operators.txt").read_text()
 
