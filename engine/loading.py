@@ -73,8 +73,9 @@ def check_same_data(saved: DataSpec, found: DataSpec, path: str) -> None:
     Raises:
         ValueError: 第一处不同，两边的值都给出。
     """
-    for key, value in saved.to_dict().items():
-        other = found.to_dict()[key]
+    one, two = saved.to_dict(), found.to_dict()
+    for key in dict.fromkeys([*one, *two]):
+        value, other = one.get(key), two.get(key)
         if value != other:
             raise ValueError(f"{path} was trained with {key} = {_brief(value)}, the data set has {_brief(other)}")
 

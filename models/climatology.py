@@ -1,6 +1,6 @@
 """气候态预报：每个格点、每个钟点的多年平均加两个年周期谐波，由训练日期拟合；不足一年时只取每个钟点的平均。
 
-钟点是数据里有的：6 小时的 4 个；步长不整除 24 时各天不同，5 小时的 24 个都有，36 小时的两个，48 小时的一个。
+钟点是数据里有的：6 小时的 4 个（一步走 24 小时也是），5 小时的 24 个（各天不同），36 小时的两个，48 小时的一个。
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.clock = math.gcd(24, spec.interval_hours)  # 相邻两个钟点隔几小时
+        self.clock = math.gcd(24, spec.every_hours)  # 相邻两个钟点隔几小时
         slots = 24 // self.clock
         shape = (slots, spec.num_channels, NUM_TERMS, spec.height, spec.width)
         self.coefficients = nn.Buffer(torch.zeros(shape))

@@ -73,6 +73,7 @@ class DataSpec:
     channels 如 ("t2m", "z_level_00")；units 与 pressures（hPa，单层变量为 None）按通道对齐；
     latitudes、longitudes 单位为度，按文件里的顺序；mean、std 为物理单位；
     standardized 表示磁盘上的文件已经标准化；forcings、diagnostic（通道名）见 models/layers/forcings.py。
+    starts_every_hours：窗口每隔几小时一个起点，比 interval_hours 密时才有；
     static：forcings 里读来的各场 (H, W)，按自己的均值与标准差标准化；造模型时用，检查点里的随权重走，不算在说明里。
     """
 
@@ -89,6 +90,7 @@ class DataSpec:
     standardized: bool
     forcings: tuple[str, ...] = ()
     diagnostic: tuple[str, ...] = ()
+    starts_every_hours: int | None = None
     static: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +113,11 @@ class DataSpec:
     def window(self) -> int:
         """窗口长度 t。"""
         return self.frames_in + self.frames_out
+
+    @property
+    def every_hours(self) -> int:
+        """数据里相邻两个时刻（窗口的起点）隔几小时。"""
+        return self.starts_every_hours or self.interval_hours
 
     def leads(self, steps: int) -> list[int]:
         """前 steps 个时效，小时。"""
@@ -145,9 +152,9 @@ class DataSpec:
         return Batch(fields[:, : self.frames_in], fields[:, self.frames_in :], wire.time, wire.valid)
 
     def to_dict(self) -> dict[str, Any]:
-        """只含普通列表、数字和字符串，weights_only=True 能读回。"""
+        """只含普通列表、数字和字符串，weights_only=True 能读回；没有的（None）不写，与从前的相同。"""
         values = {part.name: getattr(self, part.name) for part in fields(self) if part.compare}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items() if v is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:

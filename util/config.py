@@ -129,6 +129,8 @@ class DataConfig(Strict):
 
     读的是从 1970-01-01T00 数起（文件名的历法）第 first_hour、first_hour + interval_hours……小时的场，哪一年都接着数；
     步长整除 24 时 first_hour 就是每天的第一个钟点。
+    starts_every_hours: 数据比步长密时写：读第 first_hour 起每 starts_every_hours 小时的场，每一个都可以是窗口的起点，
+    窗口里的帧仍隔 interval_hours（6 小时的数据、24 小时的步长：00、06、12、18 时都起）；不写就是 interval_hours。
     forcings: 外强迫；roles: 变量或通道 → diagnostic 的只预报，不喂回来（models/layers/forcings.py）。
     parts: data.set 是一列时，名字（文件名）→ 各自的；那时 root 只是它们的名字，statistics 是合起来的统计量所在。
     """
@@ -148,6 +150,7 @@ class DataConfig(Strict):
     utc_offset_hours: int = Field(default=0, ge=-12, le=14)
     interval_hours: PositiveInt = 6
     first_hour: int = Field(default=0, ge=0)
+    starts_every_hours: PositiveInt | None = None
     splits: Splits
     frames_in: Frames
     frames_out: Frames = 1
@@ -178,10 +181,17 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _first_of_the_day(self) -> DataConfig:
-        if self.first_hour >= self.interval_hours:
+        every, _ = self.sampling
+        if self.interval_hours % every:
             raise ValueError(
-                f"first_hour = {self.first_hour} is not the first of every {self.interval_hours} h; "
-                f"write {self.first_hour % self.interval_hours}, or another interval_hours"
+                f"starts_every_hours = {every} does not divide interval_hours = {self.interval_hours}: the frames of a "
+                f"window would lie between the times read; write a divisor of {self.interval_hours}"
+            )
+        if self.first_hour >= every:
+            key = "interval_hours" if self.starts_every_hours is None else "starts_every_hours"
+            raise ValueError(
+                f"first_hour = {self.first_hour} is not the first of every {every} h; "
+                f"write {self.first_hour % every}, or another {key}"
             )
         return self
 
@@ -216,6 +226,11 @@ class DataConfig(Strict):
             return {}
         alone = {"parts": {}, "statistics": None}
         return {name: self.model_copy(update={**dict(part), **alone}) for name, part in self.parts.items()}
+
+    @property
+    def sampling(self) -> tuple[int, int]:
+        """(每隔几小时, 头一个)：读哪些时刻的场。"""
+        return self.starts_every_hours or self.interval_hours, self.first_hour
 
     @property
     def roots(self) -> list[str]:

@@ -26,7 +26,7 @@ def imagined_data(config: DataConfig) -> Iterator[DataConfig]:
     splits = Splits(**{name: [time_text(hour)[:10] for hour in (span[0], span[-1])] for name, span in spans.items()})
     whole = range(first, first + 24 * days * len(SPLITS))
     with TemporaryDirectory() as folder:
-        hours = sampled_hours(whole, config.interval_hours, config.first_hour)
+        hours = sampled_hours(whole, *config.sampling)
         write_tree(folder, spec.channels, (spec.height, spec.width), hours.tolist())
         place = {"root": folder, "source": "tree", "parts": {}, "statistics": None, "cache_dir": folder}
         yield config.model_copy(update={**place, "splits": splits, "standardize": "yes", "residency": "device"})

@@ -131,7 +131,12 @@ def compare_codecs(
     data = open_data(config.data)
     for codec in codecs.values():  # 帧数不必相同，编码场的间隔也不必：逐帧重建
         ours = data.spec
-        free = ["frames_in", "frames_out", *(["interval_hours"] if codec.model.encodes == "state" else [])]
+        free = [
+            "frames_in",
+            "frames_out",
+            "starts_every_hours",
+            *(["interval_hours"] if codec.model.encodes == "state" else []),
+        ]
         frames = {key: getattr(ours, key) for key in free}
         check_same_data(replace(codec.spec, **frames), ours, codec.source)
     models = {name: codec.model for name, codec in codecs.items()}

@@ -70,11 +70,11 @@ def open_tree(config: DataConfig, spec: DataSpec, inits: Sequence[int], steps: i
             f"data.root {origin.root}: channels {origin.channels}, the checkpoint has {list(spec.channels)}"
         )
     hours = np.asarray(inits) + config.utc_offset_hours  # 文件名的历法
-    step = spec.interval_hours
-    for init in np.asarray(inits)[hours % step != config.first_hour][:1].tolist():
-        before = init - (init + config.utc_offset_hours - config.first_hour) % step
-        near = f"{time_text(before)} and {time_text(before + step)} UTC"
-        raise ValueError(f"--time {time_text(init)}: the tree is sampled every {step} h; the nearest are {near}")
+    step, every = spec.interval_hours, config.sampling[0]
+    for init in np.asarray(inits)[hours % every != config.first_hour][:1].tolist():
+        before = init - (init + config.utc_offset_hours - config.first_hour) % every
+        near = f"{time_text(before)} and {time_text(before + every)} UTC"
+        raise ValueError(f"--time {time_text(init)}: the tree is sampled every {every} h; the nearest are {near}")
     past = hours[:, None] + np.arange(1 - spec.frames_in, 1) * step  # (N, T_in)
     ends = (past.min() - config.max_gap_hours, hours.max() + steps * step + config.max_gap_hours)
     first, last = (moment_of(int(hour)).year for hour in ends)

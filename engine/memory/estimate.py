@@ -99,7 +99,7 @@ def resident_bytes(config: DataConfig, spec: DataSpec, cuda: bool) -> int:
     if config.residency == "disk" or (cuda and config.residency == "memory"):
         return 0
     spans = split_hours(config)
-    kept = [sampled_hours(spans[split], config.interval_hours, config.first_hour) for split in ("train", "val")]
+    kept = [sampled_hours(spans[split], *config.sampling) for split in ("train", "val")]
     frame = spec.num_channels * spec.height * spec.width * open_origin(config).dtype.itemsize
     return sum(hours.size for hours in kept) * frame
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from engine.memory.estimate import MARGIN, Machine, changed, estimate
 from util.config import RunConfig, least_batch
-from util.data.index import sampled_hours, split_hours
+from util.data.batches import epoch_starts
+from util.data.index import make_segments, sampled_hours, split_hours
 
 
 def largest_batch(config: RunConfig, machine: Machine, below: int | None = None) -> int:
@@ -33,6 +34,5 @@ def largest_batch(config: RunConfig, machine: Machine, below: int | None = None)
 def epoch_windows(config: RunConfig) -> int:
     """一轮至多几个窗口：照划分的日期，没有空缺时。"""
     data = config.data
-    hours = sampled_hours(split_hours(data)["train"], data.interval_hours, data.first_hour)
-    window = data.frames_in + data.frames_out
-    return hours.size - window + 1 if data.windows == "all" else hours.size // window
+    segments = make_segments(sampled_hours(split_hours(data)["train"], *data.sampling), data)
+    return epoch_starts(segments, data.frames_in + data.frames_out, data.windows, config.run.seed, epoch=0).size

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"--out {arguments.out}: cannot be written ({error.strerror})") from None
     reports, bad = check_tree(config, arguments.workers)
     print(table(reports))
-    lines = describe_bad(bad, config.interval_hours)
+    lines = describe_bad(bad, config.sampling[0])
     print(*lines[:LINES_SHOWN], sep="\n", end="\n" if lines else "")
     if len(lines) > LINES_SHOWN:
         print(f"... and {len(lines) - LINES_SHOWN} more lines like these; --out FILE keeps every one")

@@ -8,14 +8,13 @@ import numpy as np
 
 from util.config import Windows
 
-Segments = list[np.ndarray]  # 每段是连续的抽样小时
+Segments = list[np.ndarray]  # 每段是隔一个步长的抽样小时；几段可以交错（data.starts_every_hours）
 
 
 def all_starts(segments: Segments, window: int, stride: int = 1) -> np.ndarray:
-    """每个可能的起点（步长 stride），不跨段。"""
-    return np.concatenate([s[: s.size - window + 1] for s in segments if s.size >= window] or [np.empty(0, np.int64)])[
-        ::stride
-    ]
+    """每个可能的起点（步长 stride），不跨段，升序。"""
+    starts = [s[: s.size - window + 1] for s in segments if s.size >= window] or [np.empty(0, np.int64)]
+    return np.sort(np.concatenate(starts))[::stride]
 
 
 def epoch_starts(
@@ -36,9 +35,9 @@ def epoch_starts(
 
 
 def adjoining_starts(segments: Segments, window: int, shared: int = 0) -> np.ndarray:
-    """首尾相接的窗口的起点，相邻的共用 shared 帧；段长不合时丢掉段首最早的几个样本。"""
+    """首尾相接的窗口的起点，升序，相邻的共用 shared 帧；段长不合时丢掉段首最早的几个样本。"""
     ahead = window - shared
-    return np.concatenate([s[(s.size - shared) % ahead : max(0, s.size - shared) : ahead] for s in segments])
+    return np.sort(np.concatenate([s[(s.size - shared) % ahead : max(0, s.size - shared) : ahead] for s in segments]))
 
 
 def every_frame(

@@ -126,6 +126,7 @@ def make_spec(
         standardized=standardized,
         forcings=tuple(config.forcings),
         diagnostic=_diagnostic(config, channels),
+        starts_every_hours=config.starts_every_hours,
     )
 
 

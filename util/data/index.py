@@ -89,9 +89,20 @@ def split_hours(config: DataConfig) -> dict[str, range]:
     return spans
 
 
-def sampled_hours(span: range, interval: int, first_hour: int) -> np.ndarray:
-    """范围内从 1970-01-01T00 数起的第 first_hour、first_hour + interval……小时；interval 整除 24 时各天的钟点相同。"""
-    return np.arange(span.start + (first_hour - span.start) % interval, span.stop, interval, dtype=np.int64)
+def sampled_hours(span: range, every: int, first_hour: int) -> np.ndarray:
+    """范围内从 1970-01-01T00 数起的第 first_hour、first_hour + every……小时；every 整除 24 时各天的钟点相同。"""
+    return np.arange(span.start + (first_hour - span.start) % every, span.stop, every, dtype=np.int64)
+
+
+def make_segments(hours: np.ndarray, config: DataConfig) -> list[np.ndarray]:
+    """抽样时刻（升序）→ 若干段，段内相邻的恰好隔 interval_hours；抽样更密时各钟点各成各的段，段按头一个时刻排。"""
+    every, first = config.sampling
+    segments = []
+    for start in range(first, first + config.interval_hours, every):
+        own = hours[(hours - start) % config.interval_hours == 0]
+        cuts = np.flatnonzero(np.diff(own) != config.interval_hours) + 1
+        segments += [piece for piece in np.split(own, cuts) if piece.size]
+    return sorted(segments, key=lambda piece: int(piece[0]))
 
 
 def split_years(config: DataConfig) -> list[int]:
@@ -174,16 +185,14 @@ def neighbours(present: np.ndarray, position: int) -> list[int]:
 
 
 def find_segments(index: Index, config: DataConfig) -> dict[str, list[np.ndarray]]:
-    """每个划分 → 若干段；每段是连续的抽样小时，段内每个通道或有文件、或补得上。"""
+    """每个划分 → 若干段（make_segments）；段内每个通道或有文件、或补得上。"""
     usable = np.ones(index.present.shape[1], dtype=bool)
     for row in index.present:
         usable &= bridgeable(row, config.max_gap_hours)
     result: dict[str, list[np.ndarray]] = {}
     for name, span in split_hours(config).items():
-        hours = sampled_hours(span, config.interval_hours, config.first_hour)
-        good = hours[usable[hours - index.start]]
-        cuts = np.flatnonzero(np.diff(good) != config.interval_hours) + 1
-        result[name] = [piece for piece in np.split(good, cuts) if piece.size]
+        hours = sampled_hours(span, *config.sampling)
+        result[name] = make_segments(hours[usable[hours - index.start]], config)
     return result
 
 
@@ -231,9 +240,9 @@ def describe_gaps(index: Index, config: DataConfig, segments: dict[str, list[np.
     """各划分里没有被任何段覆盖的时间，一处一行：起止时刻，以及缺了哪些通道。"""
     lines = []
     for name, span in split_hours(config).items():
-        hours = sampled_hours(span, config.interval_hours, config.first_hour)
+        hours = sampled_hours(span, *config.sampling)
         lost = np.setdiff1d(hours, np.concatenate(segments[name]) if segments[name] else [])
-        for gap in np.split(lost, np.flatnonzero(np.diff(lost) != config.interval_hours) + 1):
+        for gap in np.split(lost, np.flatnonzero(np.diff(lost) != config.sampling[0]) + 1):
             if gap.size:
                 absent = ~index.present[:, gap[0] - index.start]
                 names = [c for c, gone in zip(index.channels, absent, strict=True) if gone]

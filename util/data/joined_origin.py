@@ -133,7 +133,7 @@ class Joined:
         for part, held in zip(self.parts, self.indexes, strict=True):
             hours = training[(training >= held.start) & (training < held.stop)]
             if not held.present[:, hours - held.start].any(axis=1).all():  # 训练日期里没有它：看它的别的日期
-                hours = sampled_hours(range(held.start, held.stop), self.config.interval_hours, self.config.first_hour)
+                hours = sampled_hours(range(held.start, held.stop), *self.config.sampling)
             states[part.name] = part.origin.decide(held, hours)
         if len(set(states.values())) > 1:
             texts = [f"{name} {'standardised already' if state else 'raw'}" for name, state in states.items()]
@@ -242,9 +242,7 @@ class Joined:
 
     def _overlaps(self) -> list[tuple[int, int, int]]:
         """(第几个数据集, 通道, 小时)：更前面的也有它；只看抽样时刻。"""
-        hours = sampled_hours(
-            range(self.start, self.start + self.owner.shape[1]), self.config.interval_hours, self.config.first_hour
-        )
+        hours = sampled_hours(range(self.start, self.start + self.owner.shape[1]), *self.config.sampling)
         found = []
         for number, (part, held) in enumerate(zip(self.parts, self.indexes, strict=True)):
             inside = hours[(hours >= held.start) & (hours < held.stop)]

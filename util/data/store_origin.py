@@ -200,9 +200,11 @@ class Store:
 def _check(config: DataConfig, plan: StorePlan) -> None:
     """配置要的，存档给得了。"""
     where = f"the store {config.store}"
-    if config.interval_hours % plan.interval_hours:
+    every, _ = config.sampling
+    if every % plan.interval_hours:
+        key = "interval_hours" if config.starts_every_hours is None else "starts_every_hours"
         raise ValueError(
-            f"data.interval_hours = {config.interval_hours}: {where} holds every {plan.interval_hours} h; "
+            f"data.{key} = {every}: {where} holds every {plan.interval_hours} h; "
             f"multiples of {plan.interval_hours} can be read from it"
         )
     if (config.first_hour - plan.first_hour) % plan.interval_hours:

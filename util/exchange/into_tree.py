@@ -90,7 +90,7 @@ def _measure_tree(plan: ImportPlan) -> dict[str, Moments]:
 def _refuse_other_tree(plan: ImportPlan, held: dict[str, np.ndarray]) -> bool:
     """这次不写的场，各通道看头一个：形状要与这次的相同，而且是物理单位的；返回它们有没有在训练日期内的。"""
     config = plan.config
-    train = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
+    train = sampled_hours(split_hours(config)["train"], *config.sampling)
     others = {name: np.setdiff1d(hours, plan.hours) for name, hours in held.items()}
     for name, hours in others.items():
         if hours.size:

@@ -150,7 +150,7 @@ def plan_tasks(config: DataConfig, channels: Sequence[str]) -> Iterator[FileBatc
     for channel in channels:
         fills, limits = channel_fills(config, channel), file_limits(config, channel)
         for split in SPLITS:
-            hours = sampled_hours(spans[split], config.interval_hours, config.first_hour)
+            hours = sampled_hours(spans[split], *config.sampling)
             for first in range(0, hours.size, FILES_PER_TASK):
                 part = hours[first : first + FILES_PER_TASK]
                 yield FileBatch(config.root, channel, part, shape, split == "train", fills, limits)

@@ -12,8 +12,7 @@ from util.data.index import Index, describe_gaps, find_segments, sampled_hours, 
 
 def summarize(config: DataConfig, index: Index) -> list[str]:
     """每个通道一行，每处补不上的空缺一行。"""
-    spans, step = split_hours(config).values(), (config.interval_hours, config.first_hour)
-    hours = np.concatenate([sampled_hours(span, *step) for span in spans])
+    hours = np.concatenate([sampled_hours(span, *config.sampling) for span in split_hours(config).values()])
     wanted = index.present[:, hours - index.start]  # (C, N)
     rows = [["channel", "files", "wanted", "missing", "first", "last"]]
     for channel, there, held in zip(index.channels, index.present, wanted, strict=True):

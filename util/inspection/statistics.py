@@ -1,6 +1,6 @@
 """各通道的均值、标准差、最小、最大，与隔 interval_hours 的变化的标准差（dataset.py statistics）。
 
-读目录树里训练日期内、每 interval_hours 小时的文件，逐块在双精度里算、按时间的次序合并：几个进程、用不用 dask 都一样。
+读目录树里训练日期内、抽样时刻的文件，逐块在双精度里算、按时间的次序合并：几个进程、用不用 dask 都一样。
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BLOCK_BYTES = 16 * 2**20  # 一次读进内存的 float32；双精度的副本�
 class MeasureJob(NamedTuple):
     """各进程共有的。
 
-    hours: (T,) 训练日期内的抽样小时；rows: 一块几个；tendency: 也要变化的；
+    hours: (T,) 训练日期内的抽样小时；rows: 一块几个；ahead: 也要隔几个的变化的，0 是不要；
     trees: 各目录树；owner: (C, T) 各场取自第几棵；fills: 各树里各通道认作填充值的。
     """
 
@@ -55,7 +55,7 @@ class MeasureJob(NamedTuple):
     hours: np.ndarray
     shape: tuple[int, int]
     rows: int
-    tendency: bool
+    ahead: int
 
 
 class ChannelMoments(NamedTuple):
@@ -83,9 +83,9 @@ def channel_statistics(
     if config.source != "tree":
         raise ValueError("data.source = store: the statistics are of the files in a tree; give data.source=tree")
     shape = (config.latitude.count, config.longitude.count)
-    hours = sampled_hours(split_hours(config)["train"], config.interval_hours, config.first_hour)
+    hours, every = sampled_hours(split_hours(config)["train"], *config.sampling), config.sampling[0]
     rows = max(1, BLOCK_BYTES // (4 * shape[0] * shape[1]))
-    job = MeasureJob(*_trees(config, hours), hours, shape, rows, tendency)
+    job = MeasureJob(*_trees(config, hours), hours, shape, rows, config.interval_hours // every * tendency)
     items = [(c, first) for c in range(len(job.channels)) for first in range(0, hours.size, rows)]
     totals = [ChannelMoments(Moments(), Counter()) for _ in job.channels]
     bar = tqdm(total=len(job.channels) * hours.size, desc="statistics", unit="file", smoothing=0)
@@ -136,7 +136,7 @@ def channels_of(config: DataConfig) -> list[str]:
 def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
     """item: (第几个通道, 从第几个小时起)。"""
     (c, first), header = item, usual_header(job.shape)
-    hours = job.hours[first : first + job.rows + job.tendency].tolist()  # 末一刻的变化要看下一块的头一刻
+    hours = job.hours[first : first + job.rows + job.ahead].tolist()  # 末几刻的变化要看下一块的头几刻
     block, faults = np.empty((len(hours), *job.shape), dtype=np.float32), dict[int, Fault]()
     for i, hour in enumerate(hours):
         tree = int(job.owner[c, first + i])
@@ -149,10 +149,11 @@ def measure_block(job: MeasureJob, item: tuple[int, int]) -> ChannelMoments:
     good = np.array([i not in faults for i in range(len(hours))])
     own = Counter[Fault](fault for i, fault in faults.items() if i < job.rows)
     moments = measure(block[: job.rows][good[: job.rows]])
-    if not job.tendency:
+    if not job.ahead:
         return ChannelMoments(moments, own)
-    both = good[1:] & good[:-1]  # 抽样的小时连着，相邻的恰好隔 interval_hours
-    return ChannelMoments(moments, own, measure(block[1:][both].astype(np.float64) - block[:-1][both]))
+    early, late = block[: -job.ahead], block[job.ahead :]  # 抽样的小时连着，这两个恰好隔 interval_hours
+    both = good[: -job.ahead] & good[job.ahead :]
+    return ChannelMoments(moments, own, measure(late[both].astype(np.float64) - early[both]))
 
 
 def state_of(config: DataConfig, channel: str, moments: Moments) -> tuple[tuple[float, float] | None, Verdict | None]:

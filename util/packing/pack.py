@@ -141,7 +141,7 @@ def make_plan(
         standardized=spec.standardized,
         standardize=config.standardize,
         utc_offset_hours=config.utc_offset_hours,
-        interval_hours=spec.interval_hours,
+        interval_hours=spec.every_hours,
         max_gap_hours=config.max_gap_hours,
         dtype=dtype,
         chunk_rows=chunk_rows(row_bytes, spec),
@@ -156,8 +156,9 @@ def make_plan(
 
 def chunk_rows(row_bytes: int, spec: DataSpec) -> int:
     """一块几行：约 CHUNK_BYTES，至少一个窗口（它至多跨两块；一块不大过 MOST_BYTES），至多一年。"""
-    window = min(spec.window, MOST_BYTES // row_bytes)
-    return max(1, min(max(round(CHUNK_BYTES / row_bytes), window), 366 * 24 // spec.interval_hours))
+    ahead = spec.interval_hours // spec.every_hours  # 相邻两帧隔几行
+    window = min((spec.window - 1) * ahead + 1, MOST_BYTES // row_bytes)
+    return max(1, min(max(round(CHUNK_BYTES / row_bytes), window), 366 * 24 // spec.every_hours))
 
 
 def merge(store: Path, old: StorePlan, new: StorePlan) -> StorePlan:
