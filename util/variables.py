@@ -88,6 +88,7 @@ WEATHERBENCH = {
     "tcc": Archived("total_cloud_cover", "1"),
 }
 SCALES = {("%", "1"): 100.0, ("(0 - 1)", "1"): 1.0}  # （这里的单位，存档的单位）→ scale
+UNIT_SPELLING = {"degK": "K", "(0 - 1)": "1", "~": "1"}  # 常见而不合 CF 的写法
 SINGLE_LEVEL = ("t2m", "tp", "u10", "v10")
 PRESSURE_LEVEL = ("r", "t", "u", "v", "z")
 
@@ -117,6 +118,12 @@ def variable_info(channel: str) -> Variable:
     """通道的说明；表外变量只有名字。"""
     variable, _ = split_channel(channel)
     return VARIABLES.get(variable, Variable(variable, "", "", "other"))
+
+
+def plain_units(text: str) -> str:
+    """文件里的单位 → CF 的写法：`m s**-1` 是 `m s-1`。"""
+    plain = text.replace("**", "")
+    return UNIT_SPELLING.get(plain, plain)
 
 
 def archived(variable: str, units: str) -> Archived:

@@ -25,12 +25,10 @@ from util.source.collection import Source
 from util.source.lead_time import read_hours
 from util.source.request import Request, Wanted
 from util.source.wanted import Held
-from util.variables import variable_info
+from util.variables import plain_units, variable_info
 
 if TYPE_CHECKING:
     import xarray as xr
-
-UNIT_SPELLING = {"degK": "K", "(0 - 1)": "1", "~": "1"}  # 常见而不合 CF 的写法
 
 
 class FileVariable(NamedTuple):
@@ -176,8 +174,7 @@ def find_units(files: Sequence[FileVariable], name: str, wanted: Wanted) -> str:
     Raises:
         ValueError: 各文件不同，或写明的与文件里的不同，却没有写怎样换。
     """
-    texts = ((str(held.array.attrs.get("units", "")).replace("**", ""), held.source.name) for held in files)
-    there = {UNIT_SPELLING.get(text, text): source for text, source in texts}
+    there = {plain_units(str(held.array.attrs.get("units", ""))): held.source.name for held in files}
     (given, source), *others = there.items()
     if others:
         raise ValueError(f"{name}: units {given!r} in {source}, {others[0][0]!r} in {others[0][1]}; import them apart")
