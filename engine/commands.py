@@ -26,6 +26,7 @@ def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
     what.add_argument(
         "--estimate", action="store_true", help="the memory a step needs, part by part, without allocating it; no data"
     )
+    _add_no_verify(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10"
     )
@@ -35,6 +36,8 @@ def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
 def train_command(argv: Arguments = None, default_config: str | None = None) -> int:
     """train.py、train_ar_pred_video_vanilla.py。"""
     args = train_parser(default_config).parse_intermixed_args(argv)
+    if args.no_verify and not args.resume:
+        raise ValueError("--no-verify is about the checkpoint of --resume: give that with it")
     config = load_config(args.config, args.overrides, smoke=args.smoke)
     if args.smoke:
         from engine.training.preflight import smoke
@@ -53,7 +56,7 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
     with loading():
         from engine.training.loop import train
 
-    return train(config, args.config, args.resume)
+    return train(config, args.config, args.resume, verify=not args.no_verify)
 
 
 def inference_parser() -> argparse.ArgumentParser:
@@ -85,6 +88,7 @@ def inference_parser() -> argparse.ArgumentParser:
     )
     _add_overwrite(parser)
     _add_ensemble(parser)
+    _add_no_verify(parser)
     _add_data_overrides(parser)
     return parser
 
@@ -118,6 +122,7 @@ def inference_command(argv: Arguments = None) -> int:
         zarr=args.save == "zarr",
         overwrite=args.overwrite,
         program=args.program is not None,
+        verify=not args.no_verify,
     )
     with reserved(args.out):
         return forecast(args.program or args.checkpoint, options, args.out)
@@ -162,6 +167,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "npy (inputs, trues, preds), none",
     )  # fmt: skip
     _add_overwrite(parser)
+    _add_no_verify(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for scores, figures and report.html")
     _add_data_overrides(parser)
     return parser
@@ -190,6 +196,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         points=tuple(args.points),
         set=tuple(args.set),
         overrides=tuple(args.overrides),
+        verify=not args.no_verify,
     )
     return evaluate_checkpoint(args.checkpoint, options, args.out)
 
@@ -251,6 +258,12 @@ def _add_ensemble(parser: argparse.ArgumentParser) -> None:
         "--set", nargs="+", default=[], metavar="model.KEY=VALUE",
         help="change how a probabilistic model samples, e.g. model.sampling.cfg=1.5",
     )  # fmt: skip
+
+
+def _add_no_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-verify", action="store_true", help="take a checkpoint as it is, without looking whether it is damaged"
+    )
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from util.strict import brief, folder_name, validate
 
 # 数据在哪里、怎样读：与训练时不同，还是同一次训练、同一个模型
 DATA_MAY_CHANGE = {"root", "source", "store", "residency", "workers", "pin_memory", "cache_dir", "max_missing"}
+DATA_MAY_CHANGE |= {"verify", "retry_seconds"}
 DATA_MAY_CHANGE |= {"parts", "statistics"}  # 几个数据集合成一个时，各自在哪里
 # 检查点的配置里要往那里写的：不跟着走，检查点可能是别人给的
 NOT_FOLLOWED = ("run.name=null", f"data.cache_dir={DataConfig.model_fields['cache_dir'].default}")

@@ -2,31 +2,39 @@
 
 分片的检查点（checkpoint.sharded）：张量在旁边的一个文件夹里，各进程写各自的一片（safetensors），文件里是其余的与文件夹的名字。
 每次存都用新的文件夹，改名的仍只是文件，所以被杀了，从前的那一个还在。
+
+带着每个张量与其余一切（记录）的校验和，读的时候核对：zip 自己的 CRC，torch 读时不看。
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import pickle
 import random
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from xxhash import xxh3_128_hexdigest
 
 from util.atomic import flush, replacing
 
-FORMAT = 1
+FORMAT, UNCHECKED = 2, 1  # UNCHECKED：从前的，没有校验和
+RECORD = "the record (all that is not a tensor)"
+INSTEAD = "take another checkpoint beside it, or --no-verify to take it as it is"
 SHARDS = ".shards"  # 分片的文件夹，名字是 last-8 位十六进制.shards
-# torch.load 遇到改过的文件抛的：哪一种都有
-BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 PIECE = 2**24  # 算 sha256 时一次读多少字节
+Digests = dict[str, str]
+log = logging.getLogger("ar_pred")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -35,9 +43,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: 磁盘满了、没有权限之类；说出是哪个文件，那里还有多少地方。
     """
+    content = {**content, "format": FORMAT}
     with written(path), replacing(path) as temporary:
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({**content, "digests": digests(content)}, file)
         flush(temporary)
 
 
@@ -66,7 +75,7 @@ def written(path: Path) -> Iterator[None]:
 
 
 def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """content 的张量各进程写各自的一片到 folder；返回余下的，给 save_checkpoint。各进程都要来。
+    """content 的张量各进程写各自的一片到 folder；返回余下的与各片的校验和，给 save_checkpoint。各进程都要来。
 
     Raises:
         OSError: 有的进程写不下，各进程都抛。
@@ -76,10 +85,12 @@ def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
 
     with together(f"checkpoint {folder}", OSError, "; the one from before is kept"):
         save(flat(content), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    own = folder.glob(f"shard-{torch.distributed.get_rank() + 1:05d}-*")
+    pieces = gathered({path.name: piece_digests(path) for path in own})
     rest = {part: None if content[part] is None else {} for part in ("model", "ema", "optimizer")}
     if content["optimizer"] is not None:
         rest["optimizer"] = {"state": {}, "param_groups": content["optimizer"]["param_groups"]}
-    return {**content, **rest, "shards": folder.name}
+    return {**content, **rest, "shards": folder.name, "pieces": {k: v for part in pieces for k, v in part.items()}}
 
 
 def remove_shards(path: Path, kept: str | None = None) -> None:
@@ -90,13 +101,15 @@ def remove_shards(path: Path, kept: str | None = None) -> None:
             shutil.rmtree(folder)
 
 
-def read_shards(folder: str, tensors: dict[str, torch.Tensor]) -> None:
-    """folder 里的填进 tensors（flat 的样子，分片的只读自己的一片），与存的时候有几个进程无关。各进程都要来。
+def read_shards(content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """content 的分片填进 tensors（flat 的样子，分片的只读自己的一片），与存的时候有几个进程无关。各进程都要来。
 
     Raises:
         ValueError: 文件不在、坏了，或形状不同。
     """
-    _load(folder, tensors, alone=not torch.distributed.is_initialized())
+    alone = not torch.distributed.is_initialized()
+    check_pieces(content, alone)
+    _load(content["shards"], tensors, alone)
 
 
 def flat(content: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -113,6 +126,7 @@ def gather_shards(content: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    check_pieces(content, alone=True)
     try:
         known = HuggingFaceStorageReader(content["shards"]).read_metadata().state_dict_metadata
     except SafetensorError as error:
@@ -155,14 +169,15 @@ def together(where: str, kind: type[Exception], then: str = "") -> Iterator[None
         raise kind(f"{where}: rank {rank}: {cause}{then}") from None
 
 
-def load_checkpoint(path: str | Path, gather: bool = True) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) -> dict[str, Any]:
     """读检查点到 CPU；不执行文件里的任何代码。
 
     Args:
         gather: 分片的也读成完整的；续训不必，各进程只读自己的一片（read_shards）。
+        verify: 核对校验和，分片的在读它们的时候；从前的没有，说一声。
 
     Raises:
-        ValueError: 文件不在、被截断、不是本程序的检查点、内含普通值以外的对象；分片不在旁边。
+        ValueError: 文件不在、被截断、不是本程序的检查点、内含普通值以外的对象；哪一项坏了；分片不在旁边。
     """
     path = Path(path)
     if not path.is_file():
@@ -178,10 +193,17 @@ def load_checkpoint(path: str | Path, gather: bool = True) -> dict[str, Any]:
         raise ValueError(
             f"{path}: refused, it holds objects other than tensors and plain values (code?); nothing was executed"
         ) from None
-    except BROKEN as error:
+    except Exception as error:  # noqa: BLE001  改过的文件，torch 抛哪一种的都有
         raise ValueError(f"{damaged} ({type(error).__name__})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path}: not an ar_pred checkpoint of format {FORMAT}")
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, UNCHECKED):
+        raise ValueError(f"{path}: not an ar_pred checkpoint of format {UNCHECKED} or {FORMAT}")
+    wanted = content.pop("digests", None)
+    if verify and content["format"] == UNCHECKED:
+        say_unchecked(path)
+    elif verify:
+        check_digests(digests(content), wanted, str(path))
+    else:
+        content.pop("pieces", None)
     if "shards" in content:
         if not re.fullmatch(rf"[^/]+-[0-9a-f]{{8}}{re.escape(SHARDS)}", str(content["shards"])):
             raise ValueError(f"{path}: shards = {str(content['shards'])[:60]!r}: not the name of a folder beside it")
@@ -192,6 +214,93 @@ def load_checkpoint(path: str | Path, gather: bool = True) -> dict[str, Any]:
         if gather:
             gather_shards(content)
     return content
+
+
+@cache
+def say_unchecked(path: Path) -> None:
+    """一个文件只说一次：续训、阶段一要读它几遍。"""
+    log.warning("%s was written before checkpoints carried digests: damage in its values goes unnoticed", path)
+
+
+def digests(content: Mapping[str, Any]) -> Digests:
+    """content 里每个张量（名字是路径，如 model.head.weight）的校验和，连同 RECORD 的：其余一切，与张量的类型、形状。"""
+    tensors: dict[str, torch.Tensor] = {}
+    record = repr(_without_tensors(content, "", tensors))
+    found = {name: xxh3_128_hexdigest(as_bytes(tensor).data) for name, tensor in tensors.items()}
+    return {**found, RECORD: xxh3_128_hexdigest(record.encode())}
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """value 里的张量挪到 tensors，原处留下类型与形状。"""
+    if isinstance(value, torch.Tensor):
+        assert path not in tensors, f"two tensors called {path}"
+        tensors[path] = value
+        return torch.Tensor, value.dtype, tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {k: _without_tensors(v, f"{path}.{k}" if path else str(k), tensors) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        kept = [_without_tensors(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
+        return kept if isinstance(value, list) else tuple(kept)
+    return value
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """(n,) uint8。"""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def check_digests(found: Digests, wanted: object, where: str) -> None:
+    """
+    Raises:
+        ValueError: 头一个不同的。
+    """
+    held = wanted if isinstance(wanted, dict) else {}
+    for name in [*held, *found]:
+        if found.get(name) != held.get(name):
+            raise ValueError(f"{where}: {name} is damaged, it is not what was saved; {INSTEAD}")
+
+
+def check_pieces(content: Mapping[str, Any], alone: bool) -> None:
+    """各片与 content["pieces"] 相同；没有的（从前的、不核对的）不看。alone 为假时各进程都要来，各看几个文件。
+
+    Raises:
+        ValueError: 头一个不同的，各进程同样。
+    """
+    pieces, folder = content.get("pieces"), Path(content["shards"])
+    if pieces is None:
+        return
+    rank, world = (0, 1) if alone else (torch.distributed.get_rank(), torch.distributed.get_world_size())
+    problem = None
+    try:
+        for name in sorted(pieces)[rank::world]:
+            check_digests(piece_digests(folder / name), pieces[name], str(folder / name))
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    for said in [problem] if alone else gathered(problem):
+        if said is not None:
+            raise ValueError(said)
+
+
+def piece_digests(path: Path) -> Digests:
+    """一个 safetensors 文件的 RECORD（文件头）与每个张量的校验和；文件头读不懂时只有前者。"""
+    stored = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    start = 8 + int.from_bytes(stored[:8].tobytes(), "little")
+    header = stored[:start].tobytes()
+    found = {RECORD: xxh3_128_hexdigest(header)}
+    try:
+        spans = {
+            name: about["data_offsets"] for name, about in json.loads(header[8:]).items() if name != "__metadata__"
+        }
+        return found | {name: xxh3_128_hexdigest(stored[start + a : start + b].data) for name, (a, b) in spans.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return found
+
+
+def gathered(own: Any) -> list[Any]:
+    """各进程的 own。"""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def file_sha256(path: str | Path) -> str:

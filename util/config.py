@@ -132,6 +132,7 @@ class DataConfig(Strict):
     starts_every_hours: 数据比步长密时写：读第 first_hour 起每 starts_every_hours 小时的场，每一个都可以是窗口的起点，
     窗口里的帧仍隔 interval_hours（6 小时的数据、24 小时的步长：00、06、12、18 时都起）；不写就是 interval_hours。
     forcings: 外强迫；roles: 变量或通道 → diagnostic 的只预报，不喂回来（models/layers/forcings.py）。
+    verify: 存档的块核对校验和，第一次读的时候，或者每一次。
     parts: data.set 是一列时，名字（文件名）→ 各自的；那时 root 只是它们的名字，statistics 是合起来的统计量所在。
     """
 
@@ -140,6 +141,7 @@ class DataConfig(Strict):
     store: str | None = None
     parts: dict[str, DataPart] = Field(default_factory=dict)
     statistics: str | None = None
+    verify: Literal["never", "first_read", "always"] = "first_read"
     residency: Literal["disk", "memory", "device"] = "disk"
     variables: dict[str, Levels]
     units: dict[str, str] = Field(default_factory=dict)

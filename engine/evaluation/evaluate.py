@@ -185,7 +185,7 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
     Raises:
         ValueError: 检查点、数据、选项的任何一处不对；别的进程正往 out 里写。
     """
-    content = load_training(path)
+    content = load_training(path, verify=options.verify)
     config = checkpoint_config(content, path, options.overrides)
     fabric = make_evaluation_fabric(config)
     with ExitStack() as held:
@@ -244,4 +244,5 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
     if options.set:
         words += ["--set", *options.set]
     words += ["--overwrite"] if options.overwrite else []
+    words += [] if options.verify else ["--no-verify"]
     return [*words, "--save", *(options.save or ("none",)), "--out", str(out), *options.overrides]

@@ -22,7 +22,8 @@ from util.strict import nearest
 class Options:
     """一次评测的选项，与命令行同名。
 
-    thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config。
+    thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config；
+    verify: 检查点核对校验和。
     """
 
     split: str = "test"
@@ -37,6 +38,7 @@ class Options:
     points: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    verify: bool = True
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Options:
     zarr: bool = False
     overwrite: bool = False
     program: bool = False
+    verify: bool = True
 
 
 def forecast(checkpoint: str, options: Options, out: Path) -> int:
@@ -92,7 +93,7 @@ def open_forecaster(path: str, options: Options) -> tuple[Content, RunConfig, to
     """
     if options.program and options.set:
         raise ValueError(f"--set {' '.join(options.set)}: a program is as it was exported, nothing in it may change")
-    content, program = read_program(path) if options.program else (load_training(path), None)
+    content, program = read_program(path) if options.program else (load_training(path, verify=options.verify), None)
     config = checkpoint_config(content, path, options.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     if program is not None:

@@ -48,8 +48,8 @@ log = logging.getLogger("ar_pred")
 HELPFUL = {"predict": "tendency", "last_group_share": 0.9}  # 有这些选项的模型，量过总是好得多
 
 
-def train(config: RunConfig, config_path: str, resume: str | None) -> int:
-    """一次完整的训练；返回退出码（被信号停下时 130 / 143）。
+def train(config: RunConfig, config_path: str, resume: str | None, verify: bool = True) -> int:
+    """一次完整的训练；返回退出码（被信号停下时 130 / 143）。verify：resume 的检查点核对校验和。
 
     Raises:
         ValueError: 配置、数据、检查点的任何一处不对，或损失不再有限。
@@ -57,7 +57,7 @@ def train(config: RunConfig, config_path: str, resume: str | None) -> int:
     build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
     fabric = make_fabric(config)
     with ExitStack() as held, catch_signals() as stop:
-        content, name = find_resume(fabric, config, config_path, resume, held)
+        content, name = find_resume(fabric, config, config_path, resume, held, verify)
         if content is None:
             check_first_stage(config.model)  # 续训不再需要它
         machine = this_machine(fabric.device, config.run.devices)  # 模型造好之前

@@ -42,7 +42,7 @@ MAY_CHANGE: dict[str, set[str] | None] = {
 
 
 def find_resume(
-    fabric: Fabric, config: RunConfig, config_path: str, resume: str | None, held: ExitStack
+    fabric: Fabric, config: RunConfig, config_path: str, resume: str | None, held: ExitStack, verify: bool = True
 ) -> tuple[Content | None, str]:
     """--resume → (检查点内容或 None, 运行名)；运行的文件夹已经占下，held 关上时放开。
 
@@ -51,15 +51,17 @@ def find_resume(
     Raises:
         ValueError: 检查点不在、坏了、配置对不上；从头开始而这个名字已有检查点；别的进程正在跑它。
     """
-    path, name = from_main(fabric, lambda: claim_run(config, Path(config_path).stem, resume, held))
+    path, name = from_main(fabric, lambda: claim_run(config, Path(config_path).stem, resume, held, verify))
     if path is None:
         return None, name
-    content = load_training(path, gather=False)  # 占下之后再读：在那之前它可能还在存
+    content = load_training(path, gather=False, verify=verify)  # 占下之后再读：在那之前它可能还在存
     check_same_run(content["config"], config, path)
     return content, name
 
 
-def claim_run(config: RunConfig, stem: str, resume: str | None, held: ExitStack) -> tuple[str | None, str]:
+def claim_run(
+    config: RunConfig, stem: str, resume: str | None, held: ExitStack, verify: bool = True
+) -> tuple[str | None, str]:
     """(接着训练的检查点或 None, 运行名)，占下它的文件夹；auto 是这份配置最近一次存过的运行，没有就从头开始。
 
     Raises:
@@ -70,7 +72,7 @@ def claim_run(config: RunConfig, stem: str, resume: str | None, held: ExitStack)
         found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
         resume = str(found[-1]) if found else None
     if resume:
-        name = run_name(load_training(resume, gather=False), resume)
+        name = run_name(load_training(resume, gather=False, verify=verify), resume)
     else:
         name = config.run.name or make_name(config, stem)
     for folder in run_folders(config, name):

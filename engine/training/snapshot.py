@@ -135,5 +135,5 @@ def read_pieces(state: State, content: Content) -> Content:
         "ema": get_model_state_dict(state.ema, options=PIECES) if state.ema else None,
         "optimizer": optimizer,
     }
-    read_shards(content["shards"], flat(pieces))
+    read_shards(content, flat(pieces))
     return pieces

@@ -13,14 +13,14 @@ from tests.engine.runs import run_script, write_run
 from util.commands.dataset import WORDS
 
 FLAGS = {
-    train_parser: {"--config", "--resume", "--smoke", "--estimate", "overrides"},
+    train_parser: {"--config", "--resume", "--smoke", "--estimate", "--no-verify", "overrides"},
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
-        *("--save", "--overwrite", "overrides", "--export", "--program"),
+        *("--save", "--overwrite", "overrides", "--export", "--program", "--no-verify"),
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
-        *("--thresholds", "--points", "--save", "--overwrite", "--set", "overrides"),
+        *("--thresholds", "--points", "--save", "--overwrite", "--set", "--no-verify", "overrides"),
     },
     compare_parser: {"--runs", "--suite", "--out", "--reference"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},

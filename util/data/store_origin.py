@@ -31,10 +31,12 @@ from util.data.tree_files import FieldError, choose_channels, field_path
 from util.files.fills import LEAST_FAR, RTOL, fills_of, find_fill, refuse_filled
 from util.files.store_files import (
     FILLS_KNOWN,
+    LIST_DAMAGE,
     PRESENT,
     StorePlan,
     check_digests,
     check_sizes,
+    find_damage,
     read_hours,
     read_mark,
     static_array,
@@ -68,6 +70,8 @@ class Store:
         self.faults = {(place[c], h): (fault, detail) for c, h, fault, detail in content["faults"] if c in place}
         self.neighbours = {(place[c], h): (file, i) for c, h, file, i in content["neighbours"] if c in place}
         self.maps: dict[int, torch.Tensor] = {}
+        self.checked = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()  # 各读取进程共用，各轮也是
+        self.places = {name: i for i, name in enumerate(self.files)}
         self.knows_fills = FILLS_KNOWN in content  # 从前打包的没有认过填充值：读的时候认
         check_sizes(self.path, plan, -(-self.hours.size // plan.chunk_rows))
         log.info("store: %s, %s, %s, packed from %s", self.path, plan.dtype, plan.years_text, plan.root)
@@ -142,6 +146,7 @@ class Store:
                 "data.splits leave out years in between: pack these splits into a store of their own"
             )
         file, i = self.neighbours[c, hour]
+        self._verify(file)
         height, width = self.plan.shape[2:]
         size = height * width
         return np.fromfile(self.path / file, "<f4", size, offset=4 * i * size).reshape(height, width)
@@ -150,13 +155,14 @@ class Store:
         return sorted(self.plan.static)
 
     def static(self, name: str) -> np.ndarray:
-        return np.fromfile(self.path / static_array(name) / chunk_name(0, 2), "<f4").reshape(self.plan.shape[2:])
+        self._verify(file := f"{static_array(name)}/{chunk_name(0, 2)}")
+        return np.fromfile(self.path / file, "<f4").reshape(self.plan.shape[2:])
 
     def stamp(self, c: int, hour: int) -> str:
         if (c, hour) in self.neighbours:  # 不在抽样时刻上的邻居没有自己的一行
             return self.files[self.neighbours[c, hour][0]]
         row = min(int(np.searchsorted(self.hours, hour)), self.hours.size - 1)
-        return self.files[f"fields/{chunk_name(row // self.plan.chunk_rows, 4)}"]
+        return self.files[_chunk_file(row // self.plan.chunk_rows)]
 
     def _refuse_fills(self, hours: Sequence[int], here: np.ndarray, fields: torch.Tensor) -> None:
         """here (n, C) 为真的场 (n, C, H, W) 里的填充值：打包时没有认出，邻居也没有存，补不了，只能重新打包。
@@ -185,16 +191,37 @@ class Store:
 
     def _chunk(self, number: int) -> torch.Tensor:
         """第 number 块 (n, C, H, W)；映射不占文件描述符，页由操作系统按需读入，各进程共用。"""
+        self._verify(_chunk_file(number))
         if number not in self.maps:
             if len(self.maps) >= MAX_MAPS:
                 self.maps.clear()
-            path, shape = self.path / "fields" / chunk_name(number, 4), self.plan.shape
+            path, shape = self.path / _chunk_file(number), self.plan.shape
             self.maps[number] = torch.from_file(str(path), False, int(np.prod(shape)), dtype=self.dtype).view(shape)
         return self.maps[number]
+
+    def _verify(self, name: str) -> None:
+        """要读一个文件之前，照 data.verify 核对它的校验和。
+
+        Raises:
+            DataError: 不同，或读不出。
+        """
+        how, place = self.config.verify, self.places[name]
+        if how == "never" or (how == "first_read" and self.checked[place]):
+            return
+        if fault := find_damage(self.path / name, self.files[name]):
+            raise DataError(
+                f"{self.path / name}: {fault}; remove it and run the command that wrote the store once more, "
+                f"or take it as it is with data.verify=never; {LIST_DAMAGE} {self.path} lists all that is damaged"
+            )
+        self.checked[place] = True
 
     def _error(self, c: int, hour: int) -> FieldError:
         fault, detail = self.faults[c, hour]
         return FieldError(field_path(self.root, self.channels[c], hour), fault, detail)
+
+
+def _chunk_file(number: int) -> str:
+    return f"fields/{chunk_name(number, 4)}"
 
 
 def _check(config: DataConfig, plan: StorePlan) -> None:

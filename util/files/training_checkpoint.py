@@ -81,13 +81,13 @@ class _Training(Described):
     windows: str = ""
 
 
-def load_training(path: str | Path, gather: bool = True) -> dict[str, Any]:
+def load_training(path: str | Path, gather: bool = True, verify: bool = True) -> dict[str, Any]:
     """load_checkpoint，再查各项；返回的是原样的内容。
 
     Raises:
         ValueError: 见 load_checkpoint；不是训练的；缺一项，或类型不对，说出是哪一项。
     """
-    content = load_checkpoint(path, gather=False)
+    content = load_checkpoint(path, gather=False, verify=verify)
     if content.keys() <= {"format", "model"}:  # 如 tmp/ 里缓存的气候态
         raise ValueError(f"{path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
     check_described(_Training, content, str(path))

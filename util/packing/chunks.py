@@ -17,7 +17,7 @@ import torch
 from util.atomic import replacing
 from util.data.origin import DataError
 from util.data.reader import FieldReader
-from util.files.store_files import FILLS_KNOWN, StorePlan, torch_type
+from util.files.store_files import FILLS_KNOWN, StorePlan, bytes_digest, torch_type
 from util.files.zarr_metadata import chunk_name, write_json
 
 
@@ -164,8 +164,8 @@ def rounding(plan: StorePlan, block: np.ndarray, stored: torch.Tensor) -> list[l
 def write_bytes(path: Path, data: bytes | memoryview) -> str:
     """原子地写，落盘才改名；返回校验和。不用内存映射：磁盘满时那是 SIGBUS，这里是 OSError。"""
     with ThreadPoolExecutor(1) as pool, replacing(path) as temporary, temporary.open("wb") as file:
-        digest = pool.submit(hashlib.blake2b, data, digest_size=16)  # 等盘的时候算
+        digest = pool.submit(bytes_digest, data)  # 等盘的时候算
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        return digest.result().hexdigest()
+        return digest.result()

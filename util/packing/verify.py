@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from util.calendar import time_text
-from util.files.store_files import TIMES, StorePlan, file_digest, read_hours, read_mark
+from util.files.store_files import TIMES, StorePlan, find_damage, read_hours, read_mark
 
 
 def verify(store: Path, workers: int) -> list[str]:
@@ -21,27 +21,16 @@ def verify(store: Path, workers: int) -> list[str]:
     """
     content = read_mark(store)
     plan, files = StorePlan(**content["plan"]), content["files"]
-    hours = read_hours(store, plan) if _fault(store, TIMES, files[TIMES]) is None else np.zeros(0, dtype=np.int64)
+    hours = read_hours(store, plan) if find_damage(store / TIMES, files[TIMES]) is None else np.zeros(0, dtype=np.int64)
     lines = []
     total = sum(path.stat().st_size for name in files if (path := store / name).is_file())
     bar = tqdm(total=total, desc="verify", unit="B", unit_scale=True)
-    with bar, ThreadPoolExecutor(workers) as pool:  # 读盘与 blake2b 都不占解释器的锁
-        for name, fault in zip(files, pool.map(lambda n: _fault(store, n, files[n]), files), strict=True):
+    with bar, ThreadPoolExecutor(workers) as pool:  # 读盘与校验和都不占解释器的锁
+        for name, fault in zip(files, pool.map(lambda n: find_damage(store / n, files[n]), files), strict=True):
             if fault:
                 lines.append(f"{store / name}: {fault}{_times(plan, hours, name)}")
             bar.update((store / name).stat().st_size if fault != "missing" else 0)
     return lines
-
-
-def _fault(store: Path, name: str, digest: str) -> str | None:
-    """这个文件哪里不对；没有不对是 None。"""
-    path = store / name
-    if not path.is_file():
-        return "missing"
-    try:
-        return None if file_digest(path) == digest else "checksum differs"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
 
 
 def _times(plan: StorePlan, hours: np.ndarray, name: str) -> str:

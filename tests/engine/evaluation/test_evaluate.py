@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 import models
@@ -26,6 +25,7 @@ from engine.evaluation.task import standardize_thresholds, threshold_tensor
 from tests.engine.runs import ROOT, train_here, write_run
 from tests.models.small import small_spec
 from util.calendar import parse_time
+from util.checkpoint import load_checkpoint, save_checkpoint
 from util.data.tree_files import field_path
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -202,9 +202,9 @@ def test_files_of_an_earlier_evaluation_do_not_stay(trained, tmp_path):
 
 
 def test_a_run_trained_on_a_gpu_is_scored_without_one(trained, tmp_path):
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["run"]["device"] = "cuda"
-    torch.save(content, tmp_path / "gpu.ckpt")
+    save_checkpoint(tmp_path / "gpu.ckpt", content)
     run(tmp_path / "gpu.ckpt", tmp_path / "out", "--stride", "20", "--save", "none")
 
 
@@ -212,9 +212,9 @@ def test_interpolated_truth_is_left_out_and_counted(make_tree, trained, tmp_path
     """另一棵同样的树，测试段少一个文件：那一刻不作真值，用到它作来源的也不算。"""
     tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
     field_path(tree.root, "u10", FIRST + 10 * 6).unlink()
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["data"] |= {"root": str(tree.root), "cache_dir": str(tmp_path / "cache"), "max_missing": 0.1}
-    torch.save(content, tmp_path / "moved.ckpt")
+    save_checkpoint(tmp_path / "moved.ckpt", content)
     table = run(tmp_path / "moved.ckpt", tmp_path / "out", "--save", "npy", "netcdf")
     trues, hole = np.load(tmp_path / "out/trues.npy"), 10 - 3  # 第几个窗口的目标
     assert np.isnan(trues[hole, 0, 1]).all() and np.isfinite(trues[hole, 0, 0]).all()
@@ -266,9 +266,9 @@ def test_zarr_grows(trained, tmp_path):
 
 
 def test_batch_size_changes_nothing_but_rounding(trained, tmp_path):
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["train"]["batch_size"] = 7
-    torch.save(content, tmp_path / "other.ckpt")
+    save_checkpoint(tmp_path / "other.ckpt", content)
     options = ("--steps", "2", "--members", "3", "--perturb", "0.2", "--save", "none", "--stride", "2")
     one, two = run(trained, tmp_path / "one", *options), run(tmp_path / "other.ckpt", tmp_path / "two", *options)
     for model, channels in one["scores"].items():
@@ -315,7 +315,7 @@ def test_a_full_disk_is_noticed_before_the_work(trained, tmp_path, monkeypatch):
 
 def test_another_data_set_is_refused_with_both_sides_named(make_tree, trained, tmp_path):
     tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20", seed=1)
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     for change, message in (
         ({"root": str(tree.root)}, r"changed\.ckpt was trained with mean = \[.*\], the data set has \["),
         ({"latitude": {"first": 70.0, "step": -10.0, "count": 8}}, "trained with latitudes = "),
@@ -323,16 +323,16 @@ def test_another_data_set_is_refused_with_both_sides_named(make_tree, trained, t
         ({"interval_hours": 12}, "trained with interval_hours = 6, the data set has 12"),
     ):
         data = {**content["config"]["data"], "cache_dir": str(tmp_path / "cache"), **change}
-        torch.save({**content, "config": {**content["config"], "data": data}}, tmp_path / "changed.ckpt")
+        save_checkpoint(tmp_path / "changed.ckpt", {**content, "config": {**content["config"], "data": data}})
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "changed.ckpt", tmp_path / "out")
 
 
 def test_a_forecast_that_is_not_finite_names_its_window(trained, tmp_path):
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     weight = next(k for k in content["model"] if k.endswith("weight"))
     content["model"][weight][:] = float("nan")
-    torch.save(content, tmp_path / "bad.ckpt")
+    save_checkpoint(tmp_path / "bad.ckpt", content)
     with pytest.raises(ValueError, match=r"the forecast from 2000-02-11T12 UTC holds non-finite values at \+6 h"):
         run(tmp_path / "bad.ckpt", tmp_path / "out")
     assert not (tmp_path / "out/statistics.nc").exists()

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from engine.commands import evaluate_command, inference_command
 from tests.engine.runs import train_here, write_run
+from util.checkpoint import load_checkpoint
 from util.config import Axis
 from util.data.tree_files import StaticField, write_static
 
@@ -27,7 +27,7 @@ def test_from_the_config_to_the_forecast(make_tree: Any, tmp_path: Path) -> None
     tree = tree._replace(data={**tree.data, **keys})
     train_here(write_run(tmp_path, tree, train={"epochs": 1, "preflight": True}), "run.name=a")
     checkpoint, program = tmp_path / "checkpoints/a/best.ckpt", tmp_path / "a.pt2"
-    content = torch.load(checkpoint, weights_only=True)
+    content = load_checkpoint(checkpoint)
     assert content["spec"]["forcings"] == keys["forcings"] and content["spec"]["diagnostic"] == ["tp"]
     standard = (heights - heights.mean(dtype=np.float64)) / heights.std(dtype=np.float64)
     np.testing.assert_allclose(content["model"]["inputs.static"][0], standard, rtol=1e-5, atol=1e-6)

@@ -15,6 +15,7 @@ from engine.forecasting import outputs, starts
 from engine.forecasting.inputs import read_start
 from tests.engine.runs import train_here, write_run
 from util.calendar import parse_time
+from util.checkpoint import load_checkpoint, save_checkpoint
 from util.data.tree_files import field_path
 
 CHANNELS = ("t2m", "u10", "z_level_00")
@@ -87,9 +88,9 @@ def test_outputs(tree, trained, tmp_path):
 
 def test_works_without_the_tree(tree, trained, tmp_path):
     """检查点自带配置与统计量：目录树不在也能由文件预报。"""
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["data"]["root"] = str(tmp_path / "gone")
-    torch.save(content, tmp_path / "alone.ckpt")
+    save_checkpoint(tmp_path / "alone.ckpt", content)
     np.save(tmp_path / "window.npy", frames_at(tree, "2000-02-15T06"))
     infer(tmp_path / "alone.ckpt", tmp_path / "out", "--inputs", str(tmp_path / "window.npy"))
     with pytest.raises(ValueError, match="is not a directory"):
@@ -125,9 +126,9 @@ def test_history_never_looks_ahead(make_tree, trained, tmp_path):
     """历史最后一帧缺了，第二个邻居正是目标：不用它，沿用前一帧；目标照常计分。真值缺了则不计。"""
     tree = make_tree(tmp_path / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
     field_path(tree.root, "u10", parse_time("2000-02-15T06")).unlink()
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["data"].update(root=str(tree.root), cache_dir=str(tmp_path / "cache"))
-    torch.save(content, tmp_path / "moved.ckpt")
+    save_checkpoint(tmp_path / "moved.ckpt", content)
     infer(tmp_path / "moved.ckpt", tmp_path / "out", "--time", "2000-02-15T06")
     frames = frames_at(tree, "2000-02-15T06")
     frames[2, ..., 1] = frames[1, ..., 1]
@@ -182,9 +183,9 @@ def test_bad_frames(tree, trained, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     wrong = {**content, "model": {**content["model"], "embed.weight": torch.zeros(3, 3)}}
-    torch.save(wrong, tmp_path / "wrong.ckpt")
+    save_checkpoint(tmp_path / "wrong.ckpt", wrong)
     with pytest.raises(ValueError, match=r"embed.weight is \(3, 3\) in the checkpoint"):
         infer(tmp_path / "wrong.ckpt", tmp_path / "out", "--time", "2000-02-15T06")
 
@@ -217,9 +218,9 @@ def test_added_to_zarr(trained, tmp_path):
 def test_many_starts_are_those_of_one_by_one(tree, trained, tmp_path, monkeypatch):
     """起止都在内；批切得不齐，成员一次放不下：与逐个预报的相同；真值只到目录树的末尾，没有的是 NaN。"""
     monkeypatch.setattr(outputs, "draw_lead", lambda *_: [tmp_path])  # 图要几秒，这里不看
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["train"]["batch_size"] = 5  # 两个起报时刻一批，一次模型调用至多五个样本
-    torch.save(content, tmp_path / "five.ckpt")
+    save_checkpoint(tmp_path / "five.ckpt", content)
     words = ("--members", "2", "--perturb", "0.1", "--steps", "3", "--save", "zarr")
     span = ("2000-02-18T18", "2000-02-20T18", "12")
     infer(tmp_path / "five.ckpt", tmp_path / "many", "--time", *span, f"data.root={tree.root}", *words)
@@ -246,9 +247,9 @@ def test_many_starts_are_those_of_one_by_one(tree, trained, tmp_path, monkeypatc
 
 def test_interrupted_it_leaves_the_batches_done(tree, trained, tmp_path, monkeypatch):
     """三个一批，第二批里停下：第一批与照常走完的逐位相同，其余是 NaN。"""
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["config"]["train"]["batch_size"] = 3
-    torch.save(content, tmp_path / "three.ckpt")
+    save_checkpoint(tmp_path / "three.ckpt", content)
     words = ("--time", "2000-02-15T06", "2000-02-16T06", "6")
     infer(tmp_path / "three.ckpt", tmp_path / "whole", *words)
 
@@ -267,9 +268,9 @@ def test_interrupted_it_leaves_the_batches_done(tree, trained, tmp_path, monkeyp
 
 
 def test_a_broken_model_is_named_with_its_start(trained, tmp_path):
-    content = torch.load(trained, weights_only=True)
+    content = load_checkpoint(trained)
     content["model"] = {name: value * float("nan") for name, value in content["model"].items()}
     content["ema"] = None
-    torch.save(content, tmp_path / "broken.ckpt")
+    save_checkpoint(tmp_path / "broken.ckpt", content)
     with pytest.raises(ValueError, match=r"the forecast from 2000-02-15T06 UTC holds non-finite values at \+6 h"):
         infer(tmp_path / "broken.ckpt", tmp_path / "out", "--time", "2000-02-15T06", "2000-02-16T06", "6")
