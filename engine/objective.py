@@ -56,6 +56,7 @@ class Objective:
     """distances: 名字 → 权重；members: 抽得出成员的模型抽几个；channels: (C,) 平均为 1，None 是处处相同。
 
     frames_out: 一次预报几帧，None 是目标有几帧就几帧；rollout: 目标更长时怎样滚。
+    jumps: data.lead_hours 各是几帧；每个窗口的目标是抽到的那一个。
     balance 只有 channels: balanced 有：训练时各通道另乘它的权重，验证时不乘，前后才比得。
     """
 
@@ -66,6 +67,7 @@ class Objective:
     frames_out: int | None = None
     rollout: Rollout = ONCE
     balance: Balance | None = None
+    jumps: tuple[int, ...] = ()
 
     def steps(self, batch: Batch) -> int:
         """到目标的末一帧要滚几步。"""
@@ -85,8 +87,12 @@ def make_objective(
     """changes: 各通道一步的变化的标准差（标准化单位）；还没有量的（预检、估内存）按相同算。
 
     Raises:
-        ValueError: 没有那个通道；amse 而经度不成一圈。
+        ValueError: 没有那个通道；amse 而经度不成一圈；时效是抽的而又要滚动。
     """
+    if spec.jumps and config.rollout.longest > 1:
+        raise ValueError(
+            "train.objective.rollout: data.lead_hours draws how far each window goes; leave one of them out"
+        )
     if "amse" in config.distances and not spec.closes_circle:
         raise ValueError("train.objective.distance has amse, which needs longitudes that close the circle")
     area = latitude_weights(spec.latitudes).float().to(device) if config.area else None
@@ -97,7 +103,8 @@ def make_objective(
     if config.channels == "balanced":
         balance = Balance(tuple(f"loss_{c}" for c in spec.channels), torch.zeros(spec.num_channels, device=device))
     grid = Grid(area, spec.closes_circle)
-    return Objective(config.distances, config.drawn, grid, channels, spec.frames_out, config.rollout, balance)
+    made = spec.frames_out, config.rollout, balance, spec.jumps
+    return Objective(config.distances, config.drawn, grid, channels, *made)
 
 
 def channel_weights(config: ObjectiveConfig, spec: DataSpec, changes: Sequence[float] | None) -> list[float]:
@@ -244,7 +251,9 @@ def set_back(buffers: Sequence[Tensor], before: Sequence[Tensor]) -> Iterator[No
 
 
 def rolled(batch: Batch, steps: int, objective: Objective) -> Batch:
-    """目标只留滚 steps 步的；loss_on: last 时，末一步之前的目标不算。"""
+    """目标只留滚 steps 步的，或抽到的时效的；loss_on: last 时，末一步之前的目标不算。"""
+    if objective.jumps:
+        return at_drawn_lead(batch, objective.jumps)
     if objective.frames_out is None:
         return batch
     frames = batch.history.shape[1] + steps * objective.frames_out
@@ -255,6 +264,18 @@ def rolled(batch: Batch, steps: int, objective: Objective) -> Batch:
     return batch._replace(
         future=batch.future[:, : steps * objective.frames_out], time=batch.time[:, :frames], valid=valid
     )
+
+
+def at_drawn_lead(batch: Batch, jumps: Sequence[int]) -> Batch:
+    """目标到最远的时效为止的一批 → 只留各窗口抽到的那一帧；抽的数属于窗口。"""
+    assert batch.seeds is not None
+    drawn = [jumps[seed_of(window, "lead") % len(jumps)] - 1 for window in batch.seeds.windows]
+    frame = torch.tensor(drawn).to(batch.future.device, non_blocking=True)  # (B,) 目标里的第几个
+    row, past = torch.arange(len(drawn), device=frame.device), batch.history.shape[1]
+    time, valid = (
+        torch.cat([every[:, :past], every[row, past + frame][:, None]], 1) for every in (batch.time, batch.valid)
+    )
+    return batch._replace(future=batch.future[row, frame][:, None], time=time, valid=valid)
 
 
 def field_distance(made: Tensor, batch: Batch, objective: Objective, training: bool) -> dict[str, Tensor]:

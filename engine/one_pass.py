@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from engine.loading import load_weights
 from engine.objective import measure_changes
-from models.interface import Network, OnePass, Tuned
+from models.interface import LeadConditioned, Network, OnePass, Tuned
 from util.batch import Batch
 from util.checkpoint import load_checkpoint
 from util.config import RunConfig, eval_batch_size
@@ -34,8 +34,9 @@ def fit_one_pass(model: OnePass, data: WeatherData, batch_size: int, check: Chec
     """OnePass 模型看一遍步长 1 的训练窗口，求解；要在验证段上定的，再看一遍验证窗口。"""
 
     def windows(split: str) -> Iterator[Batch]:
-        batches = split_batches(all_starts(data.segments[split], data.spec.window), batch_size)
-        loader = feed(data, batches, torch.device("cpu"))  # 求解在处理器上，float64
+        ahead = data.spec.ahead(1) if isinstance(model, LeadConditioned) else data.spec.frames_out
+        batches = split_batches(all_starts(data.segments[split], data.spec.frames_in + ahead), batch_size)
+        loader = feed(data, batches, torch.device("cpu"), ahead)  # 求解在处理器上，float64
         for batch in tqdm(loader, f"one pass, {split}", len(batches), leave=False):
             check()
             yield batch

@@ -16,7 +16,17 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from models.interface import Adjustable, Autoencoder, Forced, Learner, Network, Portable, Stacked, is_codec
+from models.interface import (
+    Adjustable,
+    Autoencoder,
+    Forced,
+    LeadConditioned,
+    Learner,
+    Network,
+    Portable,
+    Stacked,
+    is_codec,
+)
 from util.batch import DataSpec
 from util.checkpoint import forecast_weights
 from util.cli import one_line, out_of_memory
@@ -58,7 +68,7 @@ def build_model(options: Mapping[str, Any], spec: DataSpec) -> Learner:
     config, kind, source = build_config(options), _kind(options), options.get("first_stage")
     _check_inputs(options["name"], spec)
     with _limited(options["name"]):
-        return kind(config, spec) if source is None else kind(config, spec, open_first_stage(source, spec))
+        return kind(config, spec) if source is None else kind(config, spec, open_first_stage(source, spec.bare))
 
 
 @contextmanager
@@ -235,11 +245,13 @@ def _kind(options: Mapping[str, Any]) -> Any:
 
 
 def _check_inputs(name: str, spec: DataSpec) -> None:
-    if spec == spec.bare or isinstance(_kind({"name": name}), Forced):
-        return
-    key, value = ("forcings", spec.forcings) if spec.forcings else ("roles", spec.diagnostic)
-    works = ", ".join(other for other in model_names() if isinstance(_kind({"name": other}), Forced))
-    raise ValueError(f"data.{key} = {', '.join(value)}: {name} cannot take them; models that can: {works}")
+    asked = {"forcings": spec.forcings, "roles": spec.diagnostic, "lead_hours": spec.lead_hours or ()}
+    for key, value in asked.items():
+        able = LeadConditioned if key == "lead_hours" else Forced
+        if value and not isinstance(_kind({"name": name}), able):
+            works = ", ".join(other for other in model_names() if isinstance(_kind({"name": other}), able))
+            text = ", ".join(map(str, value))
+            raise ValueError(f"data.{key} = {text}: {name} cannot take them; models that can: {works}")
 
 
 def _checked(model: Learner, source: str) -> Autoencoder:

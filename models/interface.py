@@ -107,6 +107,13 @@ class Forced(Protocol):
 
 
 @runtime_checkable
+class LeadConditioned(Protocol):
+    """一次可以走几种时效（data.lead_hours）的模型：走哪一种由目标的时刻看出，见 layers/lead_codes.py。"""
+
+    takes_leads: bool  # 是类的属性，不必造出模型就读得到
+
+
+@runtime_checkable
 class Portable(Protocol):
     """造的时候要读别的文件（预训练的权重、阶段一的检查点）的模型：检查点里另存一份不必读它们的选项。"""
 

@@ -6,6 +6,7 @@
 * `predict: tendency`：扩散的是未来与最后一帧历史之差，各通道、各时效按训练窗口上自己的均值与标准差标准化
   （先看一遍训练窗口）；`state` 扩散未来本身，潜变量与标准化的场本来就是单位方差。
 * 像素空间里不必再缩到 [-1, 1]：扩散要的是单位方差，而且差按自己的统计量标准化之后，先乘一个常数等于没有乘。
+* `data.lead_hours`：目标是其中一个时效的一帧，时效的码加在时间嵌入上；差各时效按自己的统计量标准化。
 * 阶段一总是冻结的：让它跟着去噪的损失走，最省事的编码是常数。
 
 无效的目标：像素里逐通道，潜空间里逐帧（一帧有一个通道无效，整帧的编码都变了）；目标换成 0，损失里不算。
@@ -34,6 +35,7 @@ from models.layers.latents import (
     solve_tendency,
     valid_codes,
 )
+from models.layers.lead_codes import LeadCodes
 from models.layers.losses import weighed
 from models.layers.members import Generators, sample_generators
 from models.layers.padding import Padding, check_padding
@@ -116,6 +118,7 @@ class Model(nn.Module):
     probabilistic = True
     can_forecast = True
     field_loss = False
+    takes_leads = True
     at_inference = ("sampler", "sampling_steps", "sample_chunk")
     starts_anew = ("targets.",)
 
@@ -132,7 +135,9 @@ class Model(nn.Module):
         codes = spec.frames_out * self.latent[0]
         self.frames_out = spec.frames_out
         self.needs_pass = config.predict == "tendency"
-        self.targets = LatentScaling((codes, 1, 1))  # 各通道、各时效一个均值与标准差；state 时原样
+        self.leads, self.jumps = LeadCodes(spec), spec.jumps
+        # 各通道、各时效一个均值与标准差；state 时原样
+        self.targets = LatentScaling((max(1, len(spec.jumps)) * codes, 1, 1))
         self.schedule = NoiseSchedule(config.noise_steps, config.beta_start, config.beta_end)
         self.net = TimeUNet(
             spec.frames_in * self.latent[0] + codes,
@@ -142,6 +147,7 @@ class Model(nn.Module):
             config.attention_levels,
             config.heads,
             config.padding,
+            len(spec.jumps),
         )
 
     def train(self, mode: bool = True) -> Model:
@@ -158,8 +164,10 @@ class Model(nn.Module):
 
     def accumulate(self, batch: Batch) -> None:
         """收下一批训练窗口的目标；有无效目标的窗口不看。"""
-        whole = batch.valid[:, -self.frames_out :].all(-1).all(-1)  # (B,)
-        last, future = (fields[whole].to(self.targets.mean.device) for fields in (batch.history[:, -1:], batch.future))
+        ahead = [jump - 1 for jump in self.jumps] or list(range(self.frames_out))  # 目标里的第几帧
+        future = batch.future[:, ahead]
+        whole = batch.valid[:, batch.history.shape[1] :][:, ahead].all(-1).all(-1)  # (B,)
+        last, future = (fields[whole].to(self.targets.mean.device) for fields in (batch.history[:, -1:], future))
         if len(last):
             self.targets.observe(
                 self._target(encode_frames(self.first_stage, last), encode_frames(self.first_stage, future))
@@ -174,10 +182,11 @@ class Model(nn.Module):
         solve_tendency(self.targets)
 
     def network_call(self, history: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        """去噪的 U-Net；输入 (B, (T_out + T_in)·c, h, w) 与步序 t (B,)，给出 (B, T_out·c, h, w)。"""
+        """去噪的 U-Net；输入 (B, (T_out + T_in)·c, h, w) 与步序 t (B,)（、时效的码），给出 (B, T_out·c, h, w)。"""
         past = encode_frames(self.first_stage, history).flatten(1, 2)
-        noisy = past.new_zeros(len(past), len(self.targets.mean), *self.latent[1:])
-        return self.net, (torch.cat([noisy, past], 1), past.new_zeros(len(past), dtype=torch.long))
+        noisy = past.new_zeros(len(past), self.frames_out * self.latent[0], *self.latent[1:])
+        lead = (past.new_zeros(len(past), len(self.jumps)),) if self.jumps else ()
+        return self.net, (torch.cat([noisy, past], 1), past.new_zeros(len(past), dtype=torch.long), *lead)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -188,14 +197,15 @@ class Model(nn.Module):
         """有效目标上预测的均方误差：加的噪声（或 x0、v），标准化的尺度。"""
         history = encode_frames(self.first_stage, batch.history)  # (B, T_in, c, h, w)
         valid = valid_codes(self.first_stage, batch.valid[:, -self.frames_out :], self.latent[0])  # (B, T_out·c, 1, 1)
-        clean = self.targets(self._target(history[:, -1:], encode_frames(self.first_stage, batch.future))).masked_fill(
-            ~valid, 0.0
-        )
+        lead = self.leads(batch.time)
+        mean, std = self._statistics(lead)
+        target = self._target(history[:, -1:], encode_frames(self.first_stage, batch.future))
+        clean = ((target - mean) / std).masked_fill(~valid, 0.0)
         draws = Draws(batch)
         t = self.schedule.steps_at(draws.spread())
         noise = draws.normal_like(clean)
         noisy = self.schedule.add_noise(clean, noise, t)
-        made = self.net(torch.cat([noisy, history.flatten(1, 2)], 1), t)
+        made = self.net(torch.cat([noisy, history.flatten(1, 2)], 1), t, lead)
         wanted = self.schedule.target(clean, noise, t, self.config.prediction)
         error = weighed((made - wanted).square().unflatten(1, (self.frames_out, -1)), weights).flatten(1, 2)
         error = error.mean((-2, -1), keepdim=True) * valid
@@ -210,19 +220,33 @@ class Model(nn.Module):
         past = encode_frames(self.first_stage, history)  # (B, T_in, c, h, w)
         condition = past.flatten(1, 2)
         owner = torch.arange(len(past), device=past.device).repeat_interleave(num_members)  # (B·M,) 属于哪个窗口
+        lead = self.leads(time)
+        mean, std = self._statistics(None if lead is None else lead[owner])
 
         def network(noisy: Tensor, t: Tensor) -> Tensor:  # (B·M, T_out·c, h, w)
             parts = zip(noisy.split(config.sample_chunk), owner.split(config.sample_chunk), strict=True)
-            made = [self.net(torch.cat([part, condition[of]], 1), t.expand(len(part))) for part, of in parts]
+            made = [
+                self.net(torch.cat([part, condition[of]], 1), t.expand(len(part)), None if lead is None else lead[of])
+                for part, of in parts
+            ]
             return torch.cat(made)
 
         scheduler = make_scheduler(config.sampler, self.schedule, config.prediction, config.sampling_steps)
-        shape = (len(self.targets.mean), *self.latent[1:])
+        shape = (self.frames_out * self.latent[0], *self.latent[1:])
         drawn = sample(network, scheduler, shape, sample_generators(len(owner), generator), past.device)
-        future = self.targets.inverse(drawn).view(len(past), num_members, self.frames_out, *self.latent)
+        future = (drawn * std + mean).view(len(past), num_members, self.frames_out, *self.latent)
         if config.predict == "tendency":
             future = future + past[:, None, -1:]
         return decode_frames(self.first_stage, future)
+
+    def _statistics(self, lead: Tensor | None) -> tuple[Tensor, Tensor]:
+        """目标的均值与标准差 (T_out·c, 1, 1)；有几种时效时，各样本是自己的那一种的 (B, c, 1, 1)。"""
+        mean, std = self.targets.mean, self.targets.std
+        if lead is None:
+            return mean, std
+        which = lead.argmax(1)
+        mean, std = (part.view(lead.shape[1], -1, 1, 1)[which] for part in (mean, std))
+        return mean, std
 
     def _target(self, last: Tensor, future: Tensor) -> Tensor:
         """编码 (B, 1, c, h, w)、(B, T_out, c, h, w) → 还没有标准化的目标 (B, T_out·c, h, w)。"""

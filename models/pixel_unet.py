@@ -2,6 +2,7 @@
 
 主干在 models/layers/unet.py，论文与不同之处写在那里。
 `scaling: minmax`（默认）按训练日期上各通道的极值缩到 [-1, 1] 再进网络，出来时还原；输出不截断。
+`data.lead_hours`：时效的码调制各归一化层（与成员的噪声同一处），一个网络报几种时效。
 损失在标准化空间里算，各通道的分量与别的模型相同，不因某一通道有极端值（降水）而变轻。
 
 字母：B 批，T_in / T_out 帧数，C 通道，H×W 网格，b = base_channels。
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.halving import check_halvings
+from models.layers.lead_codes import LeadCodes
 from models.layers.members import Generators
 from models.layers.noise import Noise, condition_norms, forecast_members
 from models.layers.padding import Padding, check_padding
@@ -43,6 +45,7 @@ class Model(nn.Module):
 
     can_forecast = True
     takes_forcings = True
+    takes_leads = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
@@ -57,7 +60,9 @@ class Model(nn.Module):
         self.inputs = Inputs(spec)
         sizes = spec.frames_in * self.inputs.channels, spec.frames_out * spec.num_channels
         self.net = UNet(*sizes, config.base_channels, config.depth, config.padding)
-        condition_norms(self, config.noise)
+        self.leads = LeadCodes(spec)
+        size = len(spec.jumps) + (0 if config.noise is None else config.noise.size)
+        condition_norms(self, Noise(size=size) if size else None)
 
     def accumulate(self, batch: Batch) -> None:
         """记下一批训练窗口里各通道的极值；zscore 时不必。"""
@@ -76,7 +81,7 @@ class Model(nn.Module):
         """(B, T_in, C, H, W)、时刻 → (B, T_out, C, H, W)，标准化空间。"""
         scaled = self.scaling(history)
         seen = self.inputs(scaled, time).flatten(1, 2)
-        made = self.net(seen, noise).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
+        made = self.net(seen, self.leads.joined(time, noise)).unflatten(1, (self.frames_out, -1))  # (B, T_out, C, H, W)
         return self.scaling.inverse(to_state(made, self.inputs.base(scaled), self.predict))
 
     def forecast(

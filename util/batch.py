@@ -74,6 +74,7 @@ class DataSpec:
     latitudes、longitudes 单位为度，按文件里的顺序；mean、std 为物理单位；
     standardized 表示磁盘上的文件已经标准化；forcings、diagnostic（通道名）见 models/layers/forcings.py。
     starts_every_hours：窗口每隔几小时一个起点，比 interval_hours 密时才有；
+    lead_hours：一次预报可以走的几种时效，升序，只有一种（interval_hours）时没有；
     static：forcings 里读来的各场 (H, W)，按自己的均值与标准差标准化；造模型时用，检查点里的随权重走，不算在说明里。
     """
 
@@ -91,6 +92,7 @@ class DataSpec:
     forcings: tuple[str, ...] = ()
     diagnostic: tuple[str, ...] = ()
     starts_every_hours: int | None = None
+    lead_hours: tuple[int, ...] | None = None
     static: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +120,15 @@ class DataSpec:
     def every_hours(self) -> int:
         """数据里相邻两个时刻（窗口的起点）隔几小时。"""
         return self.starts_every_hours or self.interval_hours
+
+    @property
+    def jumps(self) -> tuple[int, ...]:
+        """lead_hours 各是几帧；没有就是空的。"""
+        return tuple(hours // self.interval_hours for hours in self.lead_hours or ())
+
+    def ahead(self, steps: int) -> int:
+        """滚 steps 步的目标有几帧；lead_hours 的到最远的一个。"""
+        return max(steps * self.frames_out, *self.jumps, 0)
 
     def leads(self, steps: int) -> list[int]:
         """前 steps 个时效，小时。"""
@@ -163,8 +174,8 @@ class DataSpec:
 
     @property
     def bare(self) -> DataSpec:
-        """只有场：没有外强迫，各通道都喂回来。"""
-        return replace(self, forcings=(), diagnostic=(), static={})
+        """只有场：没有外强迫，各通道都喂回来，一次走一步。"""
+        return replace(self, forcings=(), diagnostic=(), static={}, lead_hours=None)
 
 
 @cache

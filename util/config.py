@@ -129,8 +129,8 @@ class DataConfig(Strict):
 
     读的是从 1970-01-01T00 数起（文件名的历法）第 first_hour、first_hour + interval_hours……小时的场，哪一年都接着数；
     步长整除 24 时 first_hour 就是每天的第一个钟点。
-    starts_every_hours: 数据比步长密时写：读第 first_hour 起每 starts_every_hours 小时的场，每一个都可以是窗口的起点，
-    窗口里的帧仍隔 interval_hours（6 小时的数据、24 小时的步长：00、06、12、18 时都起）；不写就是 interval_hours。
+    starts_every_hours: 数据比步长密时写：每隔这么久读一个场，都可以是窗口的起点，窗口里的帧仍隔 interval_hours。
+    lead_hours: 一次预报可以走几小时（升序，头一个是 interval_hours）；每个训练窗口抽一个，时效是网络的条件。
     forcings: 外强迫；roles: 变量或通道 → diagnostic 的只预报，不喂回来（models/layers/forcings.py）。
     verify: 存档的块核对校验和，第一次读的时候，或者每一次。
     parts: data.set 是一列时，名字（文件名）→ 各自的；那时 root 只是它们的名字，statistics 是合起来的统计量所在。
@@ -156,6 +156,7 @@ class DataConfig(Strict):
     splits: Splits
     frames_in: Frames
     frames_out: Frames = 1
+    lead_hours: list[PositiveInt] = Field(default_factory=list)
     forcings: Annotated[list[str], AfterValidator(_known_forcings)] = Field(default_factory=list)
     roles: dict[str, Literal["prognostic", "diagnostic"]] = Field(default_factory=dict)
     standardize: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_no)] = "auto"
@@ -185,16 +186,21 @@ class DataConfig(Strict):
     def _first_of_the_day(self) -> DataConfig:
         every, _ = self.sampling
         if self.interval_hours % every:
-            raise ValueError(
-                f"starts_every_hours = {every} does not divide interval_hours = {self.interval_hours}: the frames of a "
-                f"window would lie between the times read; write a divisor of {self.interval_hours}"
-            )
+            raise ValueError(f"starts_every_hours = {every} does not divide interval_hours = {self.interval_hours}")
         if self.first_hour >= every:
-            key = "interval_hours" if self.starts_every_hours is None else "starts_every_hours"
             raise ValueError(
-                f"first_hour = {self.first_hour} is not the first of every {every} h; "
-                f"write {self.first_hour % every}, or another {key}"
+                f"first_hour = {self.first_hour} is not the first of every {every} h; write {self.first_hour % every}, "
+                "or another interval_hours (starts_every_hours, where it is given)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _leads_are_frames(self) -> DataConfig:
+        step, leads = self.interval_hours, self.lead_hours
+        if leads and (leads != sorted({step, *leads}) or any(lead % step for lead in leads)):
+            raise ValueError(f"lead_hours = {leads}: write multiples of interval_hours, in order, {step} first")
+        if leads and self.frames_out != 1:
+            raise ValueError(f"frames_out = {self.frames_out}: with lead_hours a forecast is one frame; write 1")
         return self
 
     @model_validator(mode="after")

@@ -54,6 +54,7 @@ class Program:
 
     probabilistic = False
     can_forecast = True
+    takes_leads = True  # 走哪一种由时刻看出，与模型相同
 
     def __init__(self, graph: nn.Module, spec: DataSpec, name: str, needs_time: bool) -> None:
         self.graph, self.spec, self.name, self.needs_time = graph, spec, name, needs_time

@@ -1,4 +1,4 @@
-"""滚动预报：用自己的输出接着报；成员在第一次调用之后并进批里。"""
+"""滚动预报：用自己的输出接着报；成员在第一次调用之后并进批里。一次走得了几种时效的，每个时效取调用最少的一条路。"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from models.interface import Forecaster
+from models.interface import Forecaster, LeadConditioned
 from util.batch import DataSpec, next_history, window_time
 
 
@@ -31,6 +31,9 @@ def roll(
     batch = len(history)
     members = len(generators) // batch if generators else 1
     assert members == 1 or model.probabilistic, "a deterministic model has one member; perturb() its history"
+    if spec.jumps and isinstance(model, LeadConditioned):
+        yield from leap(model, history, time, steps, spec, generators, limit)
+        return
     for step in range(0, steps, spec.frames_out):
         made = _forecast(model, history, window_time(time, spec), generators, limit)
         new = made.flatten(0, 1)  # (B·M, T_out, C, H, W)
@@ -41,6 +44,50 @@ def roll(
         time = None if time is None else time + spec.frames_out * spec.interval_hours
         for frame in new.unbind(1)[: steps - step]:
             yield frame.unflatten(0, (batch, members))
+
+
+def leap(
+    model: Forecaster,
+    history: Tensor,
+    time: Tensor | None,
+    steps: int,
+    spec: DataSpec,
+    generators: Sequence[Generator] | None,
+    limit: int | None,
+) -> Iterator[Tensor]:
+    """同 roll：一个时效一次调用，从 last_jumps 所说的那一帧起；那一帧和它之前的历史都是已经交出去的时效。
+
+    一个成员从同一帧起的几次调用用同样的随机数：它的几个时效是同一条路上的，不是各抽各的（Andrae et al. 2025, ICLR）。
+
+    Raises:
+        ValueError: 不知道时刻。
+    """
+    if time is None:
+        raise ValueError("data.lead_hours needs the time of the forecast: give --time beside --inputs")
+    members = len(generators) // len(history) if generators else 1
+    time = time.repeat_interleave(members, 0)  # (B·M, T_in)
+    path = [*history.repeat_interleave(members, 0).unbind(1)]  # 末一个是眼下这一步之前的一帧 (B·M, C, H, W)
+    seeds: dict[int, list[int]] = {}  # 从第几帧起 → 各成员的
+    for step, jump in enumerate(last_jumps(steps, spec.jumps), 1):
+        start, end = step - jump, len(path) - jump + 1
+        if generators and start not in seeds:
+            seeds[start] = [int(torch.randint(2**62, (), generator=g)) for g in generators]
+        own = [Generator().manual_seed(seed) for seed in seeds[start]] if generators else None
+        when = torch.cat([time + start * spec.interval_hours, time[:, -1:] + step * spec.interval_hours], 1)
+        past = torch.stack(path[end - spec.frames_in : end], 1)  # (B·M, T_in, C, H, W)
+        made = _forecast(model, past, when, own, limit)[:, 0, 0]
+        path = [*path, made][1 - spec.frames_in - spec.jumps[-1] :]
+        yield made.unflatten(0, (-1, members))
+
+
+def last_jumps(steps: int, jumps: Sequence[int]) -> list[int]:
+    """到第 1 … steps 帧，调用最少的一条路的末一跳几帧；一样少的取远的在先：1、2、4 到 7 是 4、2、1。"""
+    calls, last = [0], []
+    for step in range(1, steps + 1):
+        jump = min((jump for jump in jumps if jump <= step), key=lambda jump: calls[step - jump])
+        calls.append(calls[step - jump] + 1)
+        last.append(jump)
+    return last
 
 
 def _forecast(

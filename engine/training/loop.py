@@ -176,7 +176,7 @@ def train_epoch(run: Run) -> None:
     batches = epoch_batches(config, run.data, fabric, progress.epoch)
     parts, rollout = config.train.accumulate, config.train.objective.rollout
     first = progress.step - progress.batches
-    ahead = rollout.most(first, first + len(batches)) * run.data.spec.frames_out  # 一轮里读的一样长，续训也是
+    ahead = run.data.spec.ahead(rollout.most(first, first + len(batches)))  # 一轮里读的一样长，续训也是
     mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
     loader = feed(run.data, mine, fabric.device, ahead)
     meter = Meter(progress, config.train.epochs, len(batches), fabric.is_global_zero)

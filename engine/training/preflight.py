@@ -44,7 +44,8 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         batches = [fabric.to_device(random_batch(spec, size, steps)) for _ in range(config.train.accumulate)]
         state = build_state(fabric, config, spec, total_steps=1_000_000)
         if isinstance(state.model, OnePass):
-            one = [rolled(batches[0], 1, state.objective)]
+            far = [fabric.to_device(random_batch(spec, size, max(spec.jumps)))] if spec.jumps else []  # 时效还没有抽的
+            one = far or [rolled(batches[0], 1, state.objective)]
             solve_one_pass(state.model, one, one)
         state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
         if state.optimizer is not None:

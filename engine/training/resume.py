@@ -147,8 +147,8 @@ def windows_fingerprint(config: RunConfig, data: WeatherData) -> str:
 
 
 def reach(config: RunConfig, spec: DataSpec) -> int:
-    """滚得最长的一次要几帧，历史在内。"""
-    return spec.frames_in + config.train.objective.rollout.longest * spec.frames_out
+    """滚得最长的一次、最远的时效要几帧，历史在内。"""
+    return spec.frames_in + spec.ahead(config.train.objective.rollout.longest)
 
 
 def _full_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -149,9 +149,10 @@ def check_reach(config: RunConfig, data: WeatherData) -> None:
     for split, segments in data.segments.items():
         longest = max(piece.size for piece in segments)
         if longest < frames:
+            asks = f"train.objective.rollout: {config.train.objective.rollout.longest} steps need"
+            asks = f"data.lead_hours = {config.data.lead_hours}: they need" if config.data.lead_hours else asks
             raise ValueError(
-                f"train.objective.rollout: {config.train.objective.rollout.longest} steps need windows of {frames} "
-                f"frames; the longest run without a gap in data.splits.{split} has {longest}"
+                f"{asks} windows of {frames} frames; the longest run without a gap in data.splits.{split} has {longest}"
             )
 
 

@@ -65,7 +65,7 @@ def validation_loss(
     滚动训练的总是滚最长的一次：各次验证才比得了，选出的才是滚得远的。
     """
     steps = config.train.objective.rollout.longest
-    ahead = steps * data.spec.frames_out
+    ahead = data.spec.ahead(steps)
     starts = all_starts(data.segments[split], data.spec.frames_in + ahead, config.data.eval_stride)
     mine, most = (
         split_batches(starts[rank :: fabric.world_size], eval_batch_size(config)) for rank in (fabric.global_rank, 0)

@@ -79,6 +79,7 @@ class TimeUNet(nn.Module):
         widths: 各层的通道数，由浅到深，都是 GROUPS 的倍数；网格两边须能整除 2^(层数 − 1)。
         attention: 哪几层有注意力（0 是原网格）；最深处的两块之间总有。
         heads: 须整除各层的通道数。
+        leads: 另有几种时效作条件，各有一个向量加在时间嵌入上。
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class TimeUNet(nn.Module):
         attention: list[int],
         heads: int,
         padding: Padding,
+        leads: int = 0,
     ) -> None:
         super().__init__()
         self.base = widths[0]
         embedding = EXPANSION * self.base
         self.embed = nn.Sequential(nn.Linear(self.base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.lead = quiet(nn.Linear(leads, embedding, bias=False)) if leads else None
         self.stem = PaddedConv2d(channels_in, self.base, 3, padding)
         self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
 
@@ -119,9 +122,10 @@ class TimeUNet(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, width)
         self.out = quiet(PaddedConv2d(width, channels_out, 3, padding))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """(N, channels_in, H, W)、(N,) 的步序 → (N, channels_out, H, W)。"""
-        embedding = F.silu(self.embed(time_codes(t, self.base)))
+    def forward(self, x: Tensor, t: Tensor, lead: Tensor | None = None) -> Tensor:
+        """(N, channels_in, H, W)、(N,) 的步序、时效的码 (N, leads) → (N, channels_out, H, W)。"""
+        embedding = self.embed(time_codes(t, self.base))
+        embedding = F.silu(embedding if self.lead is None else embedding + self.lead(lead))
         x = self.stem(x)
         passed = [x]
         for level, blocks in enumerate(self.down):

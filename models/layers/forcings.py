@@ -39,6 +39,7 @@ class Inputs(nn.Module):
         super().__init__()
         self.interval, self.shift = spec.interval_hours, min(spec.frames_in, spec.frames_out)
         self.copies = 1 + math.ceil(spec.frames_out / self.shift)
+        self.leaps = bool(spec.lead_hours)  # 目标只有一帧，离末一帧历史不一定是一个间隔
         axes, grid = axes_of(spec), (spec.height, spec.width)
         constant = [part for name in spec.forcings if name in CONSTANT for part in CONSTANT[name](axes)]
         read = [spec.static.get(name, torch.zeros(grid)) for name in spec.forcings if name.startswith(STATIC)]
@@ -68,7 +69,9 @@ class Inputs(nn.Module):
                     f"data.forcings = {self.changing} need the time of the forecast: give --time beside --inputs"
                 )
             count = frames + (self.copies - 1) * self.shift
-            made = self.at(time[:, :1] + self.interval * torch.arange(count, device=time.device)).to(fields.dtype)
+            hours = time[:, :1] + self.interval * torch.arange(count, device=time.device)
+            hours = torch.cat([hours[:, :-1], time[:, -1:]], 1) if self.leaps else hours
+            made = self.at(hours).to(fields.dtype)
             parts += [made[:, first : first + frames] for first in range(0, count - frames + 1, self.shift)]
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 

@@ -127,6 +127,7 @@ def make_spec(
         forcings=tuple(config.forcings),
         diagnostic=_diagnostic(config, channels),
         starts_every_hours=config.starts_every_hours,
+        lead_hours=tuple(config.lead_hours) or None,
     )
 
 

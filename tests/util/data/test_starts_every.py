@@ -155,7 +155,7 @@ def test_a_forecast_starts_at_every_such_hour(tree):
     [
         ({"starts_every_hours": 9}, "starts_every_hours = 9 does not divide interval_hours = 24"),
         ({"starts_every_hours": 48}, "starts_every_hours = 48 does not divide interval_hours = 24"),
-        ({"first_hour": 6}, "first_hour = 6 is not the first of every 6 h; write 0, or another starts_every_hours"),
+        ({"first_hour": 6}, "first_hour = 6 is not the first of every 6 h; write 0, or another interval_hours"),
     ],
 )
 def test_mistakes(tree, changes: dict[str, Any], said: str):
