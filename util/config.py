@@ -183,7 +183,7 @@ class DataConfig(Strict):
         return rest | {"windows": "random" if shuffle else "apart"}
 
     @model_validator(mode="after")
-    def _first_of_the_day(self) -> DataConfig:
+    def _hours_fit(self) -> DataConfig:
         every, _ = self.sampling
         if self.interval_hours % every:
             raise ValueError(f"starts_every_hours = {every} does not divide interval_hours = {self.interval_hours}")
@@ -192,10 +192,6 @@ class DataConfig(Strict):
                 f"first_hour = {self.first_hour} is not the first of every {every} h; write {self.first_hour % every}, "
                 "or another interval_hours (starts_every_hours, where it is given)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _leads_are_frames(self) -> DataConfig:
         step, leads = self.interval_hours, self.lead_hours
         if leads and (leads != sorted({step, *leads}) or any(lead % step for lead in leads)):
             raise ValueError(f"lead_hours = {leads}: write multiples of interval_hours, in order, {step} first")
