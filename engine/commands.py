@@ -17,7 +17,7 @@ DIGITS = 6  # 步数、成员：更多的先把内存用尽
 
 def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a forecast model from one YAML file.", allow_abbrev=False)
-    parser.add_argument("--config", default=default_config, required=default_config is None, help="run YAML in config/")
+    parser.add_argument("--config", default=default_config, help="run YAML, see config/README.md")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--resume", metavar="auto|PATH", help="continue from a checkpoint; auto: the newest of this config"
@@ -26,6 +26,10 @@ def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
     what.add_argument(
         "--estimate", action="store_true", help="the memory a step needs, part by part, without allocating it; no data"
     )
+    what.add_argument(
+        "--explain", nargs="?", const="", metavar="KEY",
+        help="what a key of the YAML means, its values, its default: train.lr, train, cnn (a model); without KEY all",
+    )  # fmt: skip
     _add_no_verify(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10"
@@ -36,6 +40,12 @@ def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
 def train_command(argv: Arguments = None, default_config: str | None = None) -> int:
     """train.py、train_ar_pred_video_vanilla.py。"""
     args = train_parser(default_config).parse_intermixed_args(argv)
+    if args.explain is not None:
+        from engine.reference.keys import explain
+
+        return explain(args.explain)
+    if args.config is None:
+        raise ValueError("give --config, a run YAML in config/")
     if args.no_verify and not args.resume:
         raise ValueError("--no-verify is about the checkpoint of --resume: give that with it")
     config = load_config(args.config, args.overrides, smoke=args.smoke)

@@ -55,8 +55,12 @@ def build_config(options: Mapping[str, Any], where: str = "model") -> Strict:
         raise ValueError(
             f"{where}: model.name = {name!r}: no such model; {nearest(str(name), model_names(), 'models')}"
         )
-    module = importlib.import_module(f"models.{name}")
-    return validate(module.Config, {k: v for k, v in options.items() if k != "name"}, where, "model")
+    return validate(config_class(str(name)), {k: v for k, v in options.items() if k != "name"}, where, "model")
+
+
+def config_class(name: str) -> type[Strict]:
+    """那个模型的 Config。"""
+    return importlib.import_module(f"models.{name}").Config
 
 
 def build_model(options: Mapping[str, Any], spec: DataSpec) -> Learner:

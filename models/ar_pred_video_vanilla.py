@@ -35,7 +35,7 @@ from models.layers.attention import (
 from models.layers.draws import Draws
 from models.layers.forcings import Inputs
 from models.layers.members import Generators
-from models.layers.noise import Noise, condition_norms, forecast_members, normalise
+from models.layers.noise import NoiseOption, condition_norms, forecast_members, normalise
 from models.layers.position import token_places
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
@@ -48,7 +48,9 @@ class Grouping(Strict):
     """token 排成一列的次序，和每个区块取相邻的几个。"""
 
     order: str = "t h w"
+    """order of the tokens: t, h and w once each"""
     size: Literal["frame"] | PositiveInt = "frame"
+    """tokens of a group; frame: one group a frame, which alone can forecast"""
 
     @field_validator("order")
     @classmethod
@@ -69,26 +71,46 @@ class Config(Strict):
     """AR_pred 的全部选项；t 和 k 来自 data 段，不在这里重写。"""
 
     token_size: list[PositiveInt] = Field([16, 16], min_length=2, max_length=2)
+    """[rows, columns] of grid points in a token; must divide the grid"""
     grouping: Grouping = Grouping()
+    """how tokens are put into groups"""
     dim: PositiveInt = 768
+    """width of the encoder, d"""
     depth: PositiveInt = 8
+    """encoder blocks, m"""
     heads: PositiveInt = Field(12, validate_default=True)
+    """attention heads of the encoder; must divide dim"""
     mlp_ratio: float = Field(4.0, gt=0)
+    """width inside an MLP, over its width"""
     decoder_depth: PositiveInt = 4
+    """decoder blocks"""
     decoder_width: PositiveInt = 512
+    """width of the decoder"""
     decoder_heads: PositiveInt = Field(8, validate_default=True)
+    """its attention heads; must divide decoder_width"""
     mask_ratio: Share = 0.8
+    """training: chance that a later group is hidden, per layer, step and pair (mask_radio is accepted)"""
     eval_mask: Literal["causal", "none"] = "causal"
+    """evaluation: causal hides all later groups, none hides none"""
     random_patchify: bool = True
+    """training removes a random group; false: always the last"""
     last_group_share: Share = 0.0
+    """share of windows whose last group is removed whatever the draw"""
     spatial_position: Literal["sincos", "learned", "none"] = "sincos"
+    """codes of the place inside a frame"""
     query: Literal["learned", "resampled"] = "learned"
+    """decoder queries: a learned parameter, or noise drawn anew each step"""
     predict: Predict = "state"
+    """state: the frame; tendency: its difference to the nearest visible frame"""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """of attention and MLPs"""
     act: Literal["GELU", "ReLU", "SiLU"] = "GELU"
+    """activation of the MLPs"""
     norm: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    """normalisation of the blocks"""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    noise: Noise | None = None
+    """auto: FlexAttention on CUDA where it fits, which skips hidden blocks"""
+    noise: NoiseOption = None
 
     @model_validator(mode="before")
     @classmethod

@@ -21,7 +21,7 @@ from models.layers.batch_norm import BatchNorm2d
 from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.members import Generators
-from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
+from models.layers.noise import Chain, NoiseOption, Noisy, condition_norms, forecast_members, normalise
 from models.layers.padding import PaddedConv2d, PaddedConvTranspose2d, Padding, check_padding
 from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -30,18 +30,17 @@ BLOCKS = 3  # deep 的残差块数，原版的默认值
 
 
 class Config(Strict):
-    """variant 见文件开头；width: 基础宽度 w；blocks: deep 的残差块数（不写为 3），cnn 没有；
-
-    padding: 卷积的边界，zeros 四边补零（原版），circular_lon 经度循环、纬度补零；
-    predict: 网络给出的是场（原版），还是与最后一帧历史之差；noise: 成员的噪声，见 models/layers/noise.py。
-    """
+    """各键的意思写在键下面；variant 见文件开头。"""
 
     variant: Literal["cnn", "deep"] = "cnn"
+    """cnn: one halving and back; deep: residual blocks on the grid"""
     width: PositiveInt = 64
+    """base width w"""
     blocks: PositiveInt | None = None
+    """residual blocks of deep; null: the original's 3"""
     padding: Padding = "zeros"
     predict: Predict = "state"
-    noise: Noise | None = None
+    noise: NoiseOption = None
 
     @field_validator("blocks")
     @classmethod

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.members import Generators
-from models.layers.noise import Noise, forecast_members, modulation
+from models.layers.noise import NoiseOption, forecast_members, modulation
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
@@ -34,23 +34,24 @@ Cell = tuple[Tensor, Tensor]  # (h, c)，各 (B, D, H, W)
 
 
 class Config(Strict):
-    """variant 家族中的哪一个；hidden 各层的通道数 D；kernel 卷积的边长（奇数）；padding 卷积的边界。
+    """predict 的差：convlstm 与最后一帧历史之差，seq2seq 与解码这一步的输入之差。
 
-    predict 网络给出场，还是差：convlstm 与最后一帧历史之差，seq2seq 与解码这一步的输入之差。
-
-    teacher_forcing 只属于 seq2seq：训练时每个窗口、每一步以真值作下一步输入的概率；1 总是真值，0 总是自己的预测。
-
-    noise 成员的噪声；与 teacher_forcing 不合用：真值没有成员。
+    noise 与 teacher_forcing 不合用：真值没有成员。
     """
 
     variant: Literal["convlstm", "seq2seq"] = "convlstm"
+    """convlstm: all frames at once; seq2seq: frame by frame, fed with its own forecast"""
     hidden: int = Field(64, ge=2)
+    """channels of h and c"""
     layers: PositiveInt = 2
+    """layers of the encoder"""
     kernel: PositiveInt = 3
+    """side of the convolutions, odd"""
     padding: Padding = "zeros"
     predict: Predict = "state"
     teacher_forcing: Share = 0.0
-    noise: Noise | None = None
+    """seq2seq, training: chance that a step is fed with the truth; not with noise"""
+    noise: NoiseOption = None
 
     @field_validator("kernel")
     @classmethod
@@ -68,7 +69,7 @@ class Config(Strict):
 
     @field_validator("noise")
     @classmethod
-    def _has_no_truth(cls, noise: Noise | None, info: ValidationInfo) -> Noise | None:
+    def _has_no_truth(cls, noise: NoiseOption, info: ValidationInfo) -> NoiseOption:
         if noise is not None and info.data.get("teacher_forcing"):
             raise ValueError("members follow their own frames; leave out model.teacher_forcing or model.noise")
         return noise
@@ -80,7 +81,7 @@ class ConvLSTMCell(nn.Module):
     c' = σ(f)·c + σ(i)·tanh(g)，h' = σ(o)·tanh(c')。
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int, padding: Padding, noise: Noise | None = None) -> None:
+    def __init__(self, channels: int, hidden: int, kernel: int, padding: Padding, noise: NoiseOption = None) -> None:
         super().__init__()
         self.gates = PaddedConv2d(channels + hidden, 4 * hidden, kernel, padding)
         self.noise_gates = None if noise is None else modulation(noise.size, 4 * hidden)

@@ -50,21 +50,33 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
 
 
 class Config(Strict):
-    """size 是论文里的名字（S、B、L、XL）；为 null 时写明 dim、depth、heads。wide_* 是 dit_dh 的宽头，dit 不看。"""
+    """DiT 的选项；wide_* 是 dit_dh 的宽头，dit 不看。"""
 
     first_stage: str | dict[str, Any] | None = None
+    """checkpoint of the autoencoder whose latents are generated, frozen; null: on the grid itself"""
     variant: Variant = "dit"
+    """dit: one stream; dit_dh: a narrow deep one conditions a wide shallow one"""
     size: str | None = None
+    """S, B, L or XL as in the paper; null: give dim, depth and heads"""
     dim: PositiveInt | None = None
+    """width; with size: null"""
     depth: PositiveInt | None = None
+    """blocks; with size: null"""
     heads: PositiveInt | None = None
+    """attention heads; with size: null"""
     wide_dim: PositiveInt = 2048
+    """dit_dh: width of the wide stream, at least the numbers in a token"""
     wide_depth: PositiveInt = 2
+    """dit_dh: its blocks"""
     wide_heads: PositiveInt = 16
+    """dit_dh: its attention heads"""
     patch: PositiveInt = 2
+    """side of a token, in points of the latents"""
     predict: Predict = "state"
     sampling_steps: PositiveInt = 50
+    """Euler steps of a forecast, one network call each"""
     sample_chunk: PositiveInt = 16
+    """members computed at once in a forecast; memory only"""
 
     @field_validator("size")
     @classmethod

@@ -50,20 +50,32 @@ class Config(Strict):
     """潜扩散的选项；帧数与通道数来自 data 段，编码的大小来自阶段一。"""
 
     first_stage: str | dict[str, Any] | None = None
+    """checkpoint of the autoencoder whose latents are generated, frozen; null: on the grid itself"""
     base_channels: Width = 128
     multipliers: list[PositiveInt] = Field([1, 2, 4], min_length=1)
+    """channels of each level over base_channels; sides halve from one to the next"""
     depth: PositiveInt = 2
+    """residual blocks of each level"""
     attention_levels: list[int] = Field(default_factory=list)
+    """levels with attention, 0 is the finest; the deepest always has it"""
     heads: PositiveInt = 4
+    """attention heads; must divide base_channels"""
     padding: Padding = "zeros"
     predict: Predict = "state"
     prediction: Prediction = "epsilon"
+    """what the network gives: the noise, the clean sample, or v"""
     noise_steps: PositiveInt = 1000
+    """steps from the data to noise"""
     beta_start: float = Field(1e-4, gt=0, lt=1)
+    """variance added by the first of them"""
     beta_end: float = Field(0.02, gt=0, lt=1, validate_default=True)  # 默认的值与写明的 noise_steps 也可能不合
+    """by the last; linear between"""
     sampler: Sampler = "dpm_solver"
+    """ddpm takes all noise_steps; dpm_solver keeps the spread in few steps"""
     sampling_steps: PositiveInt = 20
+    """network calls of a forecast"""
     sample_chunk: PositiveInt = 16
+    """members computed at once in a forecast; memory only"""
 
     @field_validator("attention_levels")
     @classmethod

@@ -35,12 +35,17 @@ class Config(Strict):
     """潜空间 U-Net 的选项；潜变量的大小来自阶段一。"""
 
     first_stage: str | dict[str, Any]
+    """checkpoint of the autoencoder"""
     base_channels: Width = 128
     depth: PositiveInt = 3
+    """halvings of the latents"""
     predict: Predict = "state"
     loss_space: Literal["fields", "latent"] = "fields"
+    """fields: after decoding; latent: cheaper, needs both halves frozen"""
     freeze_encoder: bool = True
+    """the encoder does not learn"""
     freeze_decoder: bool = True
+    """the decoder does not learn"""
     padding: Padding = "zeros"
 
     @model_validator(mode="after")

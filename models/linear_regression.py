@@ -42,16 +42,16 @@ ALPHAS = [10 ** (quarter / 4) for quarter in range(-12, 41)]  # 0.001 到 10¹�
 
 
 class Config(Strict):
-    """variant 见文件开头；alpha: L2 惩罚（原版 ridge 1.0，multi_output 10.0），auto 在验证段上挑；
-
-    max_frames: 训练段最多有几帧（日志里 split train 一行的样本数），对偶的大小、用哪种解法由它定；
-    memory_gb: 求解许用的内存，10⁹ 字节。
-    """
+    """variant 见文件开头；原版的 alpha：ridge 1.0，multi_output 10.0。对偶的大小、用哪种解法由 max_frames 定。"""
 
     variant: Literal["ridge", "multi_output"] = "ridge"
+    """multi_output: inputs are standardised first, which equals one ridge regression a variable"""
     alpha: float | Literal["auto"] = "auto"
+    """L2 penalty; auto: chosen on the validation windows"""
     max_frames: PositiveInt
+    """at least the frames of the training dates (samples of split train in the log); sets the size of the checkpoint"""
     memory_gb: float = Field(8.0, gt=0)
+    """memory the solution may take, 10^9 bytes"""
 
     @field_validator("alpha", mode="before")
     @classmethod

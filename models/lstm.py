@@ -31,18 +31,18 @@ from util.strict import PositiveInt, Strict
 
 
 class Config(Strict):
-    """variant 家族中的哪一个；hidden 每个方向的宽度 D；dropout 作用在层与层之间，只有一层时须写 0。
-
-    head 见文件开头；mlp 里的 Dropout 也是 dropout。
-
-    predict 网络给出场，还是差：seq2seq 与解码这一步的输入之差，其余与最后一帧历史之差。
-    """
+    """head 见文件开头，mlp 里的 Dropout 也是 dropout。predict 的差：seq2seq 与解码这一步的输入，其余与最后一帧历史。"""
 
     variant: Literal["lstm", "bidirectional", "seq2seq"] = "lstm"
+    """lstm and bidirectional give all frames at once; seq2seq frame by frame"""
     hidden: PositiveInt = 128
+    """width of each direction"""
     layers: PositiveInt = 2
+    """layers of LSTM cells"""
     dropout: float = Field(0.2, ge=0, lt=1, validate_default=True)
+    """between layers; 0.0 with one layer"""
     head: Literal["linear", "mlp"] = "linear"
+    """linear: one layer; mlp: Linear, ReLU, Dropout, Linear"""
     predict: Predict = "state"
 
     @field_validator("dropout")

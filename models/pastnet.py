@@ -43,28 +43,38 @@ EXPAND = 2  # 傅里叶支路感知机的宽度，随后取相邻 EXPAND 个的�
 
 
 class Config(Strict):
-    """PastNet 的选项，名字取自原版；task 见文件开头，reconstruct 没有传播与傅里叶支路，也就没有它们的键。
-
-    width：编码器、解码器的宽度，第一层是它的一半；latent_dim、codebook_size：记忆库的码的维数与个数；
-    commitment：它在损失里的权重；patch：傅里叶支路一块的格点数（纬度, 经度）；fourier_frames 见文件开头。
-    """
+    """PastNet 的选项，名字取自原版；task、fourier_frames 见文件开头。第一层的宽度是 width 的一半。"""
 
     task: Literal["forecast", "reconstruct"] = "forecast"
+    """reconstruct: encoder, memory bank and decoder alone, for train.init; it has no keys of the other parts"""
     width: int = Field(128, ge=2, multiple_of=2)
+    """channels of encoder and decoder"""
     res_units: PositiveInt = 32
+    """channels inside a residual unit"""
     res_layers: PositiveInt = 4
+    """residual units"""
     residual: Addend = "identity"
+    """what a residual unit adds to: x, or relu(x) as the released code"""
     latent_dim: int = Field(64, ge=GROUPS, multiple_of=GROUPS)
+    """numbers of a code"""
     codebook_size: int = Field(512, ge=2)
+    """codes"""
     commitment: float = Field(0.25, ge=0)
+    """weight of the commitment loss"""
     padding: Padding = "zeros"
     hid_T: int = Field(256, ge=2 * GROUPS, multiple_of=2 * GROUPS)  # 块内是 hid_T / 2 个通道
+    """channels of the propagation"""
     N_T: int = Field(8, ge=2)
+    """blocks of the propagation, down and up"""
     patch: list[PositiveInt] = Field([16, 16], min_length=2, max_length=2)
+    """[rows, columns] of grid points in a patch of the Fourier branch, multiples of 4 that divide the grid"""
     fourier_dim: int = Field(128, ge=BLOCKS, multiple_of=BLOCKS)
+    """width of the Fourier branch"""
     fourier_frames: Literal["each", "all"] = "each"
+    """Fourier branch: each frame by itself, or all of history together"""
     predict: Predict = "state"
     freeze_memory: bool = False
+    """encoder and codes do not learn; with train.init"""
 
     @field_validator("hid_T", "N_T", "patch", "fourier_dim", "fourier_frames", "predict", "freeze_memory")
     @classmethod

@@ -17,7 +17,7 @@ from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.lead_codes import LeadCodes
 from models.layers.members import Generators
-from models.layers.noise import Noise, condition_norms, forecast_members
+from models.layers.noise import NoiseOption, condition_norms, forecast_members
 from models.layers.padding import Padding, check_padding
 from models.layers.scaling import ChannelScaling, Scaling
 from models.layers.unet import UNet, Width
@@ -26,14 +26,15 @@ from util.strict import PositiveInt, Strict
 
 
 class Config(Strict):
-    """像素 U-Net 的选项；帧数与通道数来自 data 段；noise: 成员的噪声，见 models/layers/noise.py。"""
+    """像素 U-Net 的选项；帧数与通道数来自 data 段。"""
 
     base_channels: Width = 64
     depth: PositiveInt = 4
+    """halvings; 2^depth must divide both sides of the grid"""
     scaling: Scaling = "minmax"
     padding: Padding = "zeros"
     predict: Predict = "state"
-    noise: Noise | None = None
+    noise: NoiseOption = None
 
 
 class Model(nn.Module):

@@ -40,13 +40,19 @@ class Config(RAEOptions):
     """RAE 的选项；通道数与网格来自 data 段。"""
 
     freeze_encoder: bool = True
+    """the encoder does not learn"""
     freeze_decoder: bool = False
+    """the decoder does not learn"""
     decoder_weights: str | None = None
+    """decoder_fp16.safetensors of engine.studies.stage1_direct that the decoder starts from; null: anew"""
     channels: Channels = "repeat"
     scaling: Scaling = "minmax"
     noise_tau: float = Field(0.8, ge=0)
+    """training: noise of a standard deviation drawn below it is added to the latents; 0: none"""
     mse_weight: float = Field(0.0, ge=0)
+    """loss = L1 + this times the mean square"""
     vae_batch_size: PositiveInt = 16
+    """most images encoded or decoded at once; memory only"""
 
 
 class Model(nn.Module):

@@ -29,10 +29,13 @@ class Config(RAEOptions):
     """直接预报的选项；帧数与通道数来自 data 段。"""
 
     freeze_backbone: bool = True
+    """the pretrained backbone does not learn"""
     train_in_adapter: bool = True
+    """the layer before it learns; false: it comes from train.init"""
     scaling: Scaling = "minmax"
     predict: Predict = "state"
     mse_weight: float = Field(0.0, ge=0)
+    """loss = L1 + this times the mean square"""
 
 
 class Model(nn.Module):

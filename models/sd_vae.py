@@ -38,12 +38,19 @@ class Architecture(Strict):
     """AutoencoderKL 的结构，键名照 diffusers；默认值是 Stable Diffusion 的，它的宽度是 [128, 256, 512, 512]。"""
 
     block_out_channels: list[PositiveInt] = Field(min_length=1)
+    """channels of each level; sides halve from one to the next"""
     layers_per_block: PositiveInt = 2
+    """residual blocks of each level"""
     latent_channels: PositiveInt = 4
+    """channels of the latents of an image"""
     norm_num_groups: PositiveInt = 32
+    """groups of the normalisation; must divide the channels"""
     mid_block_add_attention: bool = True
+    """attention at the deepest level"""
     use_quant_conv: bool = True
+    """1 x 1 convolution after the encoder"""
     use_post_quant_conv: bool = True
+    """1 x 1 convolution before the decoder"""
 
     @model_validator(mode="after")
     def _normalises(self) -> Architecture:
@@ -71,16 +78,25 @@ class Config(Strict):
     """
 
     weights: str
+    """Hugging Face id or folder of an AutoencoderKL; random: write its architecture"""
     architecture: Architecture | None = Field(None, validate_default=True)
+    """of weights: random; pretrained ones bring their own"""
     channels: Channels = "repeat"
     scaling: Scaling = "minmax"
     image_size: list[PositiveInt] | None = Field(None, min_length=2, max_length=2)
+    """[height, width] that fields are resized to and back; null: not"""
     freeze_encoder: bool = False
+    """the encoder does not learn"""
     freeze_decoder: bool = False
+    """the decoder does not learn"""
     vae_batch_size: PositiveInt = 16
+    """most images encoded or decoded at once; memory only"""
     loss: Literal["l1", "mse"] = "l1"
+    """of the reconstruction, in standardised space"""
     spectral_weight: float = Field(0.0, ge=0)
+    """weight of the error of zonal spectra"""
     kl_weight: float = Field(1e-6, ge=0)
+    """weight of the KL divergence"""
 
     @field_validator("architecture")
     @classmethod

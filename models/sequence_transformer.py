@@ -47,14 +47,20 @@ DEFAULTS = {  # 各 variant 的默认值；spatial 不丢弃：CPU 上丢弃注�
 
 
 class Config(Strict):
-    """不写的取 DEFAULTS；decoder_depth 只有 seq2seq 有；predict 网络给出场，还是与最后一帧历史之差。"""
+    """不写的取 DEFAULTS。"""
 
     variant: Literal["transformer", "seq2seq", "spatial"] = "transformer"
+    """a token is a whole frame (transformer, seq2seq) or a grid point (spatial)"""
     dim: PositiveInt
+    """width; seq2seq: 256 by default"""
     heads: PositiveInt
+    """attention heads; must divide dim; seq2seq: 8 by default"""
     depth: PositiveInt
+    """layers of the encoder; seq2seq: 4 by default"""
     decoder_depth: PositiveInt | None = None
+    """layers of seq2seq's decoder, 4 by default; the others have none"""
     dropout: float = Field(ge=0, lt=1)
+    """of attention, MLPs and head; spatial: 0.0 by default"""
     predict: Predict = "state"
 
     @model_validator(mode="before")

@@ -29,7 +29,7 @@ from models.layers.frames import partner_frames, to_state
 from models.layers.halving import check_halvings
 from models.layers.inception import GROUPS, KERNELS, SLOPE, Inception, InceptionTranslator
 from models.layers.members import Generators
-from models.layers.noise import Chain, Noise, Noisy, condition_norms, forecast_members, normalise
+from models.layers.noise import Chain, NoiseOption, Noisy, condition_norms, forecast_members, normalise
 from models.layers.padding import PaddedConv2d, Padding, check_padding
 from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -42,17 +42,23 @@ Scale = Literal["same", "down", "up"]
 
 
 class Config(Strict):
-    """SimVP 的选项，名字与原版相同；帧数与通道数来自 data 段；noise: 成员的噪声，见 models/layers/noise.py。"""
+    """SimVP 的选项，名字与原版相同；帧数与通道数来自 data 段。"""
 
     translator: Literal["inception", "gsta"] = "inception"
+    """inception: v1; gsta: the gated large kernels of v2"""
     hid_S: int = Field(32, ge=SPATIAL_GROUPS)
+    """channels of encoder and decoder, even"""
     hid_T: PositiveInt = 256
+    """channels of the translator"""
     N_S: PositiveInt = 2
+    """layers of the encoder; sides halve every two"""
     N_T: int = Field(8, ge=2)
+    """blocks of the translator"""
     drop_path: float = Field(0.0, ge=0, lt=1)
+    """gsta: chance that the last block's branches are left out, rising from 0.01"""
     padding: Padding = "zeros"
     predict: Predict = "state"
-    noise: Noise | None = None
+    noise: NoiseOption = None
 
     @field_validator("hid_S")
     @classmethod

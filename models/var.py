@@ -41,13 +41,18 @@ LEAST_WEIGHT = 0.01  # 新加的尺度起步时的份量
 
 
 class History(Strict):
-    """历史条件：用最后几帧（null 为全部），走哪几条路，见 HistoryCondition。"""
+    """历史条件，见 HistoryCondition。"""
 
     frames: PositiveInt | None = None
+    """last frames of history that are seen; null: all"""
     context: bool = True
+    """as tokens seen by all scales"""
     adaln: bool = True
+    """as a vector that modulates the layers"""
     start: bool = True
+    """as the input of the first scale"""
     local: bool = True
+    """as the surroundings of each place, added to the input of each scale"""
 
     @model_validator(mode="after")
     def _some_way(self) -> History:
@@ -57,32 +62,45 @@ class History(Strict):
 
 
 class Progressive(Strict):
-    """由粗到细地训练：起初只有头 first_scales 个尺度，训练走到 until（全部步数的几成）时全有，其间均匀地一个个加入。
-
-    新加的尺度的份量用 warmup_steps 步由 0.01 升到 1。
-    """
+    """由粗到细地训练：尺度从 first_scales 个起，到 until 为止均匀地一个个加入。"""
 
     first_scales: PositiveInt
+    """scales at the beginning"""
     until: float = Field(gt=0, lt=1)
+    """share of the training after which there are all"""
     warmup_steps: int = Field(default=0, ge=0)
+    """updates in which a new scale's weight rises from 0.01 to 1"""
 
 
 class Config(Strict):
     """VAR 的选项；尺度与码本来自阶段一。原版的 width = 64·depth，heads = depth。condition = month 时不看 history。"""
 
     first_stage: str | dict[str, Any]
+    """checkpoint of a vqvae"""
     condition: Literal["history", "month"] = "history"
+    """history: the frames before; month: that of the target alone"""
     history: History = History()
+    """which way history is seen; at least one of the four"""
     depth: PositiveInt = 16
+    """blocks; the original has width = 64 depth, heads = depth"""
     width: PositiveInt = 1024
+    """width"""
     heads: PositiveInt = 16
+    """attention heads; must divide width"""
     shared_adaln: bool = False
+    """one modulation for all layers, which add offsets"""
     drop_path: float = Field(0.0, ge=0, lt=1)
+    """chance that the last block's branches are left out"""
     residual_gain: float = Field(1e-3, gt=0)
+    """gain of the residuals at the beginning"""
     condition_dropout: float = Field(0.1, ge=0, lt=1)
+    """training: chance that the condition is hidden, which sampling.cfg needs"""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """of the cross-entropy, in training"""
     progressive: Progressive | None = None
+    """train from coarse to fine; null: all scales at once"""
     sampling: Sampling = Sampling()
+    """how members are drawn; may change after training (--set)"""
 
     @model_validator(mode="after")
     def _unconditional(self) -> Config:

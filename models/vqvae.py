@@ -35,31 +35,48 @@ from util.strict import PositiveInt, Strict
 class Config(Strict):
     """选项；默认的尺寸与权重是 VAR 原版的（损失的权重取自它的作者的单尺度训练代码）。
 
-    encodes：state 编码场，tendency 编码相邻两帧之差；width … dropout 见 vqvae_gan.Shape；
-    vocabulary、latent_dim：码的个数与维数；
-    scales：个数，或逐个写明（n 即 n × n，或 [h, w]）；phi、beta 见 multiscale；codebook、restart 见 codebook.Codebook。
+    width … dropout 见 vqvae_gan.Shape；phi、beta 见 multiscale；codebook、restart 见 codebook.Codebook。
     """
 
     encodes: Predict = "state"
+    """state: fields; tendency: differences of neighbouring frames, which var alone can use"""
     width: PositiveInt = 160
+    """channels of the finest level"""
     multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
+    """channels of each level over width; sides halve from one to the next"""
     blocks: PositiveInt = 2
+    """residual blocks of each level of the encoder; the decoder has one more"""
     groups: PositiveInt = 32
+    """groups of the normalisation; must divide the channels"""
     attention: bool = True
+    """after each residual block of the deepest level"""
     middle_attention: bool = True
+    """between the two middle blocks"""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """inside residual blocks"""
     padding: Padding = "zeros"
     latent_dim: PositiveInt = 32
+    """numbers of a code"""
     vocabulary: int = Field(4096, ge=2)
+    """codes"""
     scales: PositiveInt | list[int | list[int]] = 10
+    """how many, or a list of them, coarse to fine: n (n x n) or [rows, columns]"""
     phi: int = Field(4, ge=0)
+    """convolutions after enlarging that the scales share; 0: one for each scale"""
     beta: float = Field(0.25, ge=0)
+    """weight of the term that draws encodings to their codes"""
     codebook: Learned = "gradient"
+    """gradient: codes are learned; ema: they follow the mean of their vectors"""
     restart: float = Field(0.0, ge=0, lt=1)
+    """a code used less than this share of an even use is replaced by a vector of the data; 0: never"""
     l1_weight: float = Field(0.2, ge=0)
+    """weight of the L1 error"""
     l2_weight: float = Field(1.0, ge=0)
+    """weight of the mean square"""
     spectral_weight: float = Field(0.0, ge=0)
+    """weight of the error of zonal spectra"""
     vae_batch_size: PositiveInt = 16
+    """most frames encoded or decoded at once; memory only"""
 
     @model_validator(mode="after")
     def _normalises(self) -> Config:

@@ -25,7 +25,7 @@ from models.layers.attention import GroupAttention, check_heads
 from models.layers.forcings import Inputs
 from models.layers.frames import to_state
 from models.layers.members import Generators
-from models.layers.noise import Noise, condition_norms, forecast_members, normalise
+from models.layers.noise import NoiseOption, condition_norms, forecast_members, normalise
 from models.layers.transformer import DecoderLayer, FeedForward, sinusoid
 from util.batch import DataSpec, Predict
 from util.strict import PositiveInt, Strict
@@ -34,19 +34,22 @@ MLP_RATIO = 4
 
 
 class Config(Strict):
-    """patch：一块的格点数（纬度, 经度），须整除网格；noise：成员的噪声，见 models/layers/noise.py。
-
-    其余是编码器、解码器的尺寸。
-    """
+    """一块的大小，编码器、解码器的尺寸。"""
 
     patch: list[PositiveInt] = Field([4, 8], min_length=2, max_length=2)
+    """[rows, columns] of grid points in a patch; must divide the grid"""
     dim: PositiveInt = 128
+    """width"""
     heads: PositiveInt = Field(4, validate_default=True)
+    """attention heads; must divide dim"""
     depth: PositiveInt = 4
+    """layers of the encoder"""
     decoder_depth: PositiveInt = 2
+    """layers of the decoder"""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """of attention and MLPs"""
     predict: Predict = "state"
-    noise: Noise | None = None
+    noise: NoiseOption = None
 
     @field_validator("heads")
     @classmethod

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-Predict = Literal["state", "tendency"]  # 网络给出的（自编码器编码的）是场本身，还是与前一帧（最后一帧历史）之差
+Predict = Annotated[
+    Literal["state", "tendency"],
+    Field(description="the network gives the fields, or their change from the last frame it sees (needs fewer steps)"),
+]
 
 
 class Seeds(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from util.strict import (
     Day,
-    Name,
     PositiveInt,
     Share,
     Strict,
@@ -22,8 +20,8 @@ from util.strict import (
     read_mapping,
     validate,
 )
-from util.training_config import TrainConfig
-from util.variables import FORCINGS, RANGES, STATIC, plausible_range, split_channel
+from util.training_config import CheckpointConfig, LogConfig, RunSection, TrainConfig
+from util.variables import RANGES, Forcings, Levels, Limits, plausible_range, split_channel
 
 
 def _yes_no(value: object) -> object:
@@ -31,32 +29,15 @@ def _yes_no(value: object) -> object:
     return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
 
 
-def _levels(value: object) -> object:
-    """变量的层：single、all 或层的列表；联合类型自己的报错看不懂，在它之前说清。"""
-    named = isinstance(value, list) and value and all(re.fullmatch(r"level_\d+", str(v)) for v in value)
-    if not named and (isinstance(value, list) or value not in ("single", "all")):
-        raise ValueError("write single, all, or a list of levels like [level_00, level_01]")
-    return value
-
-
-Levels = Annotated[Literal["single", "all"] | list[str], BeforeValidator(_levels)]
-
-
-def _limits(value: list[float]) -> list[float]:
-    if len(value) != 2 or not value[0] < value[1]:
-        raise ValueError("write [low, high], low below high, in the units of the channel")
-    return value
-
-
-Limits = Annotated[list[float], AfterValidator(_limits)]
-
-
 class Axis(Strict):
-    """等距坐标轴，单位为度；step 的正负就是排列方向（纬度由北向南时为负）。"""
+    """等距坐标轴；step 的正负就是排列方向。"""
 
     first: float
+    """degrees, of the first row or column of a file"""
     step: float
+    """degrees from one to the next; negative: north to south"""
     count: int = Field(ge=1, le=100_000)  # 400 米
+    """rows or columns"""
 
     @model_validator(mode="after")
     def _nonzero(self) -> Axis:
@@ -93,35 +74,33 @@ def _one_circle(axis: Axis) -> Axis:
     return axis
 
 
-def _known_forcings(names: list[str]) -> list[str]:
-    for name in names:
-        if name not in FORCINGS and not (name.startswith(STATIC) and name != STATIC):
-            raise ValueError(f"{name!r} is no forcing; {nearest(name, [*FORCINGS, f'{STATIC}NAME'], 'forcings')}")
-    if len(set(names)) < len(names):
-        raise ValueError("a forcing is listed twice")
-    return names
-
-
 class Splits(Strict):
-    """三段日期 [起, 止]，两端都含；写年份时取整年。"""
+    """三段日期。"""
 
     train: list[Day] = Field(min_length=2, max_length=2)
+    """[first, last] of training, both included: a year (1979) or a day (1979-01-31)"""
     val: list[Day] = Field(min_length=2, max_length=2)
+    """the same of validation"""
     test: list[Day] = Field(min_length=2, max_length=2)
+    """the same of the test"""
 
 
 Frames = Annotated[int, Field(ge=1, le=10_000)]  # 再长就是一张张的表、一个个的位置先把内存用尽
 Source = Literal["tree", "store"]
-Windows = Literal["random", "apart", "all"]  # 一轮训练的窗口：随机取 N // t 个起点；互不重叠，依次取；每个起点，打乱
+Windows = Literal["random", "apart", "all"]
 
 
 class DataPart(Strict):
     """几个数据集合成一个时，其中一个自己的：在哪里、有哪些通道；其余的键各个都相同。"""
 
     root: str
+    """folder of its tree"""
     source: Source = "tree"
+    """read the tree under root, or the store"""
     store: str | None = None
+    """folder of its store"""
     variables: dict[str, Levels]
+    """its variables, as in data.variables"""
 
 
 class DataConfig(Strict):
@@ -129,44 +108,75 @@ class DataConfig(Strict):
 
     读的是从 1970-01-01T00 数起（文件名的历法）第 first_hour、first_hour + interval_hours……小时的场，哪一年都接着数；
     步长整除 24 时 first_hour 就是每天的第一个钟点。
-    starts_every_hours: 数据比步长密时写：每隔这么久读一个场，都可以是窗口的起点，窗口里的帧仍隔 interval_hours。
-    lead_hours: 一次预报可以走几小时（升序，头一个是 interval_hours）；每个训练窗口抽一个，时效是网络的条件。
-    forcings: 外强迫；roles: 变量或通道 → diagnostic 的只预报，不喂回来（models/layers/forcings.py）。
-    verify: 存档的块核对校验和，第一次读的时候，或者每一次。
-    parts: data.set 是一列时，名字（文件名）→ 各自的；那时 root 只是它们的名字，statistics 是合起来的统计量所在。
+    写了 starts_every_hours 的，读的是第 first_hour 起每 starts_every_hours 小时的场，窗口里的帧仍隔 interval_hours。
+    lead_hours：每个训练窗口抽一个，时效是网络的条件。
+    外强迫与角色见 models/layers/forcings.py；data.set 是一列时，root 只是 parts 的名字。
     """
 
     root: str
+    """folder of the tree: root/t2m_npy/1979/1979-0000.npy; not read with source: store"""
     source: Source = "tree"
+    """tree: the files under root; store: the folder that dataset.py pack wrote"""
     store: str | None = None
+    """that folder"""
     parts: dict[str, DataPart] = Field(default_factory=dict)
+    """made by a list in data.set: name of a data set (its file) -> what is its own"""
     statistics: str | None = None
+    """several data sets: folder of their joint statistics (dataset.py statistics --write)"""
     verify: Literal["never", "first_read", "always"] = "first_read"
+    """checksums of the chunks of a store: at the first read of each, always, or never"""
     residency: Literal["disk", "memory", "device"] = "disk"
+    """disk: as needed; memory: a store read ahead into the page cache; device: training and validation kept on it"""
     variables: dict[str, Levels]
+    """variable -> single, all, or its levels [level_00, ...]; the channels in this order"""
     units: dict[str, str] = Field(default_factory=dict)
+    """variable or channel -> its unit, where it is not the usual one"""
     valid_range: dict[str, Limits] = Field(default_factory=dict)
+    """variable or channel -> [low, high] in its unit; what lies outside counts as missing"""
     pressure_hpa: list[float] = Field(default_factory=list)
+    """pressures of level_00, level_01, ..."""
     latitude: Annotated[Axis, AfterValidator(_between_poles)]
+    """the rows of a file"""
     longitude: Annotated[Axis, AfterValidator(_one_circle)]
+    """the columns of a file"""
     utc_offset_hours: int = Field(default=0, ge=-12, le=14)
+    """clock of the file numbers minus UTC"""
     interval_hours: PositiveInt = 6
+    """hours from one frame to the next"""
     first_hour: int = Field(default=0, ge=0)
+    """first hour read, counted from 1970-01-01T00 on: the first of a day where interval_hours divides 24"""
     starts_every_hours: PositiveInt | None = None
+    """null: interval_hours; less, a divisor of it, where the data are denser: each of these hours starts a window"""
     splits: Splits
+    """dates of training, validation and test"""
     frames_in: Frames
+    """frames of history; t = frames_in + frames_out"""
     frames_out: Frames = 1
+    """frames of one forecast"""
     lead_hours: list[PositiveInt] = Field(default_factory=list)
-    forcings: Annotated[list[str], AfterValidator(_known_forcings)] = Field(default_factory=list)
+    """hours that one forecast may reach, rising from interval_hours: a network of all of them; []: interval_hours alone"""
+    forcings: Forcings = Field(default_factory=list)
+    """known inputs, never forecast: solar, day_of_year, hour_of_day, latitude, longitude, static/NAME"""
     roles: dict[str, Literal["prognostic", "diagnostic"]] = Field(default_factory=dict)
+    """variable or channel -> diagnostic: forecast and scored, but never an input"""
     standardize: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_no)] = "auto"
+    """yes: the files are raw; no: they are standardised; auto: measure a sample and decide"""
     max_gap_hours: PositiveInt = 24
+    """longer gaps are not interpolated, and no window crosses them"""
     max_missing: Share = 0.01
+    """share of a channel's files that may be missing or unreadable"""
     windows: Windows = "random"
+    """windows of an epoch: random draws N // t starts, apart takes them side by side, all every start
+
+    (shuffle: true is random, shuffle: false is apart)"""
     eval_stride: PositiveInt = 1
+    """validation and test take every n-th start"""
     workers: int = Field(default=2, ge=0, le=1024)
+    """reading processes"""
     pin_memory: bool = True
+    """page-locked memory for the copies to a GPU"""
     cache_dir: str = "tmp"
+    """folder of caches; it may be deleted"""
 
     @model_validator(mode="before")
     @classmethod
@@ -246,50 +256,23 @@ class DataConfig(Strict):
         return plausible_range(channel, self.units, self.valid_range)
 
 
-class RunSection(Strict):
-    """在哪里跑、用什么种子。"""
-
-    name: Name | None = None
-    seed: int = Field(default=42, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = Field(default=1, ge=1, le=1024)
-    num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-
-
-class CheckpointConfig(Strict):
-    """sharded：last.ckpt 的张量由各进程各写一片；best、epoch-NNNN 总是一个完整的文件。"""
-
-    dir: str = "checkpoints"
-    every_epochs: PositiveInt = 10
-    every_minutes: float = Field(default=15.0, gt=0)
-    sharded: bool = False
-
-
-class WandbConfig(Strict):
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "ar_pred"
-    entity: str | None = None
-    dir: str = "."  # wandb 自己在其下建 wandb/
-
-
-class LogConfig(Strict):
-    dir: str = "log"
-    every_steps: PositiveInt = 10
-    figures: int = Field(default=2, ge=0)
-    wandb: WandbConfig = WandbConfig()
-
-
 class RunConfig(Strict):
     """一次运行的全部配置；model 段由 models.build_config 按模型自己的 Config 检查。"""
 
     run: RunSection = RunSection()
+    """where to run, and the seed"""
     data: DataConfig
+    """which fields, dates and windows"""
     model: dict[str, Any]
+    """name and options of the model"""
     train: TrainConfig
+    """how to train"""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """what is saved, and when"""
     log: LogConfig = LogConfig()
+    """what is written beside it"""
     smoke: list[str] = Field(default_factory=list)
+    """the overrides (key=value) of --smoke, which shrink the run"""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), smoke: bool = False) -> RunConfig:

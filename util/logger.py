@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from util.atomic import replacing
 from util.cli import one_line
-from util.config import WandbConfig
 from util.signals import Interrupted
+from util.training_config import WandbConfig
 
 INIT_SECONDS = 15  # W&B 连不上时最多等这么久（秒）
 FINISH_SECONDS = 60  # 结束时上传最多等这么久；没传完的留在盘上，可用 wandb sync 补传

@@ -230,11 +230,12 @@ def nearest(word: str, options: Iterable[str], what: str = "valid names") -> str
     options = list(options)
     if not options:
         return f"{what}: none"
-    close = _closest(word, options)
+    close = closest(word, options)
     return f"nearest: {close}" if close else f"{what}: {', '.join(options)}"
 
 
-def _closest(word: str, options: Iterable[str]) -> str | None:
+def closest(word: str, options: Iterable[str]) -> str | None:
+    """最近的名字；没有相近的是 None。"""
     return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.6)), None)
 
 
@@ -267,7 +268,7 @@ def _explain(schema: type[BaseModel], values: Mapping[str, Any], error: Validati
     message = " or ".join(dict.fromkeys(messages))
     if isinstance(value, Mapping | BaseModel):  # 整段的规矩：打印整段没有用处
         return f"{key}: {message}"
-    close = _closest(value, re.findall(r"'(.+?)'", message)) if isinstance(value, str) and "literal" in kind else None
+    close = closest(value, re.findall(r"'(.+?)'", message)) if isinstance(value, str) and "literal" in kind else None
     return f"{key} = {brief(value)}: {message}" + (f"; nearest: {close}" if close else "")
 
 
@@ -283,18 +284,18 @@ def _locate(
             if part not in here and part not in fields and part != loc[-1]:
                 continue
             key, parent = f"{key}.{part}" if key else str(part), below
-            below = _section(fields[part].annotation) if part in fields else None
+            below = section_of(fields[part].annotation) if part in fields else None
             here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int):
             key, here = f"{key}[{part}]", here[part]
     return key or "top level", parent
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """类型注解里的配置段：Schedule、Schedule | None、list[Schedule] 都是 Schedule。"""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
+    return next((found for inner in get_args(annotation) if (found := section_of(inner))), None)
 
 
 def _suggest(schema: type[BaseModel], parent: type[BaseModel] | None, key: str, prefix: str) -> str:
@@ -304,7 +305,7 @@ def _suggest(schema: type[BaseModel], parent: type[BaseModel] | None, key: str, 
     siblings = [f"{section}.{name}" if section else name for name in (parent.model_fields if parent else {})]
     for options in ([k for k in everywhere if k.rpartition(".")[2] == word], siblings, everywhere):
         names = {k.rpartition(".")[2]: k for k in reversed(options)}  # 同名的取先出现的
-        if close := _closest(word, names):
+        if close := closest(word, names):
             return f"nearest: {names[close]}"
     return f"valid keys: {', '.join(siblings) or 'none'}"
 
@@ -313,5 +314,5 @@ def _all_keys(schema: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in schema.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
         yield key
-        if below := _section(field.annotation):
+        if below := section_of(field.annotation):
             yield from _all_keys(below, key)

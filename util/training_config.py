@@ -1,30 +1,86 @@
-"""配置的 train 段：怎样训练。"""
+"""配置的 run、train、checkpoint、log 段：在哪里跑，怎样训练，留下什么。"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from util.strict import PositiveInt, Share, Strict, nearest
+from util.strict import Name, PositiveInt, Share, Strict, nearest
+
+
+class RunSection(Strict):
+    """在哪里跑、用什么种子。"""
+
+    name: Name | None = None
+    """name of the folders of this run; null: config name and time"""
+    seed: int = Field(default=42, ge=0)
+    """of every random draw"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    devices: int = Field(default=1, ge=1, le=1024)
+    """GPUs, or processes on CPUs, of each machine"""
+    num_nodes: PositiveInt = 1
+    """machines"""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """several devices: ddp copies the model, fsdp shards it; auto: ddp"""
+
+
+class CheckpointConfig(Strict):
+    """存什么、何时存。"""
+
+    dir: str = "checkpoints"
+    """the run's folder is made in it"""
+    every_epochs: PositiveInt = 10
+    """epochs from one epoch-NNNN.ckpt to the next"""
+    every_minutes: float = Field(default=15.0, gt=0)
+    """last.ckpt is never older than this"""
+    sharded: bool = False
+    """each process writes its shard of last.ckpt; best and epoch-NNNN are whole files always"""
+
+
+class WandbConfig(Strict):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an API key, else offline"""
+    project: str = "ar_pred"
+    """project of W&B"""
+    entity: str | None = None
+    """user or team of W&B; null: that of the key"""
+    dir: str = "."
+    """wandb/ is made in it"""
+
+
+class LogConfig(Strict):
+    dir: str = "log"
+    """the run's folder is made in it"""
+    every_steps: PositiveInt = 10
+    """updates from one row of metrics.csv to the next"""
+    figures: int = Field(default=2, ge=0)
+    """figures of each split at the end of a training"""
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases"""
 
 
 class Schedule(Strict):
-    """学习率曲线；warmup_steps 对 constant 与 cosine 有意义，min_ratio 对 cosine 与 plateau，末两样只对 plateau：
-
-    验证损失连着 patience 次没有进步（PyTorch 的默认：不到万分之一不算）之后再没有，学习率就乘 factor。
-    """
+    """学习率曲线；plateau 的进步照 PyTorch 的默认：不到万分之一不算。"""
 
     name: Literal["constant", "cosine", "onecycle", "plateau"] = "constant"
+    """course of the learning rate; plateau: times factor when the validation loss falls no more"""
     warmup_steps: int = Field(default=0, ge=0)
+    """constant, cosine: updates of the rise to lr"""
     min_ratio: Share = 0.0
+    """cosine, plateau: the lowest, over lr"""
     factor: float = Field(default=0.1, gt=0, lt=1)
+    """plateau: the learning rate is multiplied by it"""
     patience: int = Field(default=10, ge=0)
+    """plateau: so many validations without progress are let pass"""
 
 
-DISTANCES = ("mse", "mae", "huber", "gradient", "amse", "crps", "energy")  # 写法见 util/scores/distances.py
+Distance = Literal["mse", "mae", "huber", "gradient", "amse", "crps", "energy"]  # 写法见 util/scores/distances.py
+DISTANCES: tuple[str, ...] = get_args(Distance)
 OF_MEMBERS = {"crps", "energy"}
-BALANCES = ("equal", "tendency", "balanced")
+Balance = Literal["equal", "tendency", "balanced"]
+BALANCES: tuple[str, ...] = get_args(Balance)
 
 
 def _distances(value: object) -> object:
@@ -55,16 +111,16 @@ def _positive(name: str, weight: object) -> None:
 
 
 class Rollout(Strict):
-    """滚动训练：自己的输出作下一步的历史，滚几步，梯度就穿过几步。
-
-    steps: 滚几步；schedule 代替它：[[第几次参数更新起（从 0 数）, 滚几步], ...]，如 [[0, 1], [2000, 2], [3000, 4]]。
-    loss_on: 每一步的目标都算，还是只算末一步的。checkpoint: 各步的激活在反向时重算，不必都留着，多算一遍前向。
-    """
+    """滚动训练：自己的输出作下一步的历史，滚几步，梯度就穿过几步。"""
 
     steps: PositiveInt = 1
+    """calls of the model in a row, each fed with the forecast before; 1: its own forecasts are not fed back"""
     schedule: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
+    """instead of steps: [[update, steps from it on], ...], from update 0"""
     loss_on: Literal["all", "last"] = "all"
+    """the targets of all steps count, or those of the last"""
     checkpoint: bool = True
+    """recompute each step in the backward pass: less memory, one more forward pass"""
 
     @model_validator(mode="after")
     def _one_says_how_long(self) -> Rollout:
@@ -97,20 +153,21 @@ class Rollout(Strict):
 class ObjectiveConfig(Strict):
     """训练与验证的目标；缺省就是均方误差。有自己的目标的模型（扩散、编号）只收权重，见 engine/objective.py。
 
-    distance: 预报与目标的距离，或几样的加权和；crps、energy 要 members 个成员，模型须抽得出（model.noise）。
-    area: 按格点的面积加权，与成绩相同。channels: equal；tendency 除以一步的变化的标准差，由训练数据量；
-    balanced 除以训练里各自的距离的滑动平均，各通道一样重（验证时同 equal）；或通道（变量）名 → 权重，没有写的是 1。
-    level: pressure 时气压层按气压加权。各样相乘，全部的平均是 1。
+    各样权重相乘，全部的平均是 1；balanced 除以训练里各自的距离的滑动平均，验证时同 equal。
     """
 
-    distance: Annotated[str | dict[str, float], BeforeValidator(_distances)] = "mse"
+    distance: Annotated[Distance | dict[Distance, float], BeforeValidator(_distances)] = "mse"
+    """of forecast and truth: a name, or a weighted sum {mae: 0.8, mse: 0.2}; crps, energy need a model with members"""
     members: int | None = Field(default=None, ge=2)
+    """crps, energy: members drawn of each window; null: 2"""
     area: bool = False
-    channels: Annotated[
-        Literal["equal", "tendency", "balanced"] | dict[str, float], BeforeValidator(_channel_weights)
-    ] = "equal"
+    """weigh grid points by their area, as the scores do"""
+    channels: Annotated[Balance | dict[str, float], BeforeValidator(_channel_weights)] = "equal"
+    """tendency: divide by the spread of a step's change; balanced: all weigh the same; or {t2m: 2.0}, others 1"""
     level: Literal["none", "pressure"] = "none"
+    """pressure: weigh pressure levels by their pressure"""
     rollout: Rollout = Rollout()
+    """training on its own forecasts"""
 
     @model_validator(mode="after")
     def _members_have_a_use(self) -> ObjectiveConfig:
@@ -121,7 +178,7 @@ class ObjectiveConfig(Strict):
     @property
     def distances(self) -> dict[str, float]:
         """名字 → 权重。"""
-        return self.distance if isinstance(self.distance, dict) else {self.distance: 1.0}
+        return {**self.distance} if isinstance(self.distance, dict) else {self.distance: 1.0}
 
     @property
     def drawn(self) -> int:
@@ -137,32 +194,48 @@ def _number_or_auto(value: object) -> object:
 
 
 class TrainConfig(Strict):
-    """训练段；init 是新的运行从哪个检查点的权重起步（续训时不读）。
-
-    batch_size 是全体设备上一次参数更新所用的窗口数；auto 由训练定下（engine/memory/advice.py），检查点里是定下的数。
-    final_weight_decay: 权重衰减从 weight_decay 起，照余弦走到末一步的它；没有写就不变。
-    """
+    """训练段；续训时不读 init。batch_size: auto 由训练定下（engine/memory/advice.py），检查点里是定下的数。"""
 
     epochs: int = Field(ge=0)
+    """passes over the training windows; 0: only look at the data"""
     init: str | None = None
+    """checkpoint whose weights a new run starts from, where names and shapes agree"""
     batch_size: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
+    """windows of one update, on all devices together; auto: the most that fit into memory"""
     accumulate: PositiveInt = 1
+    """micro-batches that an update is made of"""
     optimizer: Literal["adam", "adamw"] = "adam"
+    """adamw: weight decay apart from the gradient"""
     lr: float = Field(default=1e-4, gt=0)
+    """learning rate, the highest of the schedule"""
     betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    """the two of Adam"""
     weight_decay: float = Field(default=0.0, ge=0)
+    """of matrices; vectors and tables of codes have none"""
     final_weight_decay: float | None = Field(default=None, ge=0)
+    """weight decay goes to it along a cosine; null: it stays"""
     schedule: Schedule = Schedule()
+    """learning rate over the run"""
     clip_norm: float | None = Field(default=None, gt=0)
+    """longest gradient; null: any"""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """bf16-mixed: compute in half precision, keep weights in float32"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """float32 matrix products: high is TF32 on a GPU, medium less; scores always take highest"""
     compile: bool = False
+    """compile block by block; needs a C++ compiler (Triton on a GPU)"""
     activation_checkpointing: Literal["none", "blocks"] = "none"
+    """blocks: recompute their activations in the backward pass: less memory, one more forward pass"""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """what training and validation minimise"""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """running average of the weights, which validation and best.ckpt take; null: none"""
     early_stop_epochs: PositiveInt | None = None
+    """stop after so many epochs without progress; null: never"""
     validate_every_epochs: PositiveInt = 1
+    """epochs from one validation to the next"""
     preflight: bool = True
+    """before training: one step, a save and a restore at full size"""
 
     @property
     def windows(self) -> int:

@@ -1,9 +1,14 @@
-"""变量表：九个变量的文件夹、单位、CF 名称，与合理范围；表外的变量照样能用，单位、范围写在数据 YAML 里。"""
+"""变量表：九个变量的文件夹、单位、CF 名称，与合理范围；表外的照样能用，单位、范围写在数据 YAML 里。"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator
+
+from util.strict import nearest
 
 
 class Variable(NamedTuple):
@@ -147,3 +152,35 @@ def plausible_range(
             return low, high
     found = RANGES.get(variable)
     return (found.low, found.high) if found and units.get(variable, found.units) == found.units else None
+
+
+def _levels(value: object) -> object:
+    """变量的层：single、all 或层的列表；联合类型自己的报错看不懂，在它之前说清。"""
+    named = isinstance(value, list) and value and all(re.fullmatch(r"level_\d+", str(v)) for v in value)
+    if not named and (isinstance(value, list) or value not in ("single", "all")):
+        raise ValueError("write single, all, or a list of levels like [level_00, level_01]")
+    return value
+
+
+Levels = Annotated[Literal["single", "all"] | list[str], BeforeValidator(_levels)]
+
+
+def _limits(value: list[float]) -> list[float]:
+    if len(value) != 2 or not value[0] < value[1]:
+        raise ValueError("write [low, high], low below high, in the units of the channel")
+    return value
+
+
+Limits = Annotated[list[float], AfterValidator(_limits)]
+
+
+def _known_forcings(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in FORCINGS and not (name.startswith(STATIC) and name != STATIC):
+            raise ValueError(f"{name!r} is no forcing; {nearest(name, [*FORCINGS, f'{STATIC}NAME'], 'forcings')}")
+    if len(set(names)) < len(names):
+        raise ValueError("a forcing is listed twice")
+    return names
+
+
+Forcings = Annotated[list[str], AfterValidator(_known_forcings)]

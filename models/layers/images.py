@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 RGB = 3  # 图的通道数
-Channels = Literal["repeat", "adapter"]
+Channels = Annotated[
+    Literal["repeat", "adapter"],
+    Field(description="repeat: an image of each channel; adapter: one of all, by a learned 1 x 1 convolution"),
+]
 
 
 class Adapter(nn.Module):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.layers.losses import refuse_members
@@ -24,9 +26,16 @@ NORMS = CHANNELS_LAST | nn.GroupNorm | nn.BatchNorm2d
 
 
 class Noise(Strict):
-    """size: 向量的维数。"""
+    """成员的噪声的选项。"""
 
     size: PositiveInt = 32
+    """numbers drawn for each member"""
+
+
+NoiseOption = Annotated[
+    Noise | None,
+    Field(description="makes the model an ensemble (--members); train it with the distance crps or energy"),
+]
 
 
 class Noisy(nn.Module):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from util.batch import DataSpec
 
-Padding = Literal["zeros", "circular_lon"]
+Padding = Annotated[
+    Literal["zeros", "circular_lon"],
+    Field(description="edges of convolutions: zeros, or longitude as a circle with zeros at the poles"),
+]
 
 
 def check_padding(padding: Padding, spec: DataSpec) -> None:

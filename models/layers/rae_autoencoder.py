@@ -35,9 +35,13 @@ class DecoderSize(Strict):
     """解码器的大小；键与 transformers 的相同。"""
 
     hidden_size: int = Field(ge=4, multiple_of=4)  # 位置编码：行与列、正弦与余弦，各占四分之一
+    """width"""
     num_hidden_layers: PositiveInt
+    """layers"""
     num_attention_heads: PositiveInt
+    """attention heads; must divide hidden_size"""
     intermediate_size: PositiveInt
+    """width inside an MLP"""
 
     @field_validator("num_attention_heads")
     @classmethod
@@ -74,13 +78,19 @@ class RAEOptions(Strict):
     """重建（rae）与直接预报（rae_direct）共有的选项；名字与需求里 RAEWrapper 的参数相同。"""
 
     encoder_cls: EncoderName = "SigLIP2wNorm"
+    """kind of the pretrained encoder"""
     encoder_config_path: str | dict[str, Any] = "google/siglip2-base-patch16-256"
+    """its Hugging Face id or folder; with weights: random its architecture"""
     weights: Weights = "pretrained"
+    """random: untrained, for tests"""
     encoder_input_size: Annotated[
         list[PositiveInt], BeforeValidator(square), Field(min_length=2, max_length=2, validate_default=True)
     ] = Field([256, 256])
+    """side or [height, width] of its images, a multiple of its patches"""
     decoder_config_path: Annotated[DecoderSize, BeforeValidator(named_decoder)] = DECODERS["vit_mae-base"]
+    """vit_mae-base, vit_mae-large, vit_mae-xl, or the four sizes"""
     decoder_patch_size: PositiveInt = 16
+    """side of the patches that the decoder gives"""
 
     def encoder(self) -> RepresentationEncoder:
         height, width = self.encoder_input_size

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from util.batch import Batch
 
-Scaling = Literal["zscore", "minmax"]
+Scaling = Annotated[
+    Literal["zscore", "minmax"],
+    Field(description="what the network sees: standardised fields, or each channel within [-1, 1] by its extremes"),
+]
 
 
 class ChannelScaling(nn.Module):

@@ -25,7 +25,11 @@ def _normalises(width: int) -> int:
     return width
 
 
-Width = Annotated[int, Field(ge=GROUPS), AfterValidator(_normalises)]  # 配置里最浅一层的通道数
+Width = Annotated[
+    int,
+    Field(ge=GROUPS, description=f"channels of the finest level, a multiple of {GROUPS}"),
+    AfterValidator(_normalises),
+]
 
 
 class ConvBlock(Chain):

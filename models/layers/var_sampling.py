@@ -22,16 +22,16 @@ SMOOTH_START, SMOOTH_FALL, SMOOTH_LEAST = 0.27, 0.95, 0.005  # Gumbel-softmax �
 
 
 class Sampling(Strict):
-    """采样的选项。
-
-    cfg 引导的强度，0 为没有；top_k、top_p 只留下最可能的码，null 与 1 为全部；smooth 用码的加权平均代替抽到的码
-    （原版的 more_smooth，只供看图：成员之间的差别会变小）。
-    """
+    """采样的选项；smooth 即原版的 more_smooth。"""
 
     cfg: float = Field(default=1.5, ge=0)
+    """strength of guidance, growing with the scales; 0: none"""
     top_k: PositiveInt | None = 900
+    """draw from the likeliest codes only; null: from all"""
     top_p: float = Field(default=0.96, gt=0, le=1)
+    """draw from the likeliest with this probability together; 1: from all"""
     smooth: bool = False
+    """average the codes instead of drawing: for pictures, members become alike"""
 
 
 class ScaleCodes(Protocol):

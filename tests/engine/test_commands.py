@@ -13,7 +13,7 @@ from tests.engine.runs import run_script, write_run
 from util.commands.dataset import WORDS
 
 FLAGS = {
-    train_parser: {"--config", "--resume", "--smoke", "--estimate", "--no-verify", "overrides"},
+    train_parser: {"--config", "--resume", "--smoke", "--estimate", "--explain", "--no-verify", "overrides"},
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
         *("--save", "--overwrite", "overrides", "--export", "--program", "--no-verify"),

@@ -17,8 +17,8 @@ import pytest
 from tqdm import tqdm
 
 from util import logger as logger_module
-from util.config import WandbConfig
 from util.logger import MetricRow, MetricsLog, open_wandb, read_metrics, setup_logging
+from util.training_config import WandbConfig
 
 LOGGER = logging.getLogger("ar_pred")
 
