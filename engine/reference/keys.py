@@ -142,7 +142,8 @@ def explain(wanted: str) -> int:
     found = [key for key in keys if not wanted or f"{key.name}.".startswith(f"{wanted}.") or key.model == wanted]
     if not found:
         last = {key.name.rpartition(".")[2]: key.name for key in reversed(keys)}
-        near = closest(wanted, {name for key in keys for name in key[:2]}) or closest(wanted, last)
+        names = {name for key in keys for name in key[:2]}
+        near = wanted if wanted in last else closest(wanted, names) or closest(wanted, last)
         hint = f"nearest: {last.get(near, near)}" if near else "python train.py --explain lists all"
         raise ValueError(f"--explain {wanted}: no such key; {hint}")
     print("\n".join(text_of(key) for key in found))
