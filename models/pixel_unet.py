@@ -17,7 +17,7 @@ from models.layers.frames import to_state
 from models.layers.halving import check_halvings
 from models.layers.lead_codes import LeadCodes
 from models.layers.members import Generators
-from models.layers.noise import NoiseOption, condition_norms, forecast_members
+from models.layers.noise import Noise, NoiseOption, condition_norms, forecast_members
 from models.layers.padding import Padding, check_padding
 from models.layers.scaling import ChannelScaling, Scaling
 from models.layers.unet import UNet, Width

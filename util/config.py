@@ -154,7 +154,7 @@ class DataConfig(Strict):
     frames_out: Frames = 1
     """frames of one forecast"""
     lead_hours: list[PositiveInt] = Field(default_factory=list)
-    """hours that one forecast may reach, rising from interval_hours: a network of all of them; []: interval_hours alone"""
+    """hours that one forecast may reach, interval_hours first: the network learns all of them; []: that alone"""
     forcings: Forcings = Field(default_factory=list)
     """known inputs, never forecast: solar, day_of_year, hour_of_day, latitude, longitude, static/NAME"""
     roles: dict[str, Literal["prognostic", "diagnostic"]] = Field(default_factory=dict)
