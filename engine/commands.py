@@ -72,11 +72,20 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
 def inference_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Forecast from a checkpoint.", allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="e.g. checkpoints/RUN/best.ckpt")
+    source.add_argument("--checkpoint", help="e.g. checkpoints/RUN/best.ckpt, or a folder that --package wrote")
     source.add_argument("--program", metavar="FILE.pt2", help="what --export wrote, instead of a checkpoint")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--export", type=Path, metavar="FILE.pt2|FILE.onnx",
         help="write the checkpoint's model as a program of torch.export (or as ONNX), and nothing else",
+    )  # fmt: skip
+    instead.add_argument(
+        "--card", action="store_true",
+        help="print the checkpoint's model card (Markdown), or write it to the file --out, and nothing else",
+    )  # fmt: skip
+    instead.add_argument(
+        "--package", type=Path, metavar="DIR",
+        help="write a folder to share (weights, config, card, program), which --checkpoint takes, and nothing else",
     )  # fmt: skip
     parser.add_argument(
         "--time", nargs="+", default=[], metavar="TIME",
@@ -106,8 +115,8 @@ def inference_parser() -> argparse.ArgumentParser:
 def inference_command(argv: Arguments = None) -> int:
     """inference.py、inference_ar_pred_video_vanilla.py。"""
     args = inference_parser().parse_intermixed_args(argv)
-    if args.export:
-        return _export(args)
+    if args.export or args.card or args.package:
+        return _describe(args)
     times = [text for text in args.time if "=" not in text]
     moved = [text for text in args.time if "=" in text]  # 写在时刻后面的 data.KEY=VALUE
     if not times and not args.inputs:
@@ -138,20 +147,34 @@ def inference_command(argv: Arguments = None) -> int:
         return forecast(args.program or args.checkpoint, options, args.out)
 
 
-def _export(args: argparse.Namespace) -> int:
-    alone = inference_parser().parse_args(["--checkpoint", args.checkpoint or "", "--export", str(args.export)])
+def _describe(args: argparse.Namespace) -> int:
+    """不预报的三样，都只看检查点。"""
+    given = {"--export": args.export, "--package": args.package, "--card": args.card and ""}
+    name, value = next((name, value) for name, value in given.items() if value not in (None, False))
+    words = [name, *([str(value)] if value else [])]
+    out = ["--out", str(args.out)] if args.card and args.out else []
+    alone = inference_parser().parse_args(["--checkpoint", args.checkpoint or "", *words, *out])
     if args.checkpoint is None or vars(args) != vars(alone):
-        raise ValueError(f"--export {args.export} goes with --checkpoint alone: leave out the other options")
-    from engine.forecasting.program import export_program
-    from util.logger import setup_logging
+        raise ValueError(f"{' '.join(words)} goes with --checkpoint alone: leave out the other options")
+    with loading():
+        from engine.forecasting.program import export_program
+        from engine.sharing.card import show_card
+        from engine.sharing.package import write_folder
+        from util.logger import setup_logging
 
+    if args.card:
+        return show_card(args.checkpoint, args.out)
     setup_logging(None)
-    return export_program(args.checkpoint, args.export)
+    return export_program(args.checkpoint, args.export) if args.export else write_folder(args.checkpoint, args.package)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score a checkpoint beside the baselines.", allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="e.g. checkpoints/RUN/best.ckpt, or a folder that inference.py --package wrote",
+    )
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="which dates (default: test)")
     parser.add_argument(
         "--steps", type=_positive, default=None, help="frames to roll on (default: one call of the model)"

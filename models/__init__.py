@@ -32,6 +32,7 @@ from util.checkpoint import forecast_weights
 from util.cli import one_line, out_of_memory
 from util.config import apply_overrides, load_config
 from util.data.resident import available_memory
+from util.files.package import CONFIG
 from util.files.training_checkpoint import load_training
 from util.strict import Strict, nearest, validate
 
@@ -162,7 +163,7 @@ def check_first_stage(options: Mapping[str, Any]) -> None:
         ValueError: 文件不在（写明怎样训练一个），或给的是文件夹。
     """
     source = options.get("first_stage")
-    if not isinstance(source, str) or Path(source).is_file():
+    if not isinstance(source, str) or Path(source).is_file() or (Path(source) / CONFIG).is_file():
         return
     path, where = Path(source), f"model.first_stage = {source}"
     if path.is_dir():

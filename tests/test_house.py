@@ -39,6 +39,7 @@ STANDS_ON = {  # engine 的一翼站在底层上，此外只有这些
     "engine/evaluation": {"engine/forecasting"},
     "engine/comparison": {"engine/evaluation"},
     "engine/studies": {"engine/evaluation"},
+    "engine/sharing": {"engine/evaluation", "engine/forecasting"},
     "engine/training": {"engine/memory"},
     "engine/training/finish.py": {"engine/evaluation", "engine/codecs"},
 }

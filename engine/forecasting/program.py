@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
+from torch.fx import GraphModule
 
 from engine.loading import Content, load_forecaster
 from models.interface import ForecastModel, Sampled, can_forecast
@@ -121,27 +122,44 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram) -> None:
     made.save(path)
 
 
+def why_not(model: object, name: str) -> str | None:
+    """导不出的原因；导得出是 None。"""
+    if not can_forecast(model):
+        return f"this configuration of {name} reconstructs, it cannot forecast"
+    if model.probabilistic and not isinstance(model, Sampled):
+        return (
+            f"{name} draws its members inside the forecast, a program holds no random numbers; "
+            "forecast with --checkpoint"
+        )
+    return None
+
+
 def traced(model: object, spec: DataSpec, name: str) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     """模型 → 程序，与它的 whole、needs_time；随机数不必有，值不必真。
 
     Raises:
         ValueError: 见 export_program。
     """
-    if not can_forecast(model):
-        raise ValueError(f"--export: this configuration of {name} reconstructs, it cannot forecast")
+    if reason := why_not(model, name):
+        raise ValueError(f"--export: {reason}")
     history = torch.zeros(1, spec.frames_in, spec.num_channels, spec.height, spec.width)
+    assert can_forecast(model)
     with torch.no_grad(), quiet():
-        if not model.probabilistic:
-            time = torch.zeros(1, spec.window, dtype=torch.long)
-            program = torch.export.export(Whole(model), (history, time))
-            return program, {"whole": True, "needs_time": uses_last_input(program)}
-        if not isinstance(model, Sampled):
-            raise ValueError(
-                f"--export: {name} draws its members inside the forecast, a program holds no random numbers; "
-                "forecast with --checkpoint"
-            )
-        network, inputs = model.network_call(history)
-        return torch.export.export(network, inputs), {"whole": False, "needs_time": False}
+        if model.probabilistic:
+            assert isinstance(model, Sampled)
+            program = torch.export.export(*model.network_call(history))
+            return pathless(program), {"whole": False, "needs_time": False}
+        time = torch.zeros(1, spec.window, dtype=torch.long)
+        program = torch.export.export(Whole(model), (history, time))
+        return pathless(program), {"whole": True, "needs_time": uses_last_input(program)}
+
+
+def pathless(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """去掉每一步是哪个文件的哪一行：那是这台机器的路径。"""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 @contextmanager

@@ -71,6 +71,11 @@ def claim_run(
         pattern = f"{config.run.name or glob.escape(stem) + '-*'}/last.ckpt"
         found = sorted(Path(config.checkpoint.dir).glob(pattern), key=lambda p: p.stat().st_mtime)
         resume = str(found[-1]) if found else None
+    if resume and Path(resume).is_dir():
+        raise ValueError(
+            f"--resume {resume}: a folder; name a checkpoint in it, or train.init={resume} if inference.py --package "
+            "wrote it: it holds weights and no state of a training"
+        )
     if resume:
         name = run_name(load_training(resume, gather=False, verify=verify), resume)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -69,6 +70,7 @@ def snapshot(
         "config": config.model_dump(),
         "spec": spec.to_dict(),
         "versions": versions(),
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
     }
 
 

@@ -12,6 +12,7 @@ from models import first_stage_file
 from models.interface import Network, PartlyPretrained, StartsAnew
 from util.batch import DataSpec
 from util.checkpoint import file_sha256, forecast_weights
+from util.files.package import weights_file
 from util.files.training_checkpoint import load_training
 
 log = logging.getLogger("ar_pred")
@@ -32,7 +33,7 @@ class Initial(NamedTuple):
 def first_stage_origin(options: Mapping[str, Any]) -> dict[str, str]:
     """阶段一从哪个检查点来；不是检查点时为空。"""
     path = first_stage_file(options)
-    return {"path": path, "sha256": file_sha256(path)} if path else {}
+    return {"path": path, "sha256": file_sha256(weights_file(path))} if path else {}
 
 
 def check_start(
@@ -67,7 +68,9 @@ def read_initial(path: str) -> Initial:
     """
     content = load_training(path)
     spec = DataSpec.from_dict(content["spec"])
-    return Initial(path, file_sha256(path), forecast_weights(content), spec, content.get("first_stage", {}))
+    return Initial(
+        path, file_sha256(weights_file(path)), forecast_weights(content), spec, content.get("first_stage", {})
+    )
 
 
 def start_from(model: Network, initial: Initial, spec: DataSpec, first_stage: dict[str, str]) -> None:

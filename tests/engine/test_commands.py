@@ -16,7 +16,7 @@ FLAGS = {
     train_parser: {"--config", "--resume", "--smoke", "--estimate", "--explain", "--no-verify", "overrides"},
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
-        *("--save", "--overwrite", "overrides", "--export", "--program", "--no-verify"),
+        *("--save", "--overwrite", "overrides", "--export", "--program", "--card", "--package", "--no-verify"),
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),

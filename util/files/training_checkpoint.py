@@ -11,6 +11,7 @@ from torch import Tensor
 
 from util.batch import DataSpec
 from util.checkpoint import gather_shards, load_checkpoint
+from util.files.package import read_package
 from util.files.records import read_record
 
 TENSORS = ConfigDict(arbitrary_types_allowed=True)
@@ -82,12 +83,13 @@ class _Training(Described):
 
 
 def load_training(path: str | Path, gather: bool = True, verify: bool = True) -> dict[str, Any]:
-    """load_checkpoint，再查各项；返回的是原样的内容。
+    """load_checkpoint，或分享的文件夹（util/files/package.py），再查各项；返回的是原样的内容。
 
     Raises:
         ValueError: 见 load_checkpoint；不是训练的；缺一项，或类型不对，说出是哪一项。
     """
-    content = load_checkpoint(path, gather=False, verify=verify)
+    read = read_package(Path(path), verify) if Path(path).is_dir() else None
+    content = read or load_checkpoint(path, gather=False, verify=verify)
     if content.keys() <= {"format", "model"}:  # 如 tmp/ 里缓存的气候态
         raise ValueError(f"{path} holds a baseline, not a training; name a checkpoints/RUN/best.ckpt")
     check_described(_Training, content, str(path))
