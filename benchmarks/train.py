@@ -6,7 +6,7 @@
     data       主机等下一批
     forward、backward、optimizer   前向，反向，梯度范数、裁剪、更新、EMA、学习率；显卡上另有设备自己的时间
     device     主机等设备把上一步的数算出来（处理器上没有）
-    loop       其余：模型与数据之外的循环
+    loop       其余：模型与数据之外的循环；另有它用去的处理器时间，机器忙时只有这个作数
 
 --imagined 不读数据，用随机的场，留在设备上。--against reference 与注意力写开的 AR_pred（benchmarks/step/reference.py）
 比，一轮对一轮地轮流走。--profile DIR 末了另走几步，写 torch.profiler 的记录。--sources 只比各种数据来源，见
@@ -132,6 +132,7 @@ def summary(rounds: Sequence[Round], size: int, flops: float, ceilings: Sequence
     first = rounds[0]
     found = {"windows/s": middle([size / r.step for r in rounds]), "step, ms": middle([1e3 * r.step for r in rounds])}
     found |= {f"{part}, ms": middle([1e3 * r.host[part] for r in rounds]) for part in first.host}
+    found["loop, processor ms"] = middle([1e3 * r.processor for r in rounds])
     if any(first.device[part] != first.host[part] for part in first.device):
         found |= {f"{part} on the device, ms": middle([1e3 * r.device[part] for r in rounds]) for part in first.device}
     rates = [flops * size / r.step for r in rounds]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,8 @@ from util.data.resident import available_memory
 Moment = float | torch.cuda.Event
 Span = tuple[Moment, Moment]
 log = logging.getLogger("ar_pred")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, -1  # malloc.h；NEVER 在那里是最大的无符号数
+LARGEST_HEAP_BLOCK = 32 * 2**20  # 字节；glibc 自己调也只到这里（界限的两倍以上才还）
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -53,6 +58,24 @@ def memory_size(device: torch.device) -> tuple[int, int]:
         return total, total - free - torch.cuda.memory_reserved(device)
     resident = _status("VmRSS")
     return available_memory() + resident, resident
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """里面 glibc 用过的内存留着，不还给系统：一步的激活不必每一步又要一遍页，那是一步的二十分之一。
+
+    它平时自己调的两个界限到此为止，所以都要给；谁用环境变量 MALLOC_… 定过，照那个。
+    """
+    libc = ctypes.CDLL(None)
+    ours = sys.platform == "linux" and hasattr(libc, "mallopt") and not any(n.startswith("MALLOC_") for n in os.environ)
+    for limit, value in ((M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK), (M_TRIM_THRESHOLD, NEVER)) if ours else ():
+        libc.mallopt(limit, value)
+    try:
+        yield
+    finally:
+        if ours:
+            libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_HEAP_BLOCK)
+            libc.malloc_trim(0)
 
 
 def _status(key: str) -> int:

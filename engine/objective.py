@@ -172,11 +172,12 @@ def check_objective(config: ObjectiveConfig, model: Learner, name: str) -> None:
 
 def objective_loss(model: Learner, batch: Batch, objective: Objective) -> dict[str, Tensor]:
     """键 `loss` 参与求导，其余只记录；`count` 见 OwnObjective.loss，没有就是有效的目标场数。"""
-    if not isinstance(model, ForecastModel):  # 不问 is_codec：它看 latents_known，主机要等设备
-        return model.loss(batch)
     by_forecast = objective.distances != PLAIN or objective.steps(batch) > 1
-    if isinstance(model, OwnObjective) and not (model.field_loss and by_forecast):
-        return model.loss(batch, objective.weights)
+    if isinstance(model, OwnObjective):  # 先问它：问一次 Protocol 要十分之一毫秒
+        if not (model.field_loss and by_forecast):
+            return model.loss(batch, objective.weights)
+    elif not isinstance(model, ForecastModel):  # 不问 is_codec：它看 latents_known，主机要等设备
+        return model.loss(batch)
     return field_distance(forecast_fields(model, batch, objective), batch, objective, model.training)
 
 

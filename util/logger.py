@@ -179,6 +179,22 @@ class WandbRun:
         self._run = run
         self._logger = logger
         self._warned = False
+        self._opening: threading.Thread | None = None
+
+    def open_aside(self, opening: Callable[[], Any]) -> None:
+        """另一个线程去开：一秒多，大半在等它的后台进程。"""
+
+        def run() -> None:
+            self._run = opening()
+
+        self._opening = threading.Thread(target=run, daemon=True)
+        self._opening.start()
+
+    def wait(self) -> None:
+        """等它开好；用到时自己会等，起读取进程（fork）之前也要等。"""
+        if self._opening is not None:
+            self._opening.join()
+            self._opening = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """记一组数；W&B 要求 step 不减，续训时重走的步它自己会丢掉。"""
@@ -195,6 +211,7 @@ class WandbRun:
 
     def finish(self) -> None:
         """结束运行；之后的调用什么也不做。它自己有时限；连时限也不守的，不再等它。"""
+        self.wait()
         thread = threading.Thread(target=self._try, args=(lambda run: run.finish(),), daemon=True)
         thread.start()
         thread.join(FINISH_SECONDS + PATIENCE_SECONDS)
@@ -203,6 +220,7 @@ class WandbRun:
         self._run = None
 
     def _try(self, action: Callable[[Any], None]) -> None:
+        self.wait()
         if self._run is None:
             return
         try:
@@ -217,18 +235,23 @@ def open_wandb(config: WandbConfig, run_name: str, run_config: dict[str, Any], l
     """开一个 W&B 运行；无论缺包、缺密钥还是连不上，都不询问、不报错，降级并记一行日志。
 
     环境变量 WANDB_MODE 盖过 config.mode。auto：有 API 密钥（WANDB_API_KEY 或 netrc）才联网，否则离线。
-    运行的 id 由 run_name 得来，续训接着写同一个运行。文件在 `<config.dir>/wandb/`。
+    运行的 id 由 run_name 得来，续训接着写同一个运行。文件在 `<config.dir>/wandb/`。不等它开好（WandbRun.wait）。
     """
-    mode = _wandb_mode(config, logger)
-    if mode == "disabled":
-        return WandbRun(None, logger)
+    opened, mode = WandbRun(None, logger), _wandb_mode(config, logger)
+    if mode != "disabled":
+        opened.open_aside(lambda: _open(mode, config, run_name, run_config, logger))
+    return opened
+
+
+def _open(mode: str, config: WandbConfig, run_name: str, run_config: dict[str, Any], logger: logging.Logger) -> Any:
+    """W&B 自己的运行；开不成是 None。"""
     try:
         wandb: Any = importlib.import_module("wandb")
         if not hasattr(wandb, "init"):  # 没装 wandb 时，根目录的 wandb/ 会被当成空的命名空间包
             raise ImportError("only an empty folder of that name")
     except Exception as error:  # noqa: BLE001  装坏了的包什么都抛得出
         logger.warning("W&B is off: the package wandb cannot be used (%s); pip install wandb", error)
-        return WandbRun(None, logger)
+        return None
     for attempt in ("online", "offline") if mode == "online" else ("offline",):
         try:
             run = _start(wandb, attempt, config, run_name, run_config)
@@ -239,9 +262,9 @@ def open_wandb(config: WandbConfig, run_name: str, run_config: dict[str, Any], l
             continue
         place = run.url if attempt == "online" else f"upload later with: wandb sync {Path(run.dir).parent}"
         logger.info("W&B %s; %s", attempt, place)
-        return WandbRun(run, logger)
+        return run
     logger.warning("W&B is off for this run")
-    return WandbRun(None, logger)
+    return None
 
 
 def _start(wandb: Any, mode: str, config: WandbConfig, run_name: str, run_config: dict[str, Any]) -> Any:

@@ -20,9 +20,10 @@ ON_DEVICE = ("forward", "backward", "optimizer")
 
 
 class Mark(NamedTuple):
-    """一个时刻：主机的秒数，设备流上的记号。"""
+    """一个时刻：主机的秒数，主线程的处理器秒数，设备流上的记号。"""
 
     host: float
+    processor: float
     event: torch.cuda.Event | None
 
 
@@ -44,7 +45,7 @@ class Stopwatch:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
-        return Mark(time.perf_counter(), event)
+        return Mark(time.perf_counter(), time.thread_time(), event)
 
     def timed(self, part: str, function: Callable[..., T]) -> Callable[..., T]:
         """同一个函数，每次调用记一段。"""
@@ -64,6 +65,10 @@ class Stopwatch:
 
     def host_seconds(self, part: str, since: Mark) -> float:
         return sum(s.end.host - s.begin.host for s in self.spans if s.part == part and s.begin.host >= since.host)
+
+    def processor_seconds(self, since: Mark) -> float:
+        """各部分合起来，主线程的处理器时间。"""
+        return sum(s.end.processor - s.begin.processor for s in self.spans if s.begin.host >= since.host)
 
     def device_seconds(self, part: str, since: Mark) -> float:
         """要等设备做完了才能问；设备就是处理器时，是主机的时间。"""

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from benchmarks.step.arithmetic import LONG, wait_for
 from benchmarks.step.stopwatch import ON_DEVICE, PARTS, elapsed, watching
-from engine.device import peak_memory, reset_peak_memory
+from engine.device import kept_memory, peak_memory, reset_peak_memory
 from engine.one_pass import fit_one_pass
 from engine.training.loop import train_epoch
 from engine.training.run import Run
 from engine.training.state import State, build_state
 from models.interface import OnePass
+from util.cli import only_new_garbage
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData
 from util.logger import MetricsLog, WandbRun
@@ -36,12 +37,14 @@ log = logging.getLogger("ar_pred")
 class Round:
     """几步的平均，一步的秒数：全部；主机上各部分（PARTS 与 loop）；设备上各部分（处理器上就是主机的）。
 
+    processor: 秒，loop 用去的处理器时间；机器忙的时候，别人占去的不在内。
     memory: 字节，权重、优化器与走一步另外要的；处理器上不算进程自己的、别的模型的。
     """
 
     step: float
     host: Mapping[str, float]
     device: Mapping[str, float]
+    processor: float
     memory: int
 
 
@@ -86,7 +89,7 @@ def walk(run: Run, skip: int) -> Round:
     trim_memory()
     reset_peak_memory(device)
     before = peak_memory(device)
-    with watching(run) as watch:
+    with watching(run) as watch, only_new_garbage(), kept_memory():
         train_epoch(run)
         end = watch.mark()
     wait_for(device)
@@ -98,6 +101,7 @@ def walk(run: Run, skip: int) -> Round:
         elapsed(begin, end) / steps if begin.event else wall,
         {**host, "loop": wall - sum(host.values())},
         {part: watch.device_seconds(part, begin) / steps for part in ON_DEVICE},
+        (end.processor - begin.processor - watch.processor_seconds(begin)) / steps,
         state_bytes(state) + peak_memory(device) - before,
     )
 

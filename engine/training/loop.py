@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 
 import torch
 
-from engine.device import device_name, float32_matmuls, peak_memory, reset_peak_memory
+from engine.device import device_name, float32_matmuls, kept_memory, peak_memory, reset_peak_memory
 from engine.memory.advice import announce, explained, settled
 from engine.memory.estimate import Machine, changed, this_machine
 from engine.objective import channel_weights, make_objective, objective_loss, rolled
@@ -38,6 +38,7 @@ from engine.training.validation import BASELINES, baseline_losses, validation_lo
 from models import build_config, check_first_stage
 from models.interface import OnePass
 from util.calendar import time_text
+from util.cli import only_new_garbage
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import share_batches
 from util.data.feed import feed
@@ -56,7 +57,7 @@ def train(config: RunConfig, config_path: str, resume: str | None, verify: bool 
     """
     build_config(config.model, config_path)  # 拼错的模型键要在读数据之前报出来
     fabric = make_fabric(config)
-    with ExitStack() as held, catch_signals() as stop:
+    with ExitStack() as held, catch_signals() as stop, only_new_garbage(), kept_memory():
         content, name = find_resume(fabric, config, config_path, resume, held, verify)
         if content is None:
             check_first_stage(config.model)  # 续训不再需要它
@@ -73,6 +74,7 @@ def train(config: RunConfig, config_path: str, resume: str | None, verify: bool 
                 elif not content["progress"]["batches"]:  # 上一次可能恰好死在存与复制之间
                     save(run)
                     copy_from_last(run)
+                run.wandb.wait()
                 fit(run)
             finish(run)
             return 0

@@ -56,12 +56,9 @@ class Meter:
         self.progress.seconds += now - self.counted
         self.counted = now
         rate, share = self.rates()
-        self.bar.set_postfix(
-            step=self.progress.step,
-            loss=f"{terms['loss']:.4f}",
-            lr=f"{launched.lr:.1e}",
-            rate=f"{rate:.1f}/s",
-            wait=f"{share:.0%}",
+        self.bar.set_postfix_str(
+            f"loss={terms['loss']:.4f}, lr={launched.lr:.1e}, rate={rate:.1f}/s, step={self.progress.step}, "
+            f"wait={share:.0%}",
             refresh=False,
         )
         self.bar.update()

@@ -1,4 +1,4 @@
-"""预检：随机数据走一步、存、读回、再走一步，与没中断的那一步比；夜里的训练才不会死在第一个检查点上。"""
+"""预检：随机数据走一步、存、读回、再走一步，与没中断的那一步比，末了真实大小走一步；夜里的训练才不会死在第一个检查点上。"""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from util.batch import Batch, DataSpec, window_time
 from util.checkpoint import load_checkpoint, random_state, remove_shards, set_random_state
 from util.config import RunConfig, least_batch
 
+FEW = 2  # 窗口
 log = logging.getLogger("ar_pred")
 
 
 def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -> None:
-    """用真实大小的随机批次检查训练、存取、续训、预报；前后的全局随机状态不变。
+    """用随机批次检查存取、续训、预报，用真实大小的检查训练；前后的全局随机状态不变。
+
+    逐位相同几个窗口就看得出；真实大小的一步放在末了：优化器的状态已经在，内存最满。
 
     Args:
         folder: 写临时检查点的地方（就是正式检查点要写的地方，磁盘满在这里就会发现）。
@@ -42,6 +45,8 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         size = max(1, config.train.windows // (fabric.world_size * config.train.accumulate))
         steps = config.train.objective.rollout.longest  # 走到那里才用尽内存，就晚了
         batches = [fabric.to_device(random_batch(spec, size, steps)) for _ in range(config.train.accumulate)]
+        count = size if config.train.compile else FEW  # 编译的见到两种大小，就再编译一遍
+        few = [Batch(*(part[:count] for part in batch.tensors)) for batch in batches]
         state = build_state(fabric, config, spec, total_steps=1_000_000)
         if isinstance(state.model, OnePass):
             far = [fabric.to_device(random_batch(spec, size, max(spec.jumps)))] if spec.jumps else []  # 时效还没有抽的
@@ -49,24 +54,26 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
             solve_one_pass(state.model, one, one)
         state.progress.step = state.total_steps - 1  # 由粗到细的模型到这时是全部的尺度，内存最大
         if state.optimizer is not None:
-            train_step(fabric, state, config, batches).terms()
+            train_step(fabric, state, config, few).terms()
         if is_codec(state.model):
             observe(state.model, batches)
         sharded = writes_shards(config, fabric)
         write(fabric, path, snapshot(fabric, state, config, spec, "preflight", sharded), sharded)
-        expected = next_result(fabric, state, config, spec, batches)
+        expected = next_result(fabric, state, config, spec, few)
         del state
         content = load_checkpoint(path, gather=False)
         again = build_state(fabric, config, spec, total_steps=1_000_000, saved=content)
         restore(fabric, again, content)
         fabric.barrier()
-        found = next_result(fabric, again, config, spec, batches)
+        found = next_result(fabric, again, config, spec, few)
         tolerance = 0.0 if fabric.device.type == "cpu" else 1e-3 * abs(expected)  # 显卡上的归约次序不定
         if abs(found - expected) > tolerance:
             raise ValueError(
                 f"preflight: the step after restoring gives {found:.9g}, without interruption {expected:.9g}"
             )
-        log.info("preflight passed: one step, save, restore, equal next step (%.6g), batch of %d windows", found, size)
+        if again.optimizer is not None:
+            train_step(fabric, again, config, batches).terms()
+        log.info("preflight passed: one step, save, restore, equal next step (%.6g), a step of %d windows", found, size)
     finally:
         if fabric.is_global_zero:
             path.unlink(missing_ok=True)

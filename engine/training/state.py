@@ -67,6 +67,7 @@ class State:
     init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
     objective 见 engine/objective.py，权重由数据定的在第一步之前量。
     encodes 是阶段一编码的；buffers 是随权重存下的 buffer 的名字；broken 在设备上：有过坏的一步，以后的各步都不再更新。
+    parameters、scheduled 是 model 的，造的时候记下：每一步再遍历模块、再问 Protocol，各要十分之几毫秒。
     """
 
     model: Learner
@@ -82,6 +83,8 @@ class State:
     buffers: tuple[str, ...] = ()
     broken: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
     objective: Objective = field(default_factory=Objective)
+    parameters: tuple[nn.Parameter, ...] = ()
+    scheduled: Scheduled | None = None
 
     @property
     def adam(self) -> optim.Optimizer | None:
@@ -147,11 +150,13 @@ def build_state(
     wrapped_optimizer = fabric.setup_optimizers(optimizer)
     assert isinstance(wrapped_optimizer, _FabricOptimizer)  # 给几个，回来的才是一组
     prepare_blocks(model, config.train)  # 在 EMA 的副本之后：副本不编译
+    wrapped.train()  # 预训练的部分造出来时或许是 eval 的；以后由 train_step 看着
     sha256 = initial.sha256 if initial else ""
     broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
     return State(
         model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps,
         model.encodes if is_codec(model) else None, saved_buffers(model), broken, objective,
+        tuple(model.parameters()), model if isinstance(model, Scheduled) else None,
     )  # fmt: skip
 
 
@@ -174,11 +179,12 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
     """
     wrapped = state.wrapped
     assert wrapped is not None
-    wrapped.train()
     model = state.model
-    if isinstance(model, Scheduled):
+    if not model.training:  # 验证、形状表之后；每一步都走遍各层要半毫秒
+        wrapped.train()
+    if state.scheduled is not None:
         with implicit_replication():  # 模型改自己的参数（换码）：分片时各进程各改自己的一片
-            model.at_step(state.progress.step, state.total_steps)
+            state.scheduled.at_step(state.progress.step, state.total_steps)
     before = [state.module.get_buffer(name).clone() for name in state.buffers]  # 前向就会改：BatchNorm 的平均、码本
     sums: dict[str, Tensor] = {}
     cut = len(batches) * fabric.world_size > 1  # 没有切开就不必加权
@@ -187,23 +193,24 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
             with fabric.autocast():  # 一个设备时 wrapped.enter 就是外壳自己的，Fabric 不替它换精度
                 losses = dict(wrapped.enter(partial(objective_loss, model, objective=state.objective), batch))
             count = losses.pop(COUNT, None)
-            if not cut:
-                weight = torch.ones_like(losses["loss"])
-            else:
+            if cut:
                 weight = (counted(batch, state.encodes) if count is None else count).float()
-            terms = {name: term * weight for name, term in losses.items()}
-            fabric.backward(terms["loss"])
-            terms[COUNT] = weight
-        sums = {name: sums.get(name, 0) + term.detach().float() for name, term in terms.items()}
-    means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean")
-    total = means[list(sums).index(COUNT)].clamp(min=1 / fabric.world_size)  # 一个有效的场也没有，梯度都是零
-    norm = whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None])) / total
-    found = {name: mean / total for name, mean in zip(sums, means.unbind(), strict=True) if name != COUNT}
+                losses = {name: term * weight for name, term in losses.items()}
+                losses[COUNT] = weight
+            fabric.backward(losses["loss"])
+        sums = {name: sums.get(name, 0) + term.detach().float() for name, term in losses.items()}
+    found, total = sums, None
+    norm = whole(get_total_norm([p.grad for p in state.parameters if p.grad is not None]))
+    if cut:
+        means = reduce_tensor(fabric, torch.stack(list(sums.values())), "mean")
+        total = means[list(sums).index(COUNT)].clamp(min=1 / fabric.world_size)  # 一个有效的场也没有，梯度都是零
+        norm = norm / total
+        found = {name: mean / total for name, mean in zip(sums, means.unbind(), strict=True) if name != COUNT}
     found["grad_norm"] = norm
     state.broken = state.broken | ~(found["loss"] + norm).isfinite()
     if state.objective.balance is not None:
         state.objective.balance.follow(found, state.broken)
-    update(state, config, norm, total if cut else None, before)
+    update(state, config, norm, total, before)
     return Step(tuple(found), to_host(torch.stack([*found.values()])))
 
 

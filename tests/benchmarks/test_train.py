@@ -70,6 +70,7 @@ def test_the_parts_make_up_the_step(monkeypatch, capsys, tmp_path) -> None:
             assert sum(one["host"].values()) == pytest.approx(one["step"])
             assert all(seconds >= 0 for seconds in one["host"].values())
             assert min(one["host"][part] for part in ("forward", "backward", "optimizer")) > 0
+            assert 0 < one["processor"] < one["step"]
             assert one["memory"] >= 4 * 4 * weights  # 权重、EMA、Adam 的两份，各四字节
     ours = found["sides"]["ours"]
     assert ours["windows/s"] == pytest.approx(2 / ours["step, ms"] * 1000)

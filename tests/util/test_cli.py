@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import subprocess
@@ -21,14 +22,14 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from tests.engine.runs import ROOT
-from util.cli import run_command
+from util.cli import only_new_garbage, run_command
 from util.logger import setup_logging
 
 PAIR = """
 import os, sys
 import torch
 import torch.distributed as dist
-from util.cli import run_command
+from util.cli import only_new_garbage, run_command
 
 fails = sys.argv[2] == "fails"
 children = []
@@ -193,3 +194,12 @@ def test_only_the_last_words_of_a_reading_process(capsys: pytest.CaptureFixture[
 
 def test_a_second_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda: signal.raise_signal(signal.SIGINT), capsys) == (130, "interrupted\n")
+
+
+def test_garbage_of_before_is_not_looked_at() -> None:
+    old = [[] for _ in range(1000)]
+    with only_new_garbage():
+        new: list[object] = []
+        looked_at = {id(one) for one in gc.get_objects()}  # 冻住的不在里面
+        assert id(new) in looked_at and id(old[0]) not in looked_at
+    assert id(old[0]) in {id(one) for one in gc.get_objects()}

@@ -225,7 +225,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, no_environment: None):
 
 
 def start(tmp_path: Path, mode: Any = "auto", name: str = "run"):
-    return open_wandb(WandbConfig(mode=mode, dir=str(tmp_path / "out")), name, {"train": {"lr": 1e-4}}, LOGGER)
+    run = open_wandb(WandbConfig(mode=mode, dir=str(tmp_path / "out")), name, {"train": {"lr": 1e-4}}, LOGGER)
+    run.wait()
+    return run
 
 
 def test_auto_is_offline_without_a_key(fake, tmp_path: Path, caplog: pytest.LogCaptureFixture):
