@@ -34,7 +34,9 @@ class Meter:
         """batches 是这一轮的步数；shown 为假（不是零号进程）时没有进度条。"""
         self.progress = progress
         title = f"epoch {progress.epoch + 1}/{epochs}"
-        self.bar = tqdm(total=batches, initial=progress.batches, desc=title, disable=not shown, leave=False)
+        self.bar = tqdm(
+            total=batches, initial=progress.batches, desc=title, disable=not shown, leave=False, mininterval=1
+        )
         self.begin = self.counted = time.perf_counter()  # counted：算进 progress.seconds 的到这时为止
         self.waited, self.samples = 0.0, 0
         self.launched: Launched | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -14,24 +13,19 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from util.batch import Batch, DataSpec, Wire
 from util.data.dataset import WeatherData
 from util.data.origin import DataError
+from util.data.shared import SHARED, into_shared_memory, remedy
 from util.data.windows import WindowDataset
 
 GRACE = 30  # 秒
 AHEAD = 2  # 每个读取进程备着几批，DataLoader 的缺省
-SHARED = Path("/dev/shm")  # noqa: S108  读取进程交出来的批都在这里；容器里常只有 64 MB
-REMEDY = (
-    "lower data.workers or train.batch_size (data.workers=0 needs none), "
-    "or make it larger, e.g. docker run --shm-size={size}m"
-)
 
 
 def feed(
@@ -130,11 +124,6 @@ def check_shared_memory(batch: int, workers: int, batches: int | None = None, pr
         )
 
 
-def remedy(needed: int) -> str:
-    """共享内存不够时怎么办。"""
-    return REMEDY.format(size=math.ceil(needed / 2**20) + 1)
-
-
 def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers: int, pin: bool) -> Iterator[Any]:
     """按给定的批次表读取；批次表就是全部次序，读取进程数不影响结果。
 
@@ -147,7 +136,7 @@ def make_loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]], workers
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  列表就是合法的 Sampler
-        collate_fn=_into_shared_memory,
+        collate_fn=into_shared_memory,
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
         pin_memory=pin,
@@ -203,23 +192,6 @@ def _obituary(dead: BaseProcess) -> str:
 
 
 # ---- 在读取进程里
-
-
-def _into_shared_memory(batch: Any) -> Any:
-    """当场放进共享内存：放不下是这里的异常，主进程收得到；留给队列的线程放，它只印一段 traceback，主进程一直等。"""
-    if get_worker_info() is not None:
-        tensors = [part for part in batch if isinstance(part, torch.Tensor)]  # 种子是引擎后来给的，这里没有
-        try:
-            for part in tensors:
-                part.share_memory_()
-        except (OSError, RuntimeError) as error:
-            size = sum(part.nbytes for part in tensors)
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"a batch of {size / 1e6:.1f} MB does not fit into shared memory ({reason}); "
-                f"{shutil.disk_usage(SHARED).free / 1e6:.1f} MB are free in {SHARED}; {remedy(size)}"
-            ) from None
-    return batch
 
 
 def _start_worker(_: int) -> None:

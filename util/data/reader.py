@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from util.batch import DataSpec, as_array, as_tensor, empty_fields
 from util.calendar import time_text
 from util.data.index import Index, neighbours, too_many_missing
 from util.data.origin import DataError, Origin
-from util.data.tree_files import (
-    FieldError,
-)
+from util.data.shared import shared_fields
+from util.data.tree_files import FieldError
 
 LINES_SHOWN = 20
 MISSING = "missing"
@@ -74,8 +74,9 @@ class FieldReader:
         return reader
 
     def empty(self, *sizes: int) -> torch.Tensor:
-        """放得下 sizes 个帧的空缓冲区 (*sizes, C, H, W)。"""
-        return empty_fields((*sizes, self.spec.num_channels, self.spec.height, self.spec.width), self.dtype)
+        """放得下 sizes 个帧的空缓冲区 (*sizes, C, H, W)；在读取进程里是共享内存。"""
+        make = empty_fields if get_worker_info() is None else shared_fields
+        return make((*sizes, self.spec.num_channels, self.spec.height, self.spec.width), self.dtype)
 
     def frame(self, hour: int, until: int | None = None, out: np.ndarray | None = None) -> Frame:
         """读 hour（文件名的历法）那一刻的全部通道；其余见 frames。"""

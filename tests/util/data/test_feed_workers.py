@@ -21,10 +21,10 @@ from tests.engine.runs import ROOT
 from tests.trees import DAYS, config_of
 from tests.util.packing.stores import pack_small
 from util.batch import Wire
-from util.data import feed as feeding
 from util.data.dataset import open_data
 from util.data.feed import batch_bytes, check_shared_memory, feed, make_loader
 from util.data.origin import DataError
+from util.data.shared import SHARED
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 核少的机器上
 BATCHES = [[i] for i in range(20)]
@@ -68,6 +68,29 @@ def test_batches_come_through_shared_memory() -> None:
     assert [float(wire.fields[0]) for wire in found] == list(range(20))
     assert all(part.is_shared() for wire in found for part in wire)
     assert not any(part.is_shared() for wire in make_loader(Numbers(), BATCHES, 0, pin=False) for part in wire)
+
+
+class InReadingProcess(NamedTuple):
+    """冒充读取进程里的那一句话。"""
+
+    id: int = 0
+
+
+def test_a_batch_is_read_into_shared_memory(make_tree, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data(config_of(make_tree(tmp_path / "tree", **{**DAYS, "shape": (4, 8)}), frames_in=2))
+    start = int(data.segments["train"][0][0])
+    here = data.windows.wire([start, start + 6])
+    monkeypatch.setattr("util.data.reader.get_worker_info", InReadingProcess)
+    there = data.windows.wire([start, start + 6])
+    assert there.fields.is_shared() and not here.fields.is_shared()
+    assert torch.equal(there.fields, here.fields)
+
+    def full(_: int) -> torch.UntypedStorage:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    with pytest.raises(DataError, match=r"^a batch of 0.0 MB does not fit into shared memory \(unable .*shm-size=2m$"):
+        data.windows.wire([start])
 
 
 @pytest.mark.parametrize(
@@ -176,4 +199,4 @@ def test_a_really_small_shared_memory() -> None:
     command = ["unshare", "-m", "bash", "-c", mount, sys.executable, code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "a batch of 0.8 MB does not fit into shared memory" in done.stderr.splitlines()[-1]
-    assert str(feeding.SHARED) in done.stderr
+    assert str(SHARED) in done.stderr
