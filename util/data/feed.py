@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from util.batch import Batch, DataSpec, Wire
 from util.data.dataset import WeatherData
 from util.data.origin import DataError
-from util.data.shared import SHARED, into_shared_memory, remedy
+from util.data.reader import SHARED, into_shared_memory, remedy
 from util.data.windows import WindowDataset
 
 GRACE = 30  # 秒

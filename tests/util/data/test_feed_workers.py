@@ -24,7 +24,7 @@ from util.batch import Wire
 from util.data.dataset import open_data
 from util.data.feed import batch_bytes, check_shared_memory, feed, make_loader
 from util.data.origin import DataError
-from util.data.shared import SHARED
+from util.data.reader import SHARED
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 核少的机器上
 BATCHES = [[i] for i in range(20)]
