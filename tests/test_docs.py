@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.versions import versions
+from util import VERSION
+from util.strict import read_mapping
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*ROOT.glob("README*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = ("engine", "models", "util", "tests", "benchmarks")
 PATH = re.compile(rf"(?<![\w/.<}}-])((?:{'|'.join(CODE)}|layers|config|docs)/[\w./-]*\w)")
 MODULE = re.compile(rf"python -m ((?:{'|'.join(CODE)})\.[\w.]*\w)")
@@ -59,3 +63,11 @@ def test_a_made_up_path_is_found(tmp_path: Path) -> None:
     assert missing(prose(page)) == ["util/old.py", "util/old.py"]
     assert missing(prose(yaml)) == ["tests/test_old.py", "layers/old.py"]
     assert missing(prose(code)) == ["models/old.py", "engine/older.py"]
+
+
+def test_one_version() -> None:
+    """写在 util/__init__.py；引用的一页、改动的第一节、检查点与报告里的都是它。"""
+    citation = read_mapping(ROOT / "CITATION.cff")
+    heading = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert citation["version"] == VERSION == versions()["ar_pred"]
+    assert heading and heading.groups() == (VERSION, citation["date-released"])
