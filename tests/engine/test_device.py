@@ -21,8 +21,8 @@ def test_memory_that_was_used_is_kept() -> None:
         return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
     with kept_memory():
-        *_, again = faults(), faults(), faults()
-    assert again < 40  # 160 MB 是 40,960 页，或 80 个大页
+        least = min(faults() for _ in range(5))  # 头几遍堆还在长
+    assert least < 40  # 160 MB 是 40,960 页，或 80 个大页
 
 
 def test_limits_of_the_user_stay(monkeypatch) -> None:
