@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import yaml
 
-from engine.evaluation.metrics_file import Result
 from engine.loading import Content, load_forecaster
 from engine.progress import Progress
 from engine.sharing.markdown import block, table
-from engine.sharing.scores import find_scores, scores_section
+from engine.sharing.scores import find_gaps, find_scores, scores_section
 from models.interface import Learner, can_forecast
 from util.atomic import replacing
 from util.batch import DataSpec
@@ -68,7 +67,7 @@ def show_card(checkpoint: str, out: Path | None) -> int:
     """
     content = load_training(checkpoint)
     model, _ = load_forecaster(content, torch.device("cpu"))
-    text = make_card(content, model, nameless(checkpoint), written_on(content, checkpoint), find_scores(content))
+    text = make_card(content, model, nameless(checkpoint), written_on(content, checkpoint))
     if out is None:
         print(text, end="")
         return 0
@@ -90,10 +89,8 @@ def front_matter(content: Content) -> str:
     return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\n"
 
 
-def make_card(
-    content: Content, model: Learner, source: str, date: str, results: Mapping[str, Result], program: str | None = None
-) -> str:
-    """content: 检查点的内容；source: 命令里怎样称呼它；results: 评测的文件夹 → 成绩；program: 旁边的程序叫什么。"""
+def make_card(content: Content, model: Learner, source: str, date: str, program: str | None = None) -> str:
+    """content: 检查点的内容；source: 命令里怎样称呼它；program: 旁边的程序叫什么。"""
     about, spec = described(content, date), DataSpec.from_dict(content["spec"])
     progress = read_record(Progress, content["progress"], "checkpoint: progress")
     parts = [
@@ -101,8 +98,8 @@ def make_card(
         model_section(about, model),
         data_section(about["config"]["data"], spec),
         training_section(about, progress),
-        scores_section(progress, results),
-        limits_section(about["config"]["data"], spec, model),
+        scores_section(progress, find_scores(content)),
+        limits_section(about["config"]["data"], spec, model, find_gaps(content)),
         use_section(source, about["config"]["data"], spec, model, program),
     ]
     return "\n\n".join(parts) + "\n"
@@ -175,7 +172,7 @@ def training_section(about: Mapping[str, Any], progress: Progress) -> str:
     return f"## Training\n\n{table(('', ''), rows)}\n\n{block({k: v for k, v in train.items() if k != 'objective'})}"
 
 
-def limits_section(data: Mapping[str, Any], spec: DataSpec, model: Learner) -> str:
+def limits_section(data: Mapping[str, Any], spec: DataSpec, model: Learner, gaps: Mapping[str, int]) -> str:
     step, first, offset = spec.interval_hours, data.get("first_hour", 0), data.get("utc_offset_hours", 0)
     reach = ", ".join(f"+{hours} h" for hours in spec.lead_hours or [step * spec.frames_out])
     every = data.get("starts_every_hours") or step
@@ -189,6 +186,10 @@ def limits_section(data: Mapping[str, Any], spec: DataSpec, model: Learner) -> s
     lines += [f"Trained on hours {first}, {first + every}, ... in the calendar of the files (UTC{offset:+d} h)."]
     lines += ["Missing fields were interpolated in the inputs and never used as targets, over gaps of at most "]
     lines[-1] += f"{data.get('max_gap_hours')} h; windows over longer gaps were left out."
+    if gaps:
+        lines += [
+            "Files found missing or unreadable in training: " + ", ".join(f"{k} {v}" for k, v in gaps.items()) + "."
+        ]
     if not spec.closes_circle:
         lines += ["A region: nothing comes in through its edges but what the history shows."]
     return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines)

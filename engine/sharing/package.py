@@ -10,7 +10,6 @@ import torch
 from engine.forecasting.program import traced, why_not, write_program
 from engine.loading import load_forecaster
 from engine.sharing.card import front_matter, make_card, written_on
-from engine.sharing.scores import find_scores
 from util.atomic import flush, replacing
 from util.files.package import described, write_package
 from util.files.training_checkpoint import load_training
@@ -40,7 +39,7 @@ def write_folder(checkpoint: str, folder: Path) -> int:
             kept = {key: described(content, date)[key] for key in ("run", "config", "spec", "progress")}
             write_program(temporary / PROGRAM, program, {**kept, **facts})
         file = PROGRAM if reason is None else None
-        card = make_card(content, model, folder.absolute().name, date, find_scores(content), file)
+        card = make_card(content, model, folder.absolute().name, date, file)
         (temporary / README).write_text(front_matter(content) + card, encoding="utf-8")
         for file in temporary.iterdir():
             flush(file)

@@ -1,8 +1,10 @@
-"""卡片里的成绩：检查点里的验证损失，与这一次运行的评测留下的 metrics.json。"""
+"""卡片里的成绩：检查点里的验证损失，与这一次运行的评测留下的 metrics.json；日志里的缺失。"""
 
 from __future__ import annotations
 
+import csv
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +18,25 @@ log = logging.getLogger("ar_pred")
 MOST_LEADS = 6  # 一张表至多几个时效
 
 
+def log_files(content: Content, pattern: str) -> list[Path]:
+    """这一次运行的日志文件夹里的；运行名照字面看，不当作路径。"""
+    folder = Path(content["config"].get("log", {}).get("dir", LogConfig().dir))
+    return [path for path in sorted(folder.glob(f"*/{pattern}")) if path.relative_to(folder).parts[0] == content["run"]]
+
+
+def find_gaps(content: Content) -> dict[str, int]:
+    """训练时发现缺失与读坏的文件：通道 → 几个；日志不在就是空的。"""
+    found: Counter[str] = Counter()
+    for path in log_files(content, "missing.csv"):
+        with path.open(encoding="utf-8", newline="") as file:
+            found.update(row["channel"] for row in csv.DictReader(file))
+    return dict(found)
+
+
 def find_scores(content: Content) -> dict[str, Result]:
     """log/<run>/ 里评过这个检查点（同一次运行、同一步）的 → 成绩。"""
-    folder, found = Path(content["config"].get("log", {}).get("dir", LogConfig().dir)), {}
-    for path in sorted(folder.glob("*/*/metrics.json")):
-        if path.parts[-3] != content["run"]:
-            continue
+    found = {}
+    for path in log_files(content, "*/metrics.json"):
         try:
             result = read_scores(path, Result)
         except (ValueError, OSError) as error:  # 阶段一重建的成绩也叫这个名字

@@ -108,12 +108,14 @@ def test_scores_by_it_stand_on_the_card(
     words = ["--checkpoint", str(package), "--save", "none", "--steps", "2", "--out", "log/ar_pred/evaluation"]
     assert evaluate_command([*words, "data.store=float32"]) == 0
     capsys.readouterr()
+    Path("log/ar_pred/missing.csv").write_bytes(Path("log/ar_pred/evaluation/missing.csv").read_bytes())
     run("--card", "--checkpoint", package)
     card = capsys.readouterr().out
     scores = json.loads(Path("log/ar_pred/evaluation/metrics.json").read_text())["scores"]
     order = ("ar_pred_video_vanilla", "persistence", "climatology")
     cells = [" / ".join(f"{scores[who]['t2m']['rmse'][i]:.4g}" for who in order) for i in (0, 1)]
     assert f"| t2m | K | {cells[0]} | {cells[1]} |" in card
+    assert "Files found missing or unreadable in training: t2m 3." in card
     assert "| lowest validation loss | 1.177 | at step 3 |" in card
 
 
