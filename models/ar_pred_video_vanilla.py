@@ -308,7 +308,7 @@ class Model(nn.Module):
 
     def _tokens(self, frames: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, T, k, H, W) → 切成块的场 (B, T·h·w, P)，与加了位置编码的 token (B, T·h·w, D)。"""
-        seen = self.inputs(frames, time)
+        seen = self.inputs(frames, time, wraps=True)
         raw = self.tokenize(rearrange(frames, "b t k h w -> b h w (t k)"))
         if seen is not frames:
             return raw, self.position(self.embed(self.tokenize_inputs(rearrange(seen, "b t k h w -> b h w (t k)"))))

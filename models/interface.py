@@ -340,8 +340,8 @@ class Memorising(Protocol):
     memory: Memory
     latent_step: int  # D 只能是它的倍数
 
-    def latents(self, frames: Tensor) -> Tensor:
-        """(N, C, H, W) → (N·h·w, D)：每个位置上量化之前的编码。"""
+    def latents(self, frames: Tensor, time: Tensor | None) -> Tensor:
+        """(B, T, C, H, W)、时刻 (B, ≥ T) → (B·T·h·w, D)：每个位置上量化之前的编码。"""
         ...
 
 

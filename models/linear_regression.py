@@ -16,7 +16,7 @@ Z 是验证的历史在 Q 上的坐标，所以验证误差只是 1/(λ + α) �
 buffer 的形状要在看数据之前定下，检查点才能装回：对偶按 max_frames 开，用不满的行为零。
 来源：Hoerl & Kennard 1970；对偶见 Saunders et al. 1998。
 
-字母：B 批，N 窗口，n 帧，F 一帧的数，D = T_in·F，P = T_out·F。
+字母：B 批，N 窗口，n 帧，t = T_in + T_out，F 一帧的数，E 一帧里作输入的数（外强迫在内），D = T_in·E，P = T_out·F。
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from models.layers.forcings import Inputs
 from models.layers.losses import refuse_members
 from models.layers.members import Generators
 from util.batch import Batch, DataSpec
@@ -100,23 +101,23 @@ class RidgePath:
 class Primal(nn.Module):
     """正规方程 (XᵀX + αS) W = XᵀY，X、Y 去掉各自的平均；S 为单位阵或各输入的方差。"""
 
-    def __init__(self, frames_in: int, frames_out: int, size: int) -> None:
+    def __init__(self, frames_in: int, frames_out: int, seen: int, size: int) -> None:
         super().__init__()
         self.frames_in, self.frames_out = frames_in, frames_out
-        self.coefficients = nn.Buffer(torch.zeros(frames_in * size, frames_out * size))
+        self.coefficients = nn.Buffer(torch.zeros(frames_in * seen, frames_out * size))
         self.intercept = nn.Buffer(torch.zeros(frames_out * size))
         self.count = 0
         self.sums: list[Tensor] = []  # ΣX (D,)、ΣY (P,)、XᵀX (D, D)、XᵀY (D, P)；看数据时才分配
 
     @staticmethod
-    def bytes_needed(frames_in: int, frames_out: int, size: int) -> int:
+    def bytes_needed(frames_in: int, frames_out: int, seen: int, size: int) -> int:
         """Gram 矩阵、特征向量与分解的草稿（float64），XᵀY 与它在特征向量上的（float64），系数（float32）。"""
-        inputs, outputs = frames_in * size, frames_out * size
+        inputs, outputs = frames_in * seen, frames_out * size
         return 32 * inputs**2 + 20 * inputs * outputs
 
-    def add(self, history: Tensor, future: Tensor) -> None:
-        """(B, T_in, F)、(B, T_out, F)。"""
-        x, y = (fields.flatten(1).to(self.coefficients.device, torch.float64) for fields in (history, future))
+    def add(self, seen: Tensor, fields: Tensor) -> None:
+        """(B, t, E)、(B, t, F)。"""
+        x, y = (part.to(self.coefficients.device, torch.float64) for part in self._pair(seen, fields))
         inputs, outputs = self.coefficients.shape
         if not self.sums:
             self.sums = [x.new_zeros(shape) for shape in ((inputs,), (outputs,), (inputs, inputs), (inputs, outputs))]
@@ -133,7 +134,7 @@ class Primal(nn.Module):
         self.x_mean, self.y_mean, self.sums = x_sum / self.count, y_sum / self.count, []
         self.scale = torch.ones_like(x_sum)
         if standardise:
-            square = (gram.diagonal() / self.count).view(self.frames_in, -1).mean(0)  # (F,)
+            square = (gram.diagonal() / self.count).view(self.frames_in, -1).mean(0)  # (E,)
             variance = square - self.x_mean.view(self.frames_in, -1).mean(0).square()
             self.scale = _or_one(variance).rsqrt().repeat(self.frames_in)
         gram.addr_(self.x_mean, self.x_mean, alpha=-self.count).mul_(self.scale).mul_(self.scale[:, None])
@@ -142,10 +143,14 @@ class Primal(nn.Module):
         self.moment = self.vectors.T @ moment  # (D, P)
         return RidgePath(values, self.moment @ self.moment.T)
 
-    def project(self, history: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T_in, F)、(B, T_out, F) → z、yWᵀ，(B, D)。"""
-        x = (history.flatten(1).double() - self.x_mean) * self.scale
-        return x @ self.vectors, (future.flatten(1).double() - self.y_mean) @ self.moment.T
+    def project(self, seen: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, t, E)、(B, t, F) → z、yWᵀ，(B, D)。"""
+        x, y = (part.double() for part in self._pair(seen, fields))
+        return (x - self.x_mean) * self.scale @ self.vectors, (y - self.y_mean) @ self.moment.T
+
+    def _pair(self, seen: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+        """历史与目标，展平。"""
+        return seen[:, : self.frames_in].flatten(1), fields[:, self.frames_in :].flatten(1)
 
     def finish(self, inverse: Tensor) -> None:
         """inverse: 1/(λ + α)。"""
@@ -157,24 +162,26 @@ class Primal(nn.Module):
         del self.vectors, self.moment, self.x_mean, self.y_mean, self.scale
 
     def forward(self, history: Tensor) -> Tensor:
-        """(B, T_in, F) → (B, T_out, F)。"""
+        """(B, T_in, E) → (B, T_out, F)。"""
         return (history.flatten(1) @ self.coefficients + self.intercept).unflatten(1, (self.frames_out, -1))
 
 
 class Dual(nn.Module):
     """预报 = Σᵢ wᵢ · 第 i 个窗口的目标，w = 1/N + (k − k̄)·H(HKH + αI)⁻¹，Σ wᵢ = 1。
 
+    每一帧存两样：场（作目标），网络看的（作历史；没有外强迫与 diagnostic 时就是场，不另存）。
     k (N,) 是历史与各训练历史的内积（标准化时各格点除以方差），K 是训练历史之间的，k̄ 是 K 的列平均，H 去掉平均。
     预报也用 float64：K 的条件数可达 10⁹，float32 不够。
     """
 
-    def __init__(self, frames_in: int, frames_out: int, size: int, max_frames: int) -> None:
+    def __init__(self, frames_in: int, frames_out: int, seen: int | None, size: int, max_frames: int) -> None:
         super().__init__()
         self.frames_in, self.frames_out = frames_in, frames_out
         double = torch.float64
         self.frames = nn.Buffer(torch.zeros(max_frames, size))
+        self.seen = None if seen is None else nn.Buffer(torch.zeros(max_frames, seen))
         self.windows = nn.Buffer(torch.zeros(max_frames, frames_in + frames_out, dtype=torch.int64))  # 各由哪几帧组成
-        self.precision = nn.Buffer(torch.ones(size, dtype=double))  # 1/方差，不标准化时为 1
+        self.precision = nn.Buffer(torch.ones(seen or size, dtype=double))  # 1/方差，不标准化时为 1
         self.share = nn.Buffer(torch.zeros(max_frames, dtype=double))  # 1/N；空行为零
         self.kernel_mean = nn.Buffer(torch.zeros(max_frames, dtype=double))
         self.inverse = nn.Buffer(torch.zeros(max_frames, max_frames, dtype=double))
@@ -182,24 +189,32 @@ class Dual(nn.Module):
         self.rows: dict[bytes, int] = {}  # 帧的摘要 → 第几行；同一时刻因「插值只看过去」可能有两个样子，各存一份
 
     @staticmethod
-    def bytes_needed(size: int, max_frames: int) -> int:
+    def bytes_needed(seen: int | None, size: int, max_frames: int) -> int:
         """帧（float32，求解时另有两份 float64），六个 n×n（float64）：历史间、目标间的内积，特征向量，草稿，逆。"""
-        return 20 * max_frames * size + 48 * max_frames**2
+        return 20 * max_frames * (size + (seen or 0)) + 48 * max_frames**2
 
-    def add(self, history: Tensor, future: Tensor) -> None:
-        """(B, T_in, F)、(B, T_out, F)。"""
-        for window in torch.cat([history, future], 1).cpu():
-            rows = torch.tensor([self._row(frame) for frame in window])
+    @property
+    def inputs(self) -> Tensor:
+        """(n, E)：各帧作历史时的样子。"""
+        return self.frames if self.seen is None else self.seen
+
+    def add(self, seen: Tensor, fields: Tensor) -> None:
+        """(B, t, E)、(B, t, F)。"""
+        for pair in zip(seen.cpu(), fields.cpu(), strict=True):
+            rows = torch.tensor([self._row(*frame) for frame in zip(*pair, strict=True)])
             self._check_room(self.count)
             self.windows[self.count] = rows
             self.count += 1
 
-    def _row(self, frame: Tensor) -> int:
-        key = _digest(frame)
+    def _row(self, seen: Tensor, frame: Tensor) -> int:
+        key = _digest(frame) if self.seen is None else _digest(torch.cat([seen, frame]))
         if key not in self.rows:
-            self._check_room(len(self.rows))
-            self.frames[len(self.rows)] = frame
-            self.rows[key] = len(self.rows)
+            row = len(self.rows)
+            self._check_room(row)
+            self.frames[row] = frame
+            if self.seen is not None:
+                self.seen[row] = seen
+            self.rows[key] = row
         return self.rows[key]
 
     def _check_room(self, used: int) -> None:
@@ -212,13 +227,14 @@ class Dual(nn.Module):
 
     def factor(self, standardise: bool) -> RidgePath:
         """窗口间的 Gram 矩阵去掉平均，再分解。"""
-        frames = self.frames[: len(self.rows)].double()  # (n, F)
+        frames = self.inputs[: len(self.rows)].double()  # (n, E)
         past, future = self.windows[: self.count].T.split([self.frames_in, self.frames_out])  # (T_in, N)、(T_out, N)
         self.rows = {}
         if standardise:
             uses = past.flatten().bincount(minlength=len(frames)).double() / past.numel()
             self.precision.copy_(1 / _or_one(uses @ frames.square() - (uses @ frames).square()))
         gram = _summed((frames * self.precision) @ frames.T, past)  # (N, N)
+        frames = frames if self.seen is None else self.frames[: len(frames)].double()
         targets = _summed(frames @ frames.T, future)
         del frames
         self.kernel_mean[: self.count] = gram.mean(0)
@@ -227,13 +243,14 @@ class Dual(nn.Module):
         targets = _centred(_centred(targets).T)
         return RidgePath(values, self.vectors.T @ targets @ self.vectors)
 
-    def project(self, history: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T_in, F)、(B, T_out, F) → z、yWᵀ，(B, N)。"""
-        frames, rows = _distinct(torch.cat([history, future], 1))  # 步长 1 的窗口共用帧：内积只算一次
-        known, count = self.frames.double(), self.frames_in
-        scaled, plain = (frames * self.precision) @ known.T, frames.double() @ known.T  # (m, n)
+    def project(self, seen: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, t, E)、(B, t, F) → z、yWᵀ，(B, N)。"""
+        frames, rows = _distinct(fields)  # 步长 1 的窗口共用帧：内积只算一次
+        looks, places = (frames, rows) if self.seen is None else _distinct(seen)
+        count, known = self.frames_in, self.frames.double()
+        scaled, plain = (looks * self.precision) @ self.inputs.double().T, frames.double() @ known.T  # (m, n)
         past, later = self.windows[: self.count].T.split([count, self.frames_out])  # (T_in, N)、(T_out, N)
-        kernel = scaled[rows[:, :count, None], past].sum(1)  # (B, N)
+        kernel = scaled[places[:, :count, None], past].sum(1)  # (B, N)
         targets = plain[rows[:, count:, None], later].sum(1)
         kernel, targets = kernel - self.kernel_mean[: self.count], targets - self.target_mean
         return _centred(kernel) @ self.vectors, _centred(targets) @ self.vectors
@@ -246,10 +263,11 @@ class Dual(nn.Module):
         del self.vectors, self.target_mean
 
     def forward(self, history: Tensor) -> Tensor:
-        """(B, T_in, F) → (B, T_out, F)。"""
+        """(B, T_in, E) → (B, T_out, F)。"""
         frames, size = self.frames.double(), len(history)
         past, future = self.windows.T.split([self.frames_in, self.frames_out])  # (T_in, n)、(T_out, n)
-        products = (history.double() * self.precision) @ frames.T  # (B, T_in, n)
+        known = frames if self.seen is None else self.seen.double()
+        products = (history.double() * self.precision) @ known.T  # (B, T_in, n)
         kernel = products.gather(2, past.expand(size, -1, -1)).sum(1)  # (B, n)
         weights = self.share + (kernel - self.kernel_mean) @ self.inverse  # (B, n)，各窗口的权重
         spread = products.new_zeros(size, self.frames_out, len(frames))  # (B, T_out, n)，各帧的权重
@@ -263,22 +281,27 @@ class Model(nn.Module):
     probabilistic = False
     can_forecast = True
     needs_pass = True
+    takes_forcings = True
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
         super().__init__()
         self.config, self.spec = config, spec
+        self.inputs = Inputs(spec)
         self.tunes = config.alpha == "auto"
         self.left_out = 0
-        lengths = spec.frames_in, spec.frames_out, spec.num_channels * spec.height * spec.width
-        primal, dual = Primal.bytes_needed(*lengths), Dual.bytes_needed(lengths[-1], config.max_frames)
+        points, plain = spec.height * spec.width, spec.bare == spec
+        size, seen = spec.num_channels * points, self.inputs.channels * points
+        lengths, own = (spec.frames_in, spec.frames_out), (None if plain else seen)
+        primal = Primal.bytes_needed(*lengths, seen, size)
+        dual = Dual.bytes_needed(own, size, config.max_frames)
         if min(primal, dual) > config.memory_gb * 1e9:
             raise ValueError(
-                f"model.memory_gb = {config.memory_gb:g}: {lengths[0]} -> {lengths[1]} frames of {lengths[2]} numbers "
+                f"model.memory_gb = {config.memory_gb:g}: {lengths[0]} -> {lengths[1]} frames of {seen} numbers "
                 f"need {primal / 1e9:.3g} GB as primal, {dual / 1e9:.3g} GB as dual with model.max_frames = "
                 f"{config.max_frames}; allow the smaller, choose fewer channels, or shorten the training dates "
                 "and lower model.max_frames"
             )
-        self.system = Primal(*lengths) if primal <= dual else Dual(*lengths, config.max_frames)
+        self.system = Primal(*lengths, seen, size) if primal <= dual else Dual(*lengths, own, size, config.max_frames)
 
     def accumulate(self, batch: Batch) -> None:
         """收下目标全部有效的窗口。
@@ -308,9 +331,9 @@ class Model(nn.Module):
 
     def judge(self, batch: Batch) -> None:
         """收下一批验证的窗口。"""
-        history, future = self._whole(batch)
-        if len(history):
-            self.path.add(*self.system.project(history, future))
+        seen, fields = self._whole(batch)
+        if len(fields):
+            self.path.add(*self.system.project(seen, fields))
 
     def choose(self) -> None:
         """取验证误差最小的惩罚，求出系数。
@@ -325,24 +348,27 @@ class Model(nn.Module):
         self._finish(alpha)
 
     def _whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """目标全部有效的窗口，(B', T_in, F)、(B', T_out, F)。"""
+        """目标全部有效的窗口的各帧：看的 (B', t, E)、场 (B', t, F)。"""
         whole = batch.valid[:, self.spec.frames_in :].all(2).all(1)  # (B,)
-        return batch.history[whole].flatten(2), batch.future[whole].flatten(2)
+        device = next(self.system.buffers()).device
+        window = torch.cat([batch.history, batch.future], 1)
+        fields, time = window[whole].to(device), batch.time[whole].to(device)
+        return self.inputs(fields, time).flatten(2), fields.flatten(2)
 
     def _finish(self, alpha: float) -> None:
         self.system.finish(self.path.inverse(alpha))
         del self.path
 
-    def forward(self, history: Tensor) -> Tensor:
-        """(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
-        return self.system(history.flatten(2)).unflatten(2, history.shape[2:])
+    def forward(self, history: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, T_in, C, H, W)、时刻 → (B, T_out, C, H, W)。"""
+        return self.system(self.inputs(history, time).flatten(2)).unflatten(2, history.shape[2:])
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, 1, T_out, C, H, W)；num_members > 1 是 ValueError。"""
         refuse_members("linear_regression", num_members)
-        return self(history)[:, None]
+        return self(history, time)[:, None]
 
 
 def _or_one(variance: Tensor) -> Tensor:

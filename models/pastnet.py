@@ -26,6 +26,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from models.layers.batch_norm import BatchNorm2d
+from models.layers.forcings import Inputs
 from models.layers.frames import partner_frames, to_state
 from models.layers.inception import GROUPS, KERNELS, Inception, InceptionTranslator
 from models.layers.losses import refuse_members, target_mse
@@ -224,6 +225,7 @@ class Model(nn.Module):
     probabilistic = False
     field_loss = False  # 另有 commitment
     weighs_fields = True
+    takes_forcings = True
     latent_step = GROUPS
 
     def __init__(self, config: Config, spec: DataSpec, first_stage: None = None) -> None:
@@ -232,7 +234,8 @@ class Model(nn.Module):
         self.config = config
         self.can_forecast = config.task == "forecast"
         _check_grid(config, spec)
-        self.encoder = make_encoder(spec.num_channels, config)
+        self.inputs = Inputs(spec)
+        self.encoder = make_encoder(self.inputs.channels, config)
         self.memory = MemoryBank(config.codebook_size, config.latent_dim)
         self.decoder = make_decoder(spec.num_channels, config)
         if not self.can_forecast:
@@ -242,7 +245,7 @@ class Model(nn.Module):
         self.propagation = InceptionTranslator(*sizes, config.hid_T, config.N_T, config.padding)
         together = config.fourier_frames == "all"
         channels = (
-            spec.frames_in * spec.num_channels if together else spec.num_channels,
+            spec.frames_in * self.inputs.channels if together else self.inputs.channels,
             spec.frames_out * spec.num_channels if together else spec.num_channels,
         )
         patch = config.patch[0], config.patch[1]
@@ -264,38 +267,39 @@ class Model(nn.Module):
         """离散支路的各块。"""
         return [module for module in self.modules() if isinstance(module, Residual | Inception)]
 
-    def forward(self, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T_in, C, H, W) → 预报 (B, T_out, C, H, W)、commitment、困惑度。"""
-        count = len(history)
-        codes, commitment, perplexity = self.memory(self.encoder(history.flatten(0, 1)))  # (B·T_in, D, h, w)
+    def forward(self, history: Tensor, time: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T_in, C, H, W)、时刻 → 预报 (B, T_out, C, H, W)、commitment、困惑度。"""
+        count, seen = len(history), self.inputs(history, time)
+        codes, commitment, perplexity = self.memory(self.encoder(seen.flatten(0, 1)))  # (B·T_in, D, h, w)
         codes = self.propagation(codes.unflatten(0, (count, -1)).flatten(1, 2))  # (B, T_out·D, h, w)
         codes = codes.unflatten(1, (len(self.partners), -1)).flatten(0, 1)  # (B·T_out, D, h, w)
-        fields = self.decoder(codes).unflatten(0, (count, -1)) + self.filtered(history)  # (B, T_out, C, H, W)
-        return to_state(fields, history, self.config.predict), commitment, perplexity
+        fields = self.decoder(codes).unflatten(0, (count, -1)) + self.filtered(seen)  # (B, T_out, C, H, W)
+        return to_state(fields, self.inputs.base(history), self.config.predict), commitment, perplexity
 
     def filtered(self, history: Tensor) -> Tensor:
-        """傅里叶支路的一份：(B, T_in, C, H, W) → (B, T_out, C, H, W)。"""
+        """傅里叶支路的一份：网络看的 (B, T_in, channels, H, W) → (B, T_out, C, H, W)。"""
         if self.config.fourier_frames == "all":
             return self.fourier(history.flatten(1, 2)).unflatten(1, (len(self.partners), -1))
         return self.fourier(history[:, self.partners].flatten(0, 1)).unflatten(0, (len(history), -1))
 
-    def reconstruct(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C, H, W) → 逐帧的重建、commitment、困惑度。"""
-        codes, commitment, perplexity = self.memory(self.encoder(window.flatten(0, 1)))  # (B·T, D, h, w)
+    def reconstruct(self, window: Tensor, time: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C, H, W)、时刻 → 逐帧的重建、commitment、困惑度。"""
+        seen = self.inputs(window, time).flatten(0, 1)
+        codes, commitment, perplexity = self.memory(self.encoder(seen))  # (B·T, D, h, w)
         return self.decoder(codes).unflatten(0, window.shape[:2]), commitment, perplexity
 
-    def latents(self, frames: Tensor) -> Tensor:
-        """(N, C, H, W) → (N·h·w, D)：每个位置上量化之前的编码，估计内在维数用。"""
-        return self.encoder(frames).movedim(1, -1).flatten(0, -2)
+    def latents(self, frames: Tensor, time: Tensor | None) -> Tensor:
+        """(B, T, C, H, W)、时刻 → (B·T·h·w, D)：每个位置上量化之前的编码，估计内在维数用。"""
+        return self.encoder(self.inputs(frames, time).flatten(0, 1)).movedim(1, -1).flatten(0, -2)
 
     def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效场的均方误差（标准化空间）加 commitment；reconstruct 重建整个窗口。"""
         if self.can_forecast:
-            made, commitment, perplexity = self(batch.history)
+            made, commitment, perplexity = self(batch.history, batch.time)
         else:
             window = torch.cat([batch.history, batch.future], 1)
             batch = batch._replace(future=window)
-            made, commitment, perplexity = self.reconstruct(window)
+            made, commitment, perplexity = self.reconstruct(window, batch.time)
         error = target_mse(made, batch, weights)
         logged = {"mse": error.detach(), "commitment": commitment.detach(), "perplexity": perplexity}
         return {"loss": error + self.config.commitment * commitment, **logged}
@@ -307,7 +311,7 @@ class Model(nn.Module):
         refuse_members("pastnet", num_members)
         if not self.can_forecast:
             raise ValueError("model.task = reconstruct trains the memory bank only; a forecast needs task: forecast")
-        return self(history)[0][:, None]
+        return self(history, time)[0][:, None]
 
 
 def _check_grid(config: Config, spec: DataSpec) -> None:

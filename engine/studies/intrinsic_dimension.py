@@ -86,8 +86,10 @@ def measure(
         raise ValueError(f"--windows {windows}: data.splits.train has {len(starts)}")
     chosen = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
     loader = feed(data, split_batches(chosen, batch_size), device)
+    last = data.spec.frames_in - 1
     with torch.inference_mode():
-        points = torch.cat([model.latents(batch.history[:, -1].to(device)).cpu() for batch in loader])  # (n, D)
+        found = [model.latents(batch.history[:, last:].to(device), batch.time[:, last:].to(device)) for batch in loader]
+        points = torch.cat(found).cpu()  # (n, D)
         index = torch.cat([model.memory.nearest(part.to(device)) for part in points.split(ROWS)])
         used = float(perplexity(model.memory.shares(index)))
     middle = windows // 2 * (len(points) // windows)

@@ -39,7 +39,6 @@ class Inputs(nn.Module):
         super().__init__()
         self.interval, self.shift = spec.interval_hours, min(spec.frames_in, spec.frames_out)
         self.copies = 1 + math.ceil(spec.frames_out / self.shift)
-        self.leaps = bool(spec.lead_hours)  # 目标只有一帧，离末一帧历史不一定是一个间隔
         axes, grid = axes_of(spec), (spec.height, spec.width)
         constant = [part for name in spec.forcings if name in CONSTANT for part in CONSTANT[name](axes)]
         read = [spec.static.get(name, torch.zeros(grid)) for name in spec.forcings if name.startswith(STATIC)]
@@ -54,8 +53,11 @@ class Inputs(nn.Module):
         self.fields = len(fed)  # 其中喂回来的
         self.channels = self.fields + len(constant) + len(read) + self.copies * each  # 一帧进网络的
 
-    def forward(self, fields: Tensor, time: Tensor | None) -> Tensor:
+    def forward(self, fields: Tensor, time: Tensor | None, wraps: bool = False) -> Tensor:
         """(B, T, C, H, W) 与从第一帧起的 UTC 小时 (B, ≥ T) → (B, T, channels, H, W)。
+
+        恰好给到各帧带着的最后一个时刻的，照给的（时效不止一种）；不然由第一帧起每隔一个间隔。
+        wraps: 没有给到的绕回头几帧：拿掉头一帧来重建时，末一帧带着它的（AR_pred）。
 
         Raises:
             ValueError: 有随时间变的外强迫而不知道时刻。
@@ -69,9 +71,10 @@ class Inputs(nn.Module):
                     f"data.forcings = {self.changing} need the time of the forecast: give --time beside --inputs"
                 )
             count = frames + (self.copies - 1) * self.shift
-            hours = time[:, :1] + self.interval * torch.arange(count, device=time.device)
-            hours = torch.cat([hours[:, :-1], time[:, -1:]], 1) if self.leaps else hours
-            made = self.at(hours).to(fields.dtype)
+            if wraps:
+                time = torch.cat([time, time[:, : count - time.shape[1]]], 1)
+            regular = time[:, :1] + self.interval * torch.arange(count, device=time.device)
+            made = self.at(time if time.shape[1] == count else regular).to(fields.dtype)
             parts += [made[:, first : first + frames] for first in range(0, count - frames + 1, self.shift)]
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 

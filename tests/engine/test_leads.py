@@ -17,8 +17,7 @@ from engine.objective import make_objective, objective_loss, rolled
 from engine.one_pass import fit_one_pass
 from engine.seeds import training_seeds
 from models import build_model
-from models.interface import ForecastModel
-from tests.models.small import make_model, small_spec
+from tests.models.small import changed, make_model, small_spec
 from tests.trees import DAYS, config_of
 from util.batch import Batch, DataSpec
 from util.data.dataset import open_data
@@ -87,8 +86,12 @@ class Recorder(nn.Module):
         return (history[:, -1:] + ahead[:, None, None, None, None])[:, None]
 
 
+def recorder() -> Any:
+    return Recorder()
+
+
 def test_every_lead_is_delivered_with_one_call_from_the_frame_before():
-    spec, model = spec_of(), Recorder()
+    spec, model = spec_of(), recorder()
     history = torch.tensor([-6.0, 0.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 8, 16)  # 场就是离起报的小时数
     frames = [*roll(model, history, torch.tensor([[594, 600]]), 7, spec)]
     assert [float(frame.mean()) for frame in frames] == [6, 12, 18, 24, 30, 36, 42]
@@ -102,7 +105,7 @@ def members(spec: DataSpec, limit: int | None = None, count: int = 3) -> Tensor:
     """(7, B, M)：各时效减去它的小时数，即路上的噪声之和。"""
     generators = [Generator().manual_seed(10 * b + m) for b in range(2) for m in range(count)]
     history, time = torch.zeros(2, 2, 1, 8, 16), torch.tensor([[594, 600], [1194, 1200]])
-    made = [frame.mean((2, 3, 4)) for frame in roll(Recorder(), history, time, 7, spec, generators, limit)]
+    made = [frame.mean((2, 3, 4)) for frame in roll(recorder(), history, time, 7, spec, generators, limit)]
     return torch.stack(made) - torch.arange(6, 48, 6)[:, None, None]
 
 
@@ -156,7 +159,7 @@ def test_a_window_keeps_the_frame_it_drew():
     other = drawn(seeded(batch, epoch=1), spec)
     assert not torch.equal(other.time, found.time)  # 下一轮重新抽
     seeds = training_seeds(42, 0, 0, list(range(12)), [4, 5, 6, 7])  # 怎样切成小批都一样
-    part = drawn(Batch(*(tensor[4:8] for tensor in batch.tensors), seeds), spec)
+    part = drawn(changed(batch, lambda tensor: tensor[4:8])._replace(seeds=seeds), spec)
     assert torch.equal(part.time, found.time[4:8])
 
 
@@ -188,8 +191,7 @@ def test_changes_have_their_own_scale_at_every_lead(make_tree, tmp_path: Path):
     """差的均值与标准差各时效一份，与逐时刻算的相同；损失与采样用的是抽到的那一份。"""
     tree = make_tree(tmp_path / "tree", ("t2m",), **DAYS)
     data = open_data(config_of(tree, frames_in=1, lead_hours=[*LEADS]))
-    model: Any = build_model(DIFFUSION, data.spec)
-    assert isinstance(model, ForecastModel)
+    model = make_model(DIFFUSION, data.spec)
     fit_one_pass(model, data, batch_size=5)
     values = (tree.fields[:24, 0].astype("float64") - data.spec.mean[0]) / data.spec.std[0]
     for i, jump in enumerate((1, 2, 4)):

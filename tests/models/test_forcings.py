@@ -25,7 +25,12 @@ MODELS: dict[str, dict[str, Any]] = {  # 小的；一个名字一种
     "ar_pred_video_vanilla": {k: v for k, v in TINY.items() if k != "name"},
     "lstm": {"hidden": 8, "variant": "seq2seq"},
     "sequence_transformer": {"dim": 8, "heads": 2, "depth": 1, "dropout": 0.0},
-}
+    "pastnet": {
+        "width": 8, "res_units": 4, "res_layers": 1, "latent_dim": 8, "codebook_size": 16, "hid_T": 16, "N_T": 2,
+        "patch": [4, 4], "fourier_dim": 8,
+    },
+}  # fmt: skip
+CLOSED = "linear_regression"  # 没有梯度步：在它自己的测试里
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -48,12 +53,14 @@ def test_only_the_first_layer_grows(name: str) -> None:
     different = [key for key in shapes if shapes[key] != wider[key]]
     extra = Inputs(spec).channels - SPEC.num_channels
     assert extra == 1 + 3 + 2 * 5
-    (key,) = different
-    axis = next(i for i, (a, b) in enumerate(zip(shapes[key], wider[key], strict=True)) if a != b)
-    assert (wider[key][axis] - shapes[key][axis]) % extra == 0
-    assert (
-        count(more) - count(plain) == (wider[key][axis] - shapes[key][axis]) * shapes[key].numel() // shapes[key][axis]
-    )
+    assert len(different) == (2 if name == "pastnet" else 1)  # 两条支路各有第一层
+    grown = 0
+    for key in different:
+        axis = next(i for i, (a, b) in enumerate(zip(shapes[key], wider[key], strict=True)) if a != b)
+        wide = wider[key][axis] - shapes[key][axis]
+        assert wide % extra == 0
+        grown += wide * shapes[key].numel() // shapes[key][axis]
+    assert count(more) - count(plain) == grown
 
 
 @every_model
@@ -101,6 +108,17 @@ def test_what_only_the_sun_explains_is_learnt() -> None:
     assert losses[0] < 0.02 and losses[1] > 0.5, losses
 
 
+def test_ar_pred_has_the_forcings_of_the_frame_it_removes() -> None:
+    """拿掉的不论是哪一帧，它的时刻的外强迫都在留下的一帧里；末一帧带着头一帧的，预报不受影响。"""
+    spec, batch = replace(SPEC, forcings=("day_of_year",)), small_batch(SPEC)
+    inputs, frames = Inputs(spec), torch.cat([batch.history, batch.future], 1)
+    made, own = inputs(frames, batch.time, wraps=True), inputs(frames, batch.time)
+    assert torch.equal(made[:, :-1], own[:, :-1]) and torch.equal(made[:, -1, :5], own[:, -1, :5])
+    assert torch.equal(made[:, -1, 5:], made[:, 0, 3:5])
+    history = inputs(batch.history, batch.time, wraps=True)
+    assert torch.equal(history, inputs(batch.history, batch.time))
+
+
 def test_ar_pred_is_trained_on_what_it_forecasts() -> None:
     """评测时的损失就是预报的均方误差：外强迫、diagnostic、差都进了两处。"""
     spec, batch = replace(SPEC, forcings=ALL, diagnostic=("c1",)), small_batch(SPEC)
@@ -116,5 +134,5 @@ def test_the_others_refuse_and_name_those_that_can() -> None:
     ):
         with pytest.raises(ValueError, match="persistence cannot take them") as caught:
             build_model({"name": "persistence"}, spec)
-        works = ", ".join(sorted(MODELS))
+        works = ", ".join(sorted([*MODELS, CLOSED]))
         assert str(caught.value) == f"{what}: persistence cannot take them; models that can: {works}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engine.loading import load_weights
 from engine.one_pass import solve_one_pass
+from models.layers.forcings import Inputs
 from models.linear_regression import ALPHAS, Dual, Primal
 from tests.models.small import changed, make_model, small_spec, terms_of
 from util.batch import Batch, DataSpec
@@ -63,10 +65,10 @@ def flat(fields: torch.Tensor) -> np.ndarray:
     return fields.flatten(1).double().numpy()
 
 
-def assert_forecasts(model: Any, batch: Batch, expected: np.ndarray) -> None:
+def assert_forecasts(model: Any, batch: Batch, expected: np.ndarray, atol: float = 5e-5) -> None:
     made = model.forecast(batch.history, batch.time)
     assert made.shape == (len(expected), 1, *batch.future.shape[1:])
-    np.testing.assert_allclose(made.flatten(1).numpy(), expected, atol=5e-5)
+    np.testing.assert_allclose(made.flatten(1).numpy(), expected, atol=atol)
 
 
 @pytest.mark.parametrize("count", [50, 250])  # 窗口比输入（192）少、多
@@ -80,6 +82,33 @@ def test_ridge_is_scikit_learn(count: int, max_frames: int, alpha: float) -> Non
     assert isinstance(model.system, Dual if max_frames == SMALL else Primal)
     expected = Ridge(alpha=alpha).fit(flat(train.history), flat(train.future)).predict(flat(test.history))
     assert_forecasts(model, test, expected)
+
+
+FORCED = replace(SPEC, forcings=("hour_of_day", "latitude"), diagnostic=("c1",))
+
+
+@pytest.mark.parametrize("variant", ["ridge", "multi_output"])
+@pytest.mark.parametrize("max_frames", [50, 500])
+def test_forcings_are_inputs_and_diagnostic_channels_are_not(max_frames: int, variant: str) -> None:
+    """与 scikit-learn 的相同，它看的是 Inputs 给出的历史；预报的仍是全部通道；惩罚照样挑得出。"""
+    train, test = windows(series(45)), windows(series(20, seed=1))
+    model = fitted(train, max_frames, FORCED, variant=variant, alpha=10.0)
+    assert isinstance(model.system, Dual if max_frames == 50 else Primal)
+    inputs = Inputs(FORCED)
+    past, asked = (inputs(batch.history, batch.time).flatten(2).double().numpy() for batch in (train, test))
+    scale = np.ones(past.shape[2])
+    if variant == "multi_output":
+        scale = past.reshape(-1, past.shape[2]).std(0)
+        scale[scale < 1e-6] = 1
+    past, asked = ((part / scale).reshape(len(part), -1) for part in (past, asked))
+    assert_forecasts(model, test, Ridge(alpha=10.0).fit(past, flat(train.future)).predict(asked), 2e-4)
+    chosen = fitted(train, max_frames, FORCED, test, variant=variant, alpha="auto")
+    errors = [
+        float(np.square(Ridge(alpha=alpha).fit(past, flat(train.future)).predict(asked) - flat(test.future)).sum())
+        for alpha in ALPHAS
+    ]
+    best = Ridge(alpha=ALPHAS[int(np.argmin(errors))]).fit(past, flat(train.future)).predict(asked)
+    assert_forecasts(chosen, test, best, 2e-4)
 
 
 @pytest.mark.parametrize("variant", ["ridge", "multi_output"])

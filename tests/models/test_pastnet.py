@@ -170,9 +170,9 @@ def test_the_fourier_branch_sees_all_frames_when_told() -> None:
 
 def test_latents_are_the_codes_before_quantisation() -> None:
     spec = small_spec()
-    model, frames = small(spec), small_batch(spec, count=2).history[:, -1]
-    encoded = model.encoder(frames)  # (N, D, h, w)
-    rows = model.latents(frames)
+    model, frames = small(spec), small_batch(spec, count=2).history[:, -1:]
+    encoded = model.encoder(frames[:, 0])  # (N, D, h, w)
+    rows = model.latents(frames, None)
     assert rows.shape == (2 * 2 * 4, 8)
     for (n, y, x), row in zip(np.ndindex(2, 2, 4), rows, strict=True):
         torch.testing.assert_close(row, encoded[n, :, y, x])
@@ -240,7 +240,8 @@ def test_both_tasks_name_their_common_parts_alike() -> None:
     spec = small_spec()
     memory = make_model(MEMORY, spec)
     forecast = small(spec).state_dict()
-    assert not memory.can_forecast and {name for name, _ in memory.named_children()} == {"encoder", "memory", "decoder"}
+    assert not memory.can_forecast
+    assert {name for name, _ in memory.named_children()} == {"inputs", "encoder", "memory", "decoder"}
     for name, value in memory.state_dict().items():
         assert forecast[name].shape == value.shape
 

@@ -94,7 +94,7 @@ def test_points_are_the_latents_of_evenly_spaced_training_windows(tree, tmp_path
     starts = all_starts(data.segments["train"], data.spec.window)
     chosen = [int(starts[round(i * (len(starts) - 1) / 4)]) for i in range(5)]
     with torch.no_grad():
-        points = torch.cat([model.latents(data.windows[start].history[:, -1]) for start in chosen])
+        points = torch.cat([model.latents(data.windows[start].history[:, -1:], None) for start in chosen])
         made = model.memory(model.encoder(torch.cat([data.windows[start].history[:, -1] for start in chosen])))
     assert (found.points, found.features) == (5 * 2 * 4, 8)
     assert found.perplexity == pytest.approx(float(made[2]))
