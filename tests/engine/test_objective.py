@@ -30,7 +30,7 @@ from util.config import load_config
 from util.data.batches import all_starts
 from util.data.dataset import open_data
 from util.grid import latitude_weights
-from util.training_config import ObjectiveConfig, TrainConfig
+from util.training_config import Distance, ObjectiveConfig, TrainConfig
 
 CPU = torch.device("cpu")
 DIRECT: dict[str, dict[str, Any]] = {
@@ -226,7 +226,7 @@ def test_balanced_channels_weigh_alike_and_resume_alike(config: Path, tmp_path, 
 def test_a_sum_is_the_sum_of_its_terms() -> None:
     spec = small_spec()
     model, batch = make(DIRECT["cnn"], spec).eval(), some_invalid(spec)
-    weights = {"mae": 0.8, "mse": 0.2, "gradient": 0.1}
+    weights: dict[Distance, float] = {"mae": 0.8, "mse": 0.2, "gradient": 0.1}
     terms = objective_loss(model, batch, make_objective(ObjectiveConfig(distance=weights), spec, None, CPU))
     assert terms["loss"].item() == pytest.approx(sum(w * terms[name].item() for name, w in weights.items()), rel=1e-6)
     assert terms["loss"].requires_grad and not terms["mae"].requires_grad
