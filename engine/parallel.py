@@ -17,6 +17,9 @@ from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch.distributed import ReduceOp
 
+from engine.device import to_host
+from util.signals import Interrupted
+
 T = TypeVar("T")
 PARENT_DIES = 1  # prctl 的 PR_SET_PDEATHSIG
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # srun 起了几个；只申请了分配、直接 python 的没有
@@ -83,7 +86,7 @@ def from_main(fabric: Fabric, action: Callable[[], T]) -> T:
     """零号进程做，结果给每个进程；做不成也一样，大家一起停，没有谁在等。
 
     Raises:
-        ValueError, OSError: action 抛的。
+        ValueError, OSError, Interrupted: action 抛的。
     """
     outcome: Any = _attempt(action) if fabric.is_global_zero else (None, None)
     result, failure = fabric.broadcast(outcome)
@@ -112,8 +115,26 @@ def from_first_here(fabric: Fabric, action: Callable[[], T]) -> T:
 def _attempt(action: Callable[[], object]) -> tuple[Any, Exception | None]:
     try:
         return action(), None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Interrupted) as error:
         return None, error
+
+
+def together(fabric: Fabric, check: Callable[[], None]) -> Callable[[], None]:
+    """各进程走同样多次的循环里每次调的 check：谁的抛了 Interrupted，下一次大家在同一处一起抛；主机不等设备。"""
+    if fabric.world_size == 1:
+        return check
+    heard = to_host(torch.zeros(1))
+
+    def ask() -> None:
+        nonlocal heard
+        (signum,) = heard()
+        if signum:  # 自己收到的要等大家都知道
+            raise Interrupted(int(signum))
+        _, stop = _attempt(check)
+        own = stop.signum if isinstance(stop, Interrupted) else 0
+        heard = to_host(reduce_tensor(fabric, torch.tensor([float(own)]), "max"))
+
+    return ask
 
 
 def reduce_tensor(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Ctrl-C 与 SIGTERM：先记下，由循环在安全的地方停；过一会儿再按一次 Ctrl-C 则立刻停。"""
+"""Ctrl-C、SIGTERM、SIGUSR1（SLURM 到时之前送的）：先记下，由循环在安全的地方停；过一会儿再按一次 Ctrl-C 则立刻停。"""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Interrupted(Exception):
-    """循环在安全处停下了；退出码为 128 + signum（130 或 143）。"""
+    """循环在安全处停下了；退出码为 128 + signum（130、143、138）。进程之间送得过去：参数就是 signum。"""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+        super().__init__(signum)
         self.signum = signum
+
+    def __str__(self) -> str:
+        return signal.Signals(self.signum).name
 
 
 class StopFlag:
-    """收到的信号，0 表示没有。"""
+    """收到的头一个信号，0 表示没有；只由信号来写，写上就不再变。"""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -33,7 +38,7 @@ class StopFlag:
 
 @contextmanager
 def catch_signals() -> Iterator[StopFlag]:
-    """块内的 SIGINT、SIGTERM 只置标志；离开时恢复原来的处理。"""
+    """块内的 STOPS 只置标志；离开时恢复原来的处理。"""
     flag = StopFlag()
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -43,7 +48,7 @@ def catch_signals() -> Iterator[StopFlag]:
         elif signum == signal.SIGINT and time.monotonic() - flag.since > 1:  # 作业系统常把同一个信号送两遍，那不算
             raise KeyboardInterrupt
 
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {s: signal.signal(s, handle) for s in STOPS}
     try:
         yield flag
     finally:

@@ -17,6 +17,7 @@ from engine.evaluation.metrics_file import Provenance, read_scores
 from util.atomic import reserved
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
+from util.signals import STOPS
 from util.strict import Name, PositiveInt, Strict, validate
 
 log = logging.getLogger("ar_pred")
@@ -180,14 +181,15 @@ def run_script(script: str, *arguments: str) -> None:
     reader = threading.Thread(target=show, args=(child.stderr, tail), daemon=True)
     reader.start()
     status, stopped = None, False
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # 与 Ctrl-C 一样停
+    before = [(s, signal.signal(s, signal.default_int_handler)) for s in STOPS]  # 都与 Ctrl-C 一样停
     while status is None:
         try:
             status = child.wait()
         except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
             stopped = True
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in before:
+        signal.signal(number, handler)
     reader.join(timeout=5)  # 它的读取进程可能还开着管道
     if stopped:
         raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from engine.evaluation.kept import Kept
 from engine.evaluation.task import Scored, Task, standardize_thresholds
 from engine.forecasting.members import Ensemble, ensemble
 from engine.one_pass import Check
+from engine.parallel import together
 from util.batch import Batch, DataSpec
 from util.calendar import time_text
 from util.data.batches import split_batches
@@ -43,6 +44,7 @@ def score(
     mine = batches[fabric.global_rank :: fabric.world_size]
     loader = feed(task.data, mine, fabric.device, task.steps)
     bar = tqdm(total=len(batches), desc=f"score {task.options.split}", leave=False, disable=fabric.global_rank > 0)
+    check = together(fabric, check)
     for first in range(0, len(batches), fabric.world_size):
         check()
         number = first + fabric.global_rank

@@ -22,6 +22,7 @@ from engine.evaluation.results import scores_text, write_result
 from engine.evaluation.task import Options
 from engine.loading import load_forecaster
 from engine.one_pass import Check
+from engine.parallel import from_main
 from engine.training.know_latents import know_latents
 from engine.training.validation import validation_loss
 from models.interface import Autoencoder, ForecastModel, can_forecast, is_codec
@@ -64,7 +65,7 @@ class Summary:
 def finish(run: Run) -> None:
     """metrics.json 最后写：有它就是走完了。"""
     fabric, config = run.fabric, run.config
-    check = run.stop.check if fabric.world_size == 1 else lambda: None
+    check = run.stop.check
     fabric.barrier()
     if is_codec(run.state.model):
         know_latents(run, check)
@@ -78,6 +79,7 @@ def finish(run: Run) -> None:
         evaluated = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, trained, check)
     elif not is_codec(model):
         log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
+    rebuilt = from_main(fabric, lambda: reconstruct(run, model, check)) if is_codec(model) else None
     if not fabric.is_global_zero:
         return
     log.info("test loss of the best checkpoint: %.5f", test_loss)
@@ -89,9 +91,8 @@ def finish(run: Run) -> None:
         best_validation_loss=run.state.progress.best,
     )
     run.record("test", {"test_loss": test_loss})
-    table, pictures = None, []
-    if is_codec(model):
-        table, pictures = reconstruct(run, model, check)
+    table, pictures = rebuilt or (None, [])
+    if table is not None:
         summary = replace(summary, reconstruction=table.codecs[run.name])
     if evaluated is not None:
         result = evaluated.result

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from engine.loading import Content, load_forecaster
 from engine.one_pass import Check
+from engine.parallel import together
 from models.interface import Autoencoder, is_codec
 from util.batch import Batch
 from util.checkpoint import forecast_weights, load_checkpoint, save_checkpoint
@@ -53,12 +54,17 @@ def know_latents(run: Run, check: Check) -> None:
         batches = every_frame(
             data.segments["train"], data.spec.window, eval_batch_size(run.config), changes=model.encodes == "tendency"
         )
+        shared = len(batches) // fabric.world_size  # 每个进程都有这么多批，有的多一批
         batches = batches[fabric.global_rank :: fabric.world_size]
         loader = feed(data, batches, fabric.device)
 
+        stop = together(fabric, check)
+
         def moved() -> Iterable[Batch]:
-            for batch in tqdm(loader, "latents", len(batches), leave=False, disable=not fabric.is_global_zero):
-                check()
+            bar = tqdm(loader, "latents", len(batches), leave=False, disable=not fabric.is_global_zero)
+            for number, batch in enumerate(bar):
+                if number < shared:
+                    stop()
                 yield batch
 
         observe(model, moved())

@@ -15,7 +15,7 @@ from engine.memory.estimate import Machine, changed, this_machine
 from engine.objective import channel_weights, make_objective, objective_loss, rolled
 from engine.one_pass import fit_one_pass, measured_changes
 from engine.optim import follow_step, follow_validation
-from engine.parallel import from_main
+from engine.parallel import from_main, together
 from engine.progress import Progress
 from engine.seeds import training_seeds
 from engine.training.finish import finish
@@ -50,7 +50,7 @@ HELPFUL = {"predict": "tendency", "last_group_share": 0.9}  # 有这些选项的
 
 
 def train(config: RunConfig, config_path: str, resume: str | None, verify: bool = True) -> int:
-    """一次完整的训练；返回退出码（被信号停下时 130 / 143）。verify：resume 的检查点核对校验和。
+    """一次完整的训练；返回退出码（被信号停下时是 128 + 信号）。verify：resume 的检查点核对校验和。
 
     Raises:
         ValueError: 配置、数据、检查点的任何一处不对，或损失不再有限。
@@ -132,7 +132,7 @@ def fit(run: Run) -> None:
     config, progress = run.config, run.state.progress
     model, ema = run.state.model, run.state.ema
     if not progress.step and isinstance(model, OnePass) and model.needs_pass:
-        fit_one_pass(model, run.data, eval_batch_size(config), run.stop.check)
+        fit_one_pass(model, run.data, eval_batch_size(config), together(run.fabric, run.stop.check))
         if ema is not None:  # 一步不走的时候，副本不会自己跟上
             ema.module.load_state_dict(run.state.model.state_dict())
     if run.state.optimizer is None or not config.train.epochs:  # 没有梯度步的模型：存下就好
@@ -243,8 +243,7 @@ def where_it_broke(error: NonFinite, progress: Progress, starts: Sequence[int]) 
 def validate_epoch(run: Run) -> None:
     """验证一次，记下是否更好。"""
     progress = run.state.progress
-    check = run.stop.check if run.fabric.world_size == 1 else lambda: None  # 多进程时各进程要一起停
-    objective = run.state.objective
+    objective, check = run.state.objective, run.stop.check
     value = validation_loss(run.state.best_model, objective, run.data, "val", run.config, run.fabric, check)
     if not math.isfinite(value):
         raise ValueError(

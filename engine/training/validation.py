@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from engine.objective import Objective, has_field_loss, objective_loss, rolled
 from engine.one_pass import Check, fit_cache, has_fits, load_fit
-from engine.parallel import from_main, reduce_tensor
+from engine.parallel import from_main, reduce_tensor, together
 from engine.seeds import validation_seeds
 from models import build_model
 from models.interface import Learner, Network, is_codec
@@ -77,6 +77,7 @@ def validation_loss(
     encodes = model.encodes if is_codec(model) else None
     training = model.training
     model.eval()
+    check = together(fabric, check)
     with torch.inference_mode(), fabric.autocast():
         for number, batch in enumerate(tqdm(loader, split, len(batches), leave=False, disable=fabric.global_rank > 0)):
             check()

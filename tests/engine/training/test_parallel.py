@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,11 +23,14 @@ import pytest
 from torch.distributed.tensor import DTensor
 
 from engine.training import loop, snapshot
+from engine.training.finish import finish
 from engine.training.state import train_step
 from tests.engine.runs import ROOT, checkpoint, losses, train_here, write_run
 from util.checkpoint import flat, load_checkpoint
 from util.cli import run_command
 from util.data.origin import DataError
+from util.signals import STOPS as SIGNALS
+from util.signals import catch_signals
 
 THIS = "tests.engine.training.test_parallel"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -55,7 +60,11 @@ def start_two(runs: Sequence[Run], failure: str, launcher: Sequence[str] = ()) -
     written = json.dumps([[str(config), resume, list(overrides)] for config, resume, overrides in runs])
     began = time.time()
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", THIS, failure, written], cwd=ROOT, capture_output=True, text=True, timeout=400
+        [sys.executable, *launcher, "-m", THIS, failure, written],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1500,
     )
     stopping = runs[-1][0].parent / "log/stops/config.yaml"
     since = stopping.stat().st_mtime if stopping.exists() else began
@@ -84,6 +93,7 @@ def first(config) -> tuple[int, str, float]:
         (config, None, ("run.name=cnn-two", *DDP, *CNN, "data.residency=device")),
         (config, None, ("run.name=cnn-fsdp", *FSDP, *CNN)),
         (config, None, ("run.name=fsdp-two", *FSDP, *EVERYTHING)),
+        (config, None, ("run.name=signals-3", *DDP, "train.epochs=1000")),
         (config, None, (STOPS, *DDP)),
     ]
     return start_two(runs, "raises")
@@ -168,6 +178,41 @@ def test_a_killed_process_ends_all(config, first):
         load_checkpoint(last)
 
 
+def stopped_everywhere(folder: Path, name: str) -> list[int]:
+    """各次的退出码，两个进程一样；收到信号的那个至多再走两步：那一步走完，下一步大家都知道了。"""
+    (codes, over), (others, theirs) = (json.loads((folder / f"log/{name}/{rank}.json").read_text()) for rank in (0, 1))
+    assert codes == others and max(over + theirs) <= 2, (codes, over, theirs)
+    return codes
+
+
+def test_signals_at_random_moments_stop_both(config, first):
+    """一个进程收到的信号，归约时不会被别人的盖过：说了停就停，步子不重不漏。"""
+    codes = stopped_everywhere(config.parent, "signals-3")
+    assert len(codes) == 3 and all(code - 128 in SIGNALS for code in codes)
+    steps = [step for step, _ in losses(config.parent, "signals-3")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["ours", "torchrun"])
+def test_forty_signals_change_nothing(config, launcher):
+    """随机的时刻、随机的一个进程、三种信号，四十次，与没有停过的两个进程逐位相同；收尾时来的十次也能再来。"""
+    one, end, folder = f"signals-40-{len(launcher)}", f"ends-10-{len(launcher)}", config.parent
+    runs: list[Run] = [(config, None, (f"run.name={name}", *DDP, "train.epochs=1000")) for name in (one, end)]
+    last: Run = (config, None, (f"{STOPS}-{len(launcher)}", *DDP))
+    start_two([*runs, last], "raises", launcher)
+    codes = stopped_everywhere(folder, one)
+    assert len(codes) == 40 and all(code - 128 in SIGNALS for code in codes)
+    epochs, whole = checkpoint(folder, one)["progress"]["epoch"], f"whole-{one}"
+    start_two([(config, None, (f"run.name={whole}", *DDP, f"train.epochs={epochs}")), last], "raises", launcher)
+    assert losses(folder, one) == losses(folder, whole)
+    assert losses(folder, one, "val", "loss") == losses(folder, whole, "val", "loss")
+    codes = stopped_everywhere(folder, end)
+    assert len(codes) == 20 and all(code == 0 or code - 128 in SIGNALS for code in codes) and not any(codes[1::2])
+    assert len([code for code in codes[::2] if code]) > 2, codes
+    assert len(list(folder.glob(f"log/{end}-*/metrics.json"))) == 10
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["ours", "torchrun"])
 def test_a_signal_saves_on_every_process(config, launcher):
@@ -213,7 +258,13 @@ def train_all() -> None:
     failure, runs = sys.argv[1], json.loads(sys.argv[2])
     loop.finish = write_share  # 收尾另有测试
     for config, resume, overrides in runs[:-1]:
-        train_here(Path(config), *overrides, resume=resume)
+        name = overrides[0].removeprefix("run.name=")
+        if name.startswith("signals-"):
+            interrupted(Path(config), overrides, name)
+        elif name.startswith("ends-"):
+            interrupted_at_the_end(Path(config), overrides[1:], name)
+        else:
+            train_here(Path(config), *overrides, resume=resume)
     if failure == "raises":
         loop.train_step = third_fails(loop.train_step)
     else:
@@ -226,6 +277,77 @@ def write_share(run: loop.Run) -> None:
     """这个进程留着几个参数。"""
     kept = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in run.state.model.parameters())
     (run.checkpoint_dir / f"share-{run.fabric.global_rank}.json").write_text(json.dumps(kept))
+
+
+class Signals:
+    """每次训练里一次：随机的时刻，随机的一个进程，随机的一种；两个进程抽得一样。"""
+
+    def __init__(self, longest: float) -> None:
+        self.draw, self.longest = random.Random(7), longest  # noqa: S311
+        self.steps = self.before = self.rank = 0
+        self.timer: threading.Timer | None = None
+        self.over: list[int] = []
+        self.codes: list[int] = []
+        step, fit = loop.train_step, loop.fit
+
+        def counted(*arguments: Any) -> Any:
+            self.steps += 1
+            return step(*arguments)
+
+        def signalled(run: loop.Run) -> None:
+            self.rank = run.fabric.global_rank
+            if self.timer is not None:
+                self.timer.start()
+            fit(run)
+
+        loop.train_step, loop.fit = counted, signalled
+        self.restore = lambda: vars(loop).update(train_step=step, fit=fit)
+
+    def train(self, config: Path, *overrides: str) -> None:
+        """一次训练；收到信号之后多走了几步记进 over。"""
+        rank, number, wait = self.draw.randrange(2), self.draw.choice(SIGNALS), self.draw.uniform(0, self.longest)
+        self.before = -1
+
+        def send() -> None:
+            if self.rank == rank:
+                self.before = self.steps
+                os.kill(os.getpid(), number)
+
+        self.timer = timer = threading.Timer(wait, send)
+        with catch_signals():  # 来得太晚的
+            self.codes.append(train_here(config, *overrides, resume="auto"))
+            timer.cancel()
+            timer.join()
+        self.timer = None
+        if self.before >= 0:
+            self.over.append(self.steps - self.before)
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / f"{self.rank}.json").write_text(json.dumps([self.codes, self.over]))
+
+
+def interrupted(config: Path, overrides: Sequence[str], name: str) -> None:
+    """停那么多次，每次都接着走；末了把停下的那一轮走完。"""
+    signals = Signals(longest=0.5)
+    for _ in range(int(name.split("-")[1])):
+        signals.train(config, *overrides)
+    signals.restore()
+    epoch = checkpoint(config.parent, name)["progress"]["epoch"]
+    train_here(config, *overrides, f"train.epochs={epoch + 1}", resume="auto")
+    signals.write(config.parent / "log" / name)
+
+
+def interrupted_at_the_end(config: Path, overrides: Sequence[str], name: str) -> None:
+    """一步也不走，信号来在收尾里；再来一次就走完。"""
+    signals, loop.finish = Signals(longest=4), finish
+    for number in range(int(name.split("-")[1])):
+        here = (*overrides, f"run.name={name}-{number}", "train.epochs=0")
+        signals.train(config, *here)
+        signals.codes.append(train_here(config, *here, resume="auto"))
+    signals.restore()
+    loop.finish = write_share
+    signals.write(config.parent / "log" / name)
 
 
 def third_fails(action: Callable[..., Any]) -> Callable[..., Any]:
