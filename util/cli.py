@@ -42,6 +42,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main() or 0
     except KeyboardInterrupt:  # 第二次 Ctrl-C
+        close_bars()
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:  # noqa: BLE001  命令到此为止，哪一种都要给人一个交代
@@ -74,13 +75,21 @@ def only_new_garbage() -> Iterator[None]:
 def report_error(error: Exception) -> int:
     """说出错误，返回退出码：用户的错（ValueError）2，其余的 1；traceback 总在日志文件里（有的话）。"""
     log.debug("stopped:", exc_info=error)
+    close_bars()
     line = one_line(error) if isinstance(error, ValueError | OSError) else describe(error)
     if line is None:
         sys.excepthook(type(error), error, error.__traceback__)
     else:
-        error.__traceback__ = None  # 还拿在手里的都放下：进度条先收起，错误自成一行
+        error.__traceback__ = None  # 还拿在手里的都放下：读取进程、写到一半的文件
         print(f"{beginning()}{line}", file=sys.stderr)
     return 2 if isinstance(error, ValueError) else 1
+
+
+def close_bars() -> None:
+    """收起还画着的进度条：错误自成一行。"""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(tqdm.tqdm._instances) if tqdm else ():
+        bar.close()
 
 
 def beginning() -> str:

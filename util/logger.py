@@ -8,10 +8,12 @@ import logging
 import netrc
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -39,10 +41,35 @@ class _BarSafeStream:
         sys.stderr.flush()
 
 
+def is_gone(file: TextIOWrapper, path: Path) -> bool:
+    """打开着的 file 已经不在 path：文件夹被删去、移走了。"""
+    try:
+        return not os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return True
+
+
+def restored(file: TextIOWrapper, path: Path) -> TextIOWrapper:
+    """已经不在 path 的 file：写过的抄进那里的新文件（文件夹也重建），以后接着写它。"""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as new:
+        file.seek(0)
+        shutil.copyfileobj(file, new)
+    file.close()
+    return path.open("a+", encoding="utf-8", newline="")
+
+
 class _LogFile(logging.FileHandler):
-    """写不下（盘满了）时说一次，训练照常；缺省是每一行日志印一段 traceback。"""
+    """写不下（盘满了）时说一次，训练照常；缺省是每一行日志印一段 traceback。被删去的，下一行之前重建。"""
 
     told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self.stream and is_gone(self.stream, Path(self.baseFilename)):
+                self.stream = restored(self.stream, Path(self.baseFilename))
+        except OSError:
+            self.handleError(record)
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -71,7 +98,7 @@ def setup_logging(path: Path | None, quiet: bool = False) -> logging.Logger:
     handlers: list[logging.Handler] = [logging.StreamHandler(_BarSafeStream())]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_LogFile(path, mode="a", encoding="utf-8"))
+        handlers.append(_LogFile(path, mode="a+", encoding="utf-8"))
     handlers[0].setLevel(logging.ERROR if quiet else logging.INFO)  # DEBUG 只进文件：整份配置、停下的原因
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -130,8 +157,18 @@ class MetricsLog:
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([MetricRow._fields, *kept])
         self.path = path
-        self._file = path.open("a", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._open(path.open("a+", encoding="utf-8", newline=""))
+
+    def _open(self, file: TextIOWrapper) -> None:
+        self._file, self._writer = file, csv.writer(file, lineterminator="\n")
+
+    @property
+    def gone(self) -> bool:
+        """文件夹在训练当中被删去、移走了；restore 重建它。"""
+        return is_gone(self._file, self.path)
+
+    def restore(self) -> None:
+        self._open(restored(self._file, self.path))
 
     def log(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
         """写下一组数，每个占一行。

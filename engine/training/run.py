@@ -28,7 +28,7 @@ from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import check_start, read_initial
 from engine.training.state import State, build_state
 from engine.versions import versions
-from util.atomic import remove_leftovers
+from util.atomic import replacing
 from util.batch import DataSpec
 from util.checkpoint import copy_checkpoint
 from util.config import RunConfig, check_batch_size, eval_batch_size
@@ -95,9 +95,25 @@ class Run:
     def record(self, split: str, values: dict[str, float]) -> None:
         """同样的标量进 metrics.csv 和 W&B。"""
         if self.metrics is not None:
+            if self.metrics.gone:
+                restore_log(self)
             progress = self.state.progress
             self.metrics.log(progress.step, progress.epoch, split, values)
             self.wandb.log(progress.step, {f"{split}/{name}": value for name, value in values.items()})
+
+
+def restore_log(run: Run) -> None:
+    """记录的文件夹在训练当中被删去、移走了：当场重建，写过的数与日志都在。"""
+    assert run.metrics is not None
+    run.metrics.restore()
+    write_config(run.log_dir, run.config)
+    log.warning("%s was removed during the run and is made anew; its figures and missing.csv are lost", run.log_dir)
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """补全了的配置，接着训练、另起同样的一个都用它。"""
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(dump_yaml(config.model_dump()), encoding="utf-8")
 
 
 def open_run(
@@ -107,9 +123,8 @@ def open_run(
     log_dir = Path(config.log.dir) / name
     main = fabric.is_global_zero
     setup_logging(log_dir / "train.log" if main else None, quiet=not main)
-    resolved = dump_yaml(config.model_dump())
     log.info("run %s, config %s, log in %s", name, config_path, log_dir)
-    log.debug("resolved config:\n%s\nversions: %s", resolved, versions())
+    log.debug("resolved config:\n%s\nversions: %s", dump_yaml(config.model_dump()), versions())
     initial = read_initial(config.train.init) if config.train.init and content is None else None  # 写错了不必等数据
     data = open_data(config.data, log_dir / "missing.csv", main, fabric.device, partial(from_first_here, fabric))
     if content is not None:
@@ -130,8 +145,7 @@ def open_run(
             log.warning("files were added or removed, the windows are not the same: this epoch starts again")
             state.progress.batches, state.progress.loss_sum, state.progress.loss_count = 0, 0.0, 0
     if main:
-        (log_dir / "config.yaml").write_text(resolved, encoding="utf-8")
-        remove_leftovers(Path(config.checkpoint.dir) / name)  # 上一次在写的时候被杀掉
+        write_config(log_dir, config)
     fabric.barrier()
     metrics = MetricsLog(log_dir / "metrics.csv", state.progress.step if content else None) if main else None
     wandb_config = config.log.wandb if main else config.log.wandb.model_copy(update={"mode": "disabled"})

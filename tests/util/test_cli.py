@@ -184,6 +184,19 @@ def test_the_error_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str], mon
     assert "0/3" in err and err.endswith("\rerror: wrong\n")
 
 
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyError("ours"), KeyboardInterrupt()])
+def test_a_bar_that_somebody_holds_is_taken_away(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    """上文里的异常、别处还拿着进度条的，也一样。"""
+    bar = tqdm(total=3, desc="wait=15%")
+
+    def main() -> None:
+        raise error
+
+    _, err = run(main, capsys)
+    assert bar.disable and "wait=15%" in err
+    assert not any("wait" in line and ("rror" in line or "interrupted" in line) for line in err.splitlines()), err
+
+
 def test_only_the_last_words_of_a_reading_process(capsys: pytest.CaptureFixture[str]) -> None:
     text = (
         "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"

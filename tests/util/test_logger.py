@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+import shutil
 import sys
 import time
 import types
@@ -416,3 +417,24 @@ def test_an_environment_that_wandb_cannot_read(no_environment, tmp_path, monkeyp
     assert any("W&B could not start offline: ValidationError" in line for line in lines), lines
     assert lines[-1] == "W&B is off for this run"
     assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_a_folder_removed_meanwhile_is_made_again(tmp_path: Path, how: str):
+    """写过的都在，以后的接着写；移走的也另起一份。"""
+    folder = tmp_path / "run"
+    logger, metrics = setup_logging(folder / "train.log"), MetricsLog(folder / "metrics.csv", None)
+    logger.info("before")
+    metrics.log(1, 0, "train", {"loss": 0.5})
+    assert not metrics.gone
+    shutil.rmtree(folder) if how == "removed" else folder.rename(tmp_path / "elsewhere")
+    assert metrics.gone
+    metrics.restore()
+    logger.info("after")
+    for step in (2, 3):
+        assert not metrics.gone
+        metrics.log(step, 0, "train", {"loss": 0.25})
+    assert [(row.step, row.value) for row in metrics.rows()] == [(1, 0.5), (2, 0.25), (3, 0.25)]
+    lines = (folder / "train.log").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["before", "after"]
+    metrics.close()

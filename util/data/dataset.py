@@ -16,7 +16,7 @@ from util.data.batches import Segments
 from util.data.index import SPLITS, check_splits, check_windows, describe_gaps, split_years
 from util.data.joined_origin import Joined
 from util.data.origin import DataSet
-from util.data.reader import LINES_SHOWN, FieldReader
+from util.data.reader import LINES_SHOWN, REPORT_HEADER, FieldReader
 from util.data.resident import OncePerMachine, Resident, alone, keep_in_memory, keep_on_device
 from util.data.store_origin import Store
 from util.data.tree_origin import Tree
@@ -84,7 +84,7 @@ def open_data(
     spec = replace(spec, static={name: read_static_forcing(origin, name) for name in spec.forcings if STATIC in name})
     if report is not None and announce:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text("channel,time,path,reason\n", encoding="utf-8")
+        report.write_text(REPORT_HEADER, encoding="utf-8")
     used = np.concatenate([np.concatenate(segments[split]) for split in SPLITS])
     reader = FieldReader(origin, spec, index, used, report, announce)
     resident, again = None, np.concatenate([*segments["train"], *segments["val"]])  # again：每一轮都要再读的

@@ -25,6 +25,7 @@ from util.data.tree_files import FieldError
 
 LINES_SHOWN = 20
 MISSING = "missing"
+REPORT_HEADER = "channel,time,path,reason\n"  # missing.csv
 SHARED = Path("/dev/shm")  # noqa: S108  容器里常只有 64 MB
 REMEDY = (
     "lower data.workers or train.batch_size (data.workers=0 needs none), "
@@ -225,7 +226,9 @@ class FieldReader:
                 word = "unreadable" if kind else "missing"
                 log.warning("more than %d fields %s; the full list is in %s", LINES_SHOWN, word, self.report)
         if self.report is not None:
-            text = io.StringIO()
+            self.report.parent.mkdir(parents=True, exist_ok=True)  # 训练当中也许被删去了
+            text = io.StringIO("" if self.report.exists() else REPORT_HEADER)
+            text.seek(0, io.SEEK_END)
             writer = csv.writer(text)
             writer.writerows([channel, time_text(h), p, reason] for h, p in zip(hours, paths, strict=True))
             with self.report.open("a", encoding="utf-8") as file:  # 一次写完，多个进程不会交错

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 from engine.training import loop
+from engine.training.preflight import smoke
 from engine.training.state import train_step
 from tests.engine.runs import checkpoint, losses, run_script, start_script, train_here, write_run
+from tests.holding import two_at_once
 from util.checkpoint import load_checkpoint
+from util.config import load_config
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 RANDOM = {"dropout": 0.1}  # 让每一步都用到随机数
@@ -128,6 +132,14 @@ def test_preflight_leaves_the_run_untouched(tree_run, tmp_path):
     assert "preflight passed" in (tmp_path / "log/with/train.log").read_text(encoding="utf-8")
 
 
+def test_two_smokes_at_once(tree_run, tmp_path):
+    """写在同一个文件夹里，各用各的名字，都走完，什么也不留下。"""
+    caches = tmp_path / "caches"
+    config = load_config(tree_run(data={"cache_dir": str(caches)}), smoke=True)
+    two_at_once(lambda: smoke(config))
+    assert list(caches.iterdir()) == []
+
+
 def test_workers_do_not_change_the_losses(tree_run, tmp_path):
     config = tree_run(model=RANDOM, train={"epochs": 1})
     train_here(config, "run.name=none")
@@ -191,6 +203,27 @@ def test_outputs_of_a_run(tree_run, tmp_path):
     assert content["progress"]["samples"] == 2 * 31  # 两轮，各 124 // 4 个窗口
     names = {p.name for p in (tmp_path / "checkpoints/one").iterdir()}
     assert names == {"last.ckpt", "best.ckpt", "epoch-0001.ckpt", "epoch-0002.ckpt"}
+
+
+def test_a_log_folder_removed_meanwhile_is_made_again(tree_run, tmp_path, monkeypatch, caplog):
+    """下一次记数时就重建，说一次；写过的数、配置、日志都在。"""
+    log_dir = tmp_path / "log/one"
+
+    def stepping(fabric, state, config, batches):
+        if state.progress.step == 3:
+            shutil.rmtree(log_dir)
+        if state.progress.step == 6:  # 一步的数晚一步才记
+            assert (log_dir / "config.yaml").exists() and "was removed during the run" in caplog.text
+        return train_step(fabric, state, config, batches)
+
+    monkeypatch.setattr(loop, "train_step", stepping)
+    assert train_here(tree_run(train={"epochs": 1}), "run.name=one") == 0
+    steps = [step for step, _ in losses(tmp_path, "one")]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > 6
+    assert caplog.text.count("was removed during the run and is made anew") == 1
+    text = (log_dir / "train.log").read_text(encoding="utf-8")
+    assert "resolved config" in text and "done: " in text
+    assert {"metrics.json", "report.html", "config.yaml"} <= {path.name for path in log_dir.iterdir()}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(60, marks=pytest.mark.soak)])
