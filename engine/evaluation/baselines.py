@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
 
 from engine.loading import load_forecaster, load_weights
 from engine.one_pass import Check, fit_cache, fit_one_pass, load_fit
+from engine.parallel import from_main
 from models import build_model
-from models.interface import ForecastModel, OnePass, can_forecast
+from models.interface import ForecastModel, Network, OnePass, can_forecast
+from util.atomic import making
 from util.batch import DataSpec
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, read_mapping
@@ -33,11 +36,7 @@ def fit_baselines(
         model = build_model({"name": name}, data.spec.bare)
         assert can_forecast(model)
         if isinstance(model, OnePass):
-            cache = fit_cache(name, data)
-            if fabric.is_global_zero and not load_fit(model, cache):
-                fit_one_pass(model, data, batch_size, check)
-                save_checkpoint(cache, {"model": model.state_dict()})
-            fabric.barrier()
+            cache = from_main(fabric, partial(fitted_cache, name, model, data, batch_size, check))
             load_weights(model, load_checkpoint(cache)["model"])
         models[name] = model.to(fabric.device).eval()
     fitted = find_fitted(config, data.spec)
@@ -47,6 +46,18 @@ def fit_baselines(
         models[FITTED] = model
         log.info("baseline %s: %s", FITTED, fitted)
     return models
+
+
+def fitted_cache(name: str, model: Network, data: WeatherData, batch_size: int, check: Check) -> Path:
+    """这份数据上的拟合存在哪里；还没有的由一个进程拟合，同时起的别的命令等它。"""
+    assert isinstance(model, OnePass)
+    cache = fit_cache(name, data)
+    if not load_fit(model, cache):
+        with making(cache, check):
+            if not load_fit(model, cache):
+                fit_one_pass(model, data, batch_size, check)
+                save_checkpoint(cache, {"model": model.state_dict()})
+    return cache
 
 
 def find_fitted(config: RunConfig, spec: DataSpec) -> Path | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.evaluation.metrics_file import Result, read_scores
+from util.atomic import replacing, reserved
 from util.cli import run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
@@ -50,19 +51,18 @@ def stage1_direct(path: str, split: str, stride: int, out: Path) -> int:
     if name != MODEL:
         raise ValueError(f"{path}: holds {name or 'no model'}, not {MODEL}; config/{MODEL}.yaml trains one")
     evaluate_checkpoint(path, Options(split=split, stride=stride), out)
-    write_metrics(out, read_scores(out / "metrics.json", Result))
-    model, _ = load_forecaster(content, torch.device("cpu"))
-    assert can_forecast(model) and isinstance(model, Donor)
-    draw_example(model, checkpoint_config(content, path), split, out)
-    write_half(model.decoder, out / DECODER)
-    write_half(model.in_adapter, out / IN_ADAPTER)
+    with reserved(out):
+        write_metrics(out, read_scores(out / "metrics.json", Result))
+        model, _ = load_forecaster(content, torch.device("cpu"))
+        assert can_forecast(model) and isinstance(model, Donor)
+        draw_example(model, checkpoint_config(content, path), split, out)
+        write_half(model.decoder, out / DECODER)
+        write_half(model.in_adapter, out / IN_ADAPTER)
     return 0
 
 
 def write_metrics(out: Path, result: Result) -> None:
     """成绩表里只留 RMSE 与 MAE；与 metrics.json 里的数相同。"""
-    from util.atomic import replacing
-
     about = ("run", "checkpoint", "split", "stride", "model", "lead_hours", "units")
     scores = {
         name: {channel: {key: found[key] for key in SCORES} for channel, found in channels.items()}
@@ -102,8 +102,6 @@ def write_half(module: nn.Module, path: Path) -> None:
     """
     import torch
     from safetensors.torch import save_file
-
-    from util.atomic import replacing
 
     weights = {name: value.half().contiguous() for name, value in module.state_dict().items()}
     for name, value in weights.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import read_initial
 from engine.training.state import State, build_state, train_step
 from models.interface import OnePass, can_forecast, is_codec
+from util.atomic import temporary_name
 from util.batch import Batch, DataSpec, window_time
-from util.checkpoint import load_checkpoint, random_state, remove_shards, set_random_state
+from util.checkpoint import load_checkpoint, random_state, set_random_state
 from util.config import RunConfig, least_batch
 
 FEW = 2  # 窗口
@@ -39,8 +41,11 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         ValueError: 损失不是有限值、预报形状不对、读回之后的一步与没中断的一步不同。
     """
     before = random_state()
-    path = folder / ".preflight.ckpt"
+    # 两个 --smoke 各用各的；训练的被杀时留下的，由下一个主人清掉
+    place = folder / fabric.broadcast(temporary_name("preflight"))
+    path = place / "last.ckpt"
     try:
+        place.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.run.seed)
         size = max(1, config.train.windows // (fabric.world_size * config.train.accumulate))
         steps = config.train.objective.rollout.longest  # 走到那里才用尽内存，就晚了
@@ -76,8 +81,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         log.info("preflight passed: one step, save, restore, equal next step (%.6g), a step of %d windows", found, size)
     finally:
         if fabric.is_global_zero:
-            path.unlink(missing_ok=True)
-            remove_shards(path)
+            shutil.rmtree(place, ignore_errors=True)
         set_random_state(before)
 
 

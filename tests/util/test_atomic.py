@@ -8,12 +8,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.holding import ROOT, held_elsewhere
-from util.atomic import LOCK, remove_leftovers, replacing, reserved
+from tests.holding import ROOT, held_elsewhere, two_at_once
+from util.atomic import LOCK, making, remove_leftovers, replacing, reserved, temporary_name
 
 
 def test_the_second_is_told_who_holds_it(tmp_path: Path):
@@ -111,3 +112,70 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {"shards", "deep", "last.ckpt", *theirs}
+
+
+def test_the_next_owner_sweeps_but_not_where_another_owns(tmp_path: Path):
+    """评测到一半被杀，场那么大的临时文件由下一次清掉；里面另有主人的一层（运行的文件夹里的一次评测）不动。"""
+    folder, left, theirs = tmp_path / "out", temporary_name("forecast.nc"), temporary_name("truth.nc")
+    for place in ("", "figures", "evaluation", "evaluation/figures"):
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / left).touch()
+    (folder / left).unlink()
+    (folder / left).mkdir()
+    (folder / left / "part").touch()
+    with held_elsewhere(folder / "evaluation"):
+        (folder / "evaluation" / theirs).touch()
+        with reserved(folder, sweep=False):
+            assert (folder / left).exists()
+        with reserved(folder):
+            pass
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    assert found == {f"evaluation/{theirs}"}
+    with reserved(folder):
+        assert {path.name for path in folder.rglob("*")} == {LOCK, "figures", "evaluation"}
+
+
+def test_a_cache_is_made_once(tmp_path: Path):
+    """两个进程同时要同一份：一个造，一个等着用。"""
+    cache, made = tmp_path / "caches/a", tmp_path / "made"
+
+    def use() -> None:
+        with making(cache):
+            if not cache.exists():
+                time.sleep(0.2)
+                cache.write_text("whole")
+                with made.open("a") as file:
+                    file.write("x")
+        assert cache.read_text() == "whole"
+
+    two_at_once(use)
+    assert made.read_text() == "x" and list(cache.parent.iterdir()) == [cache]
+
+
+def test_who_waits_for_a_cache_can_be_stopped_and_follows_a_killed_maker(tmp_path: Path):
+    maker = """
+import sys, time
+from pathlib import Path
+from util.atomic import making
+with making(Path(sys.argv[1])):
+    print("making", flush=True)
+    time.sleep(60)
+"""
+    cache, asked = tmp_path / "a", []
+    command = [sys.executable, "-c", maker, str(cache)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdout is not None and child.stdout.readline() == b"making\n"
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def end_it() -> None:
+        asked.append(child.poll())
+        child.kill()
+
+    with pytest.raises(KeyboardInterrupt), making(cache, stop):
+        pass
+    with making(cache, end_it):
+        pass
+    assert asked and asked[0] is None and child.wait() == -9
+    child.stdout.close()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.atomic import replacing
 from util.config import load_config
 from util.inspection.check import check_static, check_tree, describe_bad, report_json, table
 from util.workers import add_workers_option, check_worker_options
@@ -54,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     print(*(found.line for found in static), sep="\n", end="\n" if static else "")
     if arguments.out:
         content = report_json(arguments.config, config, reports, bad, static)
-        arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        with replacing(arguments.out) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     total = sum(r.expected for r in reports)
     outside = sum(r.outside for r in reports)
     print(

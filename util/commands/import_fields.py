@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
+from util.atomic import replacing
 from util.config import Axis
 from util.data.index import SPLITS
 from util.exchange.into_store import import_to_store
@@ -111,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         if request.variables:
             _import_variables(args, argv, request, sources, cut, static, stack)
         elif args.root:
-            write_static_fields(args.root, static)
+            write_static_fields(args.root, static, args.overwrite)
         else:
             raise ValueError("--static alone writes into a tree (--root); a store takes it together with --variable")
     print(*describe_static(static), sep="\n", end="\n" if static else "")
@@ -144,8 +145,8 @@ def _import_variables(
     text = data_yaml(plan, args.store)
     print("\n".join(summarize(plan, found, [source.name for source in unused])))
     if args.yaml:
-        Path(args.yaml).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.yaml).write_text(text, encoding="utf-8")
+        with replacing(Path(args.yaml)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         print(f"data set  written to {args.yaml}")
     else:
         print(f"data set  put this into a file such as config/data/NAME.yaml\n{text}", end="")
@@ -157,7 +158,7 @@ def _write(plan: ImportPlan, args: argparse.Namespace, argv: Sequence[str], stat
         if args.dtype != "float32":
             raise ValueError(f"--dtype {args.dtype} is for --store; the files of a tree are float32")
         found = write_fields(plan, args.overwrite)
-        write_static_fields(args.root, static)
+        write_static_fields(args.root, static, args.overwrite)
         return found
     from util.logger import setup_logging
 

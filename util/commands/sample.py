@@ -70,11 +70,11 @@ def read_arguments(argv: Sequence[str]) -> tuple[Path, Settings, bool]:
 
 def main(argv: Sequence[str]) -> int:
     root, settings, overwrite = read_arguments(argv)
-    if already_there(root, settings, overwrite):
+    start = time.monotonic()
+    marker = None if already_there(root, settings, overwrite) else create(root, settings, overwrite)
+    if marker is None:
         print(f"sample: already there, {root}")
         return 0
-    start = time.monotonic()
-    marker = create(root, settings)
     listed = [f"dropped {path}" for path in marker["dropped"]]
     listed += [f"corrupted ({kind}) {path}" for path, kind in marker["corrupted"].items()]
     print(*listed[:SHOWN], sep="\n", end="\n" if listed else "")

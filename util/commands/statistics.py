@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from util.config import load_config
 from util.data.tree_files import holds_tendency
-from util.inspection.statistics import channel_statistics, channels_of, home, refuse_written, table, write_all
+from util.inspection.statistics import (
+    channel_statistics,
+    channels_of,
+    home,
+    owned_home,
+    refuse_written,
+    table,
+    write_all,
+)
 from util.workers import add_worker_options, check_worker_options
 
 
@@ -39,12 +48,13 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--overwrite needs --write; without it nothing is written")
     config = load_config(arguments.config, arguments.overrides).data
     channels = channels_of(config)
-    if arguments.write and not arguments.overwrite:
-        refuse_written(config, channels)
-    tendency = arguments.tendency or (arguments.overwrite and holds_tendency(home(config), channels))
-    results = channel_statistics(config, arguments.workers, arguments.scheduler, tendency)
-    print(table(config, results))
-    if arguments.write:
-        write_all(config, results, tendency)
-        print(f"mean_std.json and min_max.json of {len(results)} channels written to {home(config)}")
+    with owned_home(config, channels) if arguments.write else nullcontext():
+        if arguments.write and not arguments.overwrite:
+            refuse_written(config, channels)
+        tendency = arguments.tendency or (arguments.overwrite and holds_tendency(home(config), channels))
+        results = channel_statistics(config, arguments.workers, arguments.scheduler, tendency)
+        print(table(config, results))
+        if arguments.write:
+            write_all(config, results, tendency)
+            print(f"mean_std.json and min_max.json of {len(results)} channels written to {home(config)}")
     return 0

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 from tqdm import tqdm
 
-from util.atomic import replacing
+from util.atomic import making, replacing
 from util.calendar import hour_of, hours_in_year, moment_of, time_text, year_start
 from util.config import DataConfig
 from util.variables import channel_folder
@@ -125,18 +125,23 @@ def scan(config: DataConfig, channels: list[str], years: list[int], rebuild: boo
     key = hashlib.sha256(json.dumps([str(Path(config.root).resolve()), channels, years, stamps]).encode()).hexdigest()
     cache = Path(config.cache_dir) / f"index-{key[:16]}.npz"
     hours = year_start(years[-1] + 1) - start
-    if not rebuild and (held := _read_cache(cache, len(channels), hours)) is not None:
-        return Index(tuple(channels), start, held)
-    present = np.zeros((len(channels), hours), dtype=bool)
+    present = None if rebuild else _read_cache(cache, len(channels), hours)
+    if present is None:
+        with making(cache):  # 几个进程一起起步：一个去列，别的等着读
+            present = None if rebuild else _read_cache(cache, len(channels), hours)
+            if present is None:
+                present = _list_files(folders, np.zeros((len(channels), hours), dtype=bool), start)
+                _write_cache(cache, present)
+    return Index(tuple(channels), start, present)
+
+
+def _list_files(folders: Sequence[tuple[int, int, Path]], present: np.ndarray, start: int) -> np.ndarray:
+    """列出各 (通道, 年, 文件夹)，在 present (C, hours) 里填上有文件的。"""
     with ThreadPoolExecutor(8) as pool:  # 网络盘上列目录的时间是等待，不是计算
         numbers = pool.map(lambda item: _file_numbers(item[2], item[1]), folders)
         for (c, year, _), found in zip(folders, tqdm(numbers, "index", len(folders), leave=False), strict=True):
             present[c, year_start(year) - start + found] = True
-    with replacing(cache) as temporary, temporary.open("wb") as file:
-        np.savez(file, present=np.packbits(present, axis=1))
-        file.flush()
-        os.fsync(file.fileno())  # 落盘才改名：断电之后不留下空的
-    return Index(tuple(channels), start, present)
+    return present
 
 
 def tree_hours(root: str | Path, channel: str) -> np.ndarray:
@@ -269,6 +274,13 @@ def _read_cache(path: Path, channels: int, hours: int) -> np.ndarray | None:
     if packed.dtype != np.uint8 or packed.shape != (channels, -(-hours // 8)):
         return None
     return np.unpackbits(packed, axis=1, count=hours).astype(bool)
+
+
+def _write_cache(path: Path, present: np.ndarray) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, present=np.packbits(present, axis=1))
+        file.flush()
+        os.fsync(file.fileno())  # 落盘才改名：断电之后不留下空的
 
 
 def _stamp(folder: Path, channel: str) -> int:

@@ -9,13 +9,14 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from util.atomic import replacing
+from util.atomic import replacing, reserved
 from util.calendar import moment_of, year_start
 from util.config import Axis, DataConfig
 from util.files.bounded import open_regular, read_json, read_npy_header, read_npy_values
@@ -45,6 +46,16 @@ class FieldError(ValueError):
         super().__init__(f"{path}: {detail}")
         self.fault: Fault = fault
         self.detail = detail
+
+
+@contextmanager
+def owned(root: str | Path, channels: Iterable[str], static: bool = False) -> Iterator[None]:
+    """块内这棵树里这些通道的变量（要的话连同 static/）只由这个进程写；Raises 见 reserved。"""
+    names = dict.fromkeys(f"{split_channel(channel)[0]}_npy" for channel in channels)
+    with ExitStack() as held:
+        for name in [*names, *["static"] * static]:
+            held.enter_context(reserved(Path(root) / name, "wait for it to end", sweep=False))
+        yield
 
 
 def field_path(root: str | Path, channel: str, hour: int) -> Path:

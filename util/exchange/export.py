@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,25 +29,32 @@ def export(store: Path, root: Path | None, netcdf: Path | None, overwrite: bool 
     """写出全部有文件的场；返回它们的个数。内存里只有一块。
 
     Raises:
-        ValueError: 不是完整的存档，块的大小不对；要写的已经在而没有 overwrite。
+        ValueError: 不是完整的存档，块的大小不对；要写的已经在而没有 overwrite；别的进程正往这棵树里写。
     """
-    from tqdm import tqdm
-
-    from util.data.tree_files import write_static
+    from util.data.tree_files import owned
     from util.exchange.into_tree import refuse_static
-    from util.files.netcdf import TruthFile
     from util.files.store_files import StorePlan, check_sizes, read_hours, read_mark
-    from util.files.zarr_metadata import chunk_name
 
     plan = StorePlan(**read_mark(store)["plan"])
     hours = read_hours(store, plan)
     check_sizes(store, plan, -(-hours.size // plan.chunk_rows))
-    if not overwrite:
-        if root is not None:
+    if netcdf is not None and netcdf.exists() and not overwrite:
+        raise ValueError(f"{netcdf} exists already; give --overwrite to replace it")
+    with nullcontext() if root is None else owned(root, plan.channels, static=bool(plan.static)):
+        if root is not None and not overwrite:
             _refuse_existing(root, plan.channels, hours)
             refuse_static(root, plan.static)
-        if netcdf is not None and netcdf.exists():
-            raise ValueError(f"{netcdf} exists already; give --overwrite to replace it")
+        return _write(store, plan, hours, root, netcdf)
+
+
+def _write(store: Path, plan: StorePlan, hours: np.ndarray, root: Path | None, netcdf: Path | None) -> int:
+    """export 查过、占下之后的事。"""
+    from tqdm import tqdm
+
+    from util.data.tree_files import write_static
+    from util.files.netcdf import TruthFile
+    from util.files.zarr_metadata import chunk_name
+
     static = {name: read_stored_static(store, plan, name) for name in plan.static}
     valid = np.fromfile(store / "valid" / chunk_name(0, 2), bool).reshape(hours.size, -1)  # (N, C)
     held = np.asarray(valid.any(axis=1))  # (N,) 首尾有几行全是插值的：一个文件也没有，不是数据里的时刻

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from util.atomic import reserved
 from util.data.index import sampled_hours, split_hours, tree_hours
 from util.data.normalize import judge
 from util.data.tree_files import (
@@ -18,6 +16,7 @@ from util.data.tree_files import (
     FieldError,
     field_path,
     holds_tendency,
+    owned,
     read_field,
     read_mean_std,
     static_names,
@@ -41,9 +40,7 @@ def write_fields(plan: ImportPlan, overwrite: bool = False) -> Survey:
         ValueError: 要写的文件已在而没有 overwrite；旧树有这次不写的层、另一种网格，或已标准化；读不出；
             某通道在训练日期内没有场、有坏的，或全是同一个数；别的进程正在写其中的变量。
     """
-    with ExitStack() as reservations:
-        for variable in plan.channels:  # 统计量是整棵树的：同一个变量的另一次导入还在写，就会只算到一部分
-            reservations.enter_context(reserved(Path(plan.config.root) / f"{variable}_npy", "wait for it to end"))
+    with owned(plan.config.root, plan.names):  # 统计量是整棵树的：同一个变量的另一次导入还在写，就会只算到一部分
         return _write_reserved(plan, overwrite)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from util.config import Axis
-from util.data.tree_files import StaticField, write_static
+from util.data.tree_files import StaticField, owned, write_static
 from util.exchange.into_tree import refuse_static
 from util.exchange.joining import FileVariable, find_units
 from util.exchange.plan import choose_region, find_grid, read_values
@@ -124,10 +124,13 @@ def refuse_misplaced(root: str | Path, found: Mapping[str, Placed], overwrite: b
             )
 
 
-def write_static_fields(root: str | Path, found: Mapping[str, Placed]) -> None:
-    """写进 `<root>/static/`。"""
-    for name, place in found.items():
-        write_static(root, name, *place[:3])
+def write_static_fields(root: str | Path, found: Mapping[str, Placed], overwrite: bool) -> None:
+    """写进 `<root>/static/`；Raises 见 owned、refuse_static（别的导入也许刚写好）。"""
+    with owned(root, (), static=bool(found)):
+        if not overwrite:
+            refuse_static(root, found)
+        for name, place in found.items():
+            write_static(root, name, *place[:3])
 
 
 def describe_static(found: Mapping[str, Placed]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from util.data.tree_files import (
     channel_fills,
     choose_channels,
     field_path,
+    owned,
     read_field,
     read_into,
     read_mean_std,
@@ -192,6 +194,13 @@ def home(config: DataConfig) -> str:
     return config.statistics or config.root
 
 
+def owned_home(config: DataConfig, channels: Iterable[str]) -> AbstractContextManager[None]:
+    """块内这些统计量只由这个进程写，同一棵树的导入也等着。"""
+    if config.parts and not config.statistics:
+        raise ValueError("data.set names several data sets; data.statistics=FOLDER says where theirs are to be written")
+    return owned(home(config), channels)
+
+
 def refuse_written(config: DataConfig, channels: Iterable[str]) -> None:
     for channel in channels:
         for name in ("mean_std.json", "min_max.json"):
@@ -205,8 +214,6 @@ def write_all(config: DataConfig, results: dict[str, ChannelMoments], tendency: 
     Raises:
         ValueError: 文件已经标准化（写下去物理单位的统计量就没有了）；见 check_moments。
     """
-    if config.parts and not config.statistics:
-        raise ValueError("data.set names several data sets; data.statistics=FOLDER says where theirs are to be written")
     written = {channel: _to_write(config, channel, found, tendency) for channel, found in results.items()}
     for channel, values in written.items():
         write_mean_std(home(config), channel, *values)

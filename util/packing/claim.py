@@ -26,7 +26,7 @@ def check_space(store: Path, needed: int) -> None:
 
 @contextmanager
 def claimed(store: Path) -> Iterator[None]:
-    """同一个存档同时只由一个命令写；顺便扫掉上一次被杀时写到一半的临时文件。
+    """同一个存档同时只由一个命令写；顺便扫掉上一次被杀时写到一半的临时文件，存档里的也算。
 
     Raises:
         ValueError: 别的进程正在写；磁盘满了。

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,11 +180,16 @@ def already_there(root: Path, settings: Settings, overwrite: bool) -> bool:
     return True
 
 
-def create(root: Path, settings: Settings) -> dict[str, Any]:
-    """在旁边写好整棵树，再换成 root；失败或中断时不留下半成品。
+def remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def create(root: Path, settings: Settings, overwrite: bool = False) -> dict[str, Any] | None:
+    """在旁边写好整棵树，再换成 root；失败或中断时不留下半成品。别的进程刚写好了同一份就不再写，返回 None。
 
     Raises:
-        ValueError: 磁盘不够，不能写，或别的进程正在写。
+        ValueError: 磁盘不够，不能写，或别的进程正在写；见 already_there。
     """
     frames = (year_start(settings.years[1] + 1) - year_start(settings.years[0])) // settings.interval
     needed = frames * len(channels_of(settings)) * (4 * settings.grid[0] * settings.grid[1] + 4096)  # 头与块的零头
@@ -196,16 +202,24 @@ def create(root: Path, settings: Settings) -> dict[str, Any]:
                 f"the sample needs about {needed / 1e9:.1f} GB, {root.parent} has {free / 1e9:.1f} GB free"
             )
         with reserved(partial, "another sample is being written there, wait for it"):
-            try:
-                tree = partial / "tree"
-                shutil.rmtree(tree, ignore_errors=True)  # 上次被强行结束的残余
-                tree.mkdir()
-                marker = write_tree(tree, settings)
-                if root.exists():
-                    shutil.rmtree(root)
-                tree.rename(root)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            return None if already_there(root, settings, overwrite) else replace_tree(root, settings, partial)
     except OSError as error:
         raise ValueError(f"--root {root}: cannot write ({error})") from None
+    finally:
+        with suppress(OSError):  # 别人占着，或从来没有
+            partial.rmdir()
+
+
+def replace_tree(root: Path, settings: Settings, partial: Path) -> dict[str, Any]:
+    """create 占下 partial 之后的事。"""
+    tree, old = partial / "tree", partial / "old"
+    remove(tree, old)  # 上次被强行结束的残余
+    tree.mkdir()
+    try:
+        marker = write_tree(tree, settings)
+        if root.exists():  # 整棵移开：一个个删到一半被杀，从前的标记旁边就不是全部的文件了
+            root.rename(old)
+        tree.rename(root)
+    finally:
+        remove(tree, old)
     return marker

@@ -11,8 +11,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from engine.evaluation import baselines
 from engine.evaluation.baselines import fit_baselines
-from engine.one_pass import training_fingerprint
+from engine.one_pass import fit_one_pass, training_fingerprint
 from tests.holding import two_at_once
 from tests.trees import DAYS, config_of, damage
 from util.calendar import parse_time
@@ -92,14 +93,23 @@ def test_an_unreadable_cache_counts_as_absent(tree: Any, content: bytes, caplog:
     assert caches(config) == [cache] and cache.stat().st_size > 1000
 
 
-def test_two_fit_at_once(tree: Any, tmp_path: Path) -> None:
-    """两个进程同时拟合、同时存：都用得上，存下的是一份。"""
+def test_two_fit_at_once(tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """两个进程同时要，还没有：一个拟合，一个等着用。"""
     config = config_of(tree)
     alone = climatology(config.model_copy(update={"cache_dir": str(tmp_path / "alone")}))
+    fits = tmp_path / "fits"
+
+    def counted(*arguments: Any) -> None:
+        with fits.open("a") as file:
+            file.write("x")
+        fit_one_pass(*arguments)
+
+    monkeypatch.setattr(baselines, "fit_one_pass", counted)
 
     def fit() -> None:
         assert (climatology(config) == alone).all()
 
     two_at_once(fit)
+    assert fits.read_text() == "x"
     assert len(caches(config)) == 1 and not list(Path(config.cache_dir).glob(".*"))
     fit()

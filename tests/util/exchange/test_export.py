@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tests.holding import held_elsewhere
 from tests.trees import DAYS, config_of, standardize_files
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.packing.stores import compare, pack_small
@@ -114,6 +115,8 @@ def test_what_is_there_is_kept(make_tree, tmp_path):
     with pytest.raises(ValueError, match=r"result.nc exists already; give --overwrite"):
         export(tmp_path / "store", None, result)
     export(tmp_path / "store", tree.root, result, overwrite=True)
+    with held_elsewhere(tree.root / "t2m_npy"), pytest.raises(ValueError, match=r"t2m_npy is in use by process"):
+        export(tmp_path / "store", tree.root, None, overwrite=True)
     chunk = tmp_path / "store/fields/0.0.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"0.0.0.0: \d+ bytes, expected"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tests.holding import held_elsewhere
 from tests.trees import DAYS, config_of
 from tests.util.exchange.test_import_fields import DATES, make_dataset
 from tests.util.packing.stores import pack_small
@@ -141,6 +142,8 @@ def test_what_is_there_is_kept(source: Path, tmp_path: Path, make_tree):
         run(source, tree.root, "--static", "lsm=t2m")
     with pytest.raises(ValueError, match="--static lsm: 2 x 8 points, the fields of .* have 4 x 8"):
         run(source, tree.root, "--static", "lsm=lsm", "--rows", "0:2", "--overwrite")
+    with held_elsewhere(tree.root / "static"), pytest.raises(ValueError, match="static is in use by process"):
+        run(source, tree.root, "--static", "slt=lsm", "--overwrite")
     np.testing.assert_array_equal(stored(tree.root, "lsm"), before)
     run(source, tree.root, "--static", "slt=lsm", "--overwrite")
     assert stored(tree.root, "lsm").max() == 7

@@ -12,6 +12,7 @@ import xarray as xr
 import yaml
 
 from tests.engine.runs import write_run
+from tests.holding import held_elsewhere
 from tests.trees import DAYS, SPLITS, config_of, damage, standardize_files
 from tests.util.packing.stores import pack_small
 from util.commands.statistics import main
@@ -67,7 +68,10 @@ def test_write(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         main([*words, "--write"])
     for file in tree.root.rglob("*.json"):
         file.unlink()
-    assert main(words) == 0  # 只印
+    with held_elsewhere(tree.root / "z_npy"):  # 一次导入正在写
+        assert main(words) == 0  # 只印
+        with pytest.raises(ValueError, match=r"z_npy is in use by process .*; wait for it to end"):
+            main([*words, "--write"])
     assert not list(tree.root.rglob("*.json"))
     assert main([*words, "--write"]) == 0
     out = capsys.readouterr().out

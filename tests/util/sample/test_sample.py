@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import lpmv
 
 from tests.engine.runs import ROOT
+from tests.holding import held_elsewhere
+from util.atomic import LOCK
 from util.calendar import year_start
 from util.commands import sample as command
 from util.data.tree_files import read_field, read_mean_std
@@ -181,6 +187,63 @@ def test_marker_and_overwrite(
     with pytest.raises(ValueError, match="did not write"):
         command.main(["--root", str(foreign.parent), "--overwrite"])
     assert foreign.exists()
+
+
+def quick_tree(root: Path, settings: sample_tree.Settings) -> dict:
+    """几个文件与标记；标记里是文件数。"""
+    for number in range(5):
+        (root / f"{settings.seed}-{number}").touch()
+    marker = {"arguments": sample_tree.settings_json(settings), "files": 5, "dropped": [], "corrupted": {}}
+    (root / "sample.json").write_text(json.dumps(marker))
+    return marker
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_overwrite_killed_at_any_step(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """在第几次删文件、改名的当口被杀：root 里总是完整的一份，或者没有；再来一次就好，什么也不留下。"""
+    monkeypatch.setattr(sample_tree, "write_tree", quick_tree)
+    root = tmp_path / "sample"
+    command.main(["--root", str(root)])
+    again = ["--root", str(root), "--seed", "7", "--overwrite"]
+    child = multiprocessing.get_context("fork").Process(target=dies_at, args=(step, again))
+    child.start()
+    child.join()
+    assert child.exitcode == (9 if step < 8 else 0)  # 改名两次，旧的六个文件逐个删
+    if root.exists():
+        (seed,) = {path.name[0] for path in root.iterdir() if path.name != "sample.json"}
+        marker = json.loads((root / "sample.json").read_text())
+        assert str(marker["arguments"]["seed"])[0] == seed and len(list(root.iterdir())) == 6
+    assert command.main(again) == 0
+    assert sorted(path.name for path in root.iterdir()) == [*(f"7-{n}" for n in range(5)), "sample.json"]
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def dies_at(step: int, arguments: list[str]) -> None:
+    """改名、删文件数着，第 step 次之前就死。"""
+    left = itertools.count()
+
+    def counted(action: Callable[..., Any]) -> Callable[..., Any]:
+        def do(path: Any, *rest: Any, **more: Any) -> Any:
+            if not str(path).endswith(LOCK) and next(left) == step:
+                os._exit(9)
+            return action(path, *rest, **more)
+
+        return do
+
+    Path.rename, os.unlink = counted(Path.rename), counted(os.unlink)
+    command.main(arguments)
+
+
+def test_two_samples_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """后来的一行；前一个刚写完的时候才占下的，不再写一遍。"""
+    monkeypatch.setattr(sample_tree, "write_tree", quick_tree)
+    root = tmp_path / "sample"
+    busy = pytest.raises(ValueError, match="another sample is being written there, wait for it")
+    with held_elsewhere(tmp_path / ".sample.partial"), busy:
+        command.main(["--root", str(root)])
+    settings = command.read_arguments(["--root", str(root)])[1]
+    assert sample_tree.create(root, settings) and sample_tree.create(root, settings) is None
+    assert list(tmp_path.iterdir()) == [root]
 
 
 def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
