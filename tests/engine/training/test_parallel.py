@@ -301,7 +301,7 @@ class Signals:
             fit(run)
 
         loop.train_step, loop.fit = counted, signalled
-        self.restore = lambda: vars(loop).update(train_step=step, fit=fit)
+        self.before_us = step, fit
 
     def train(self, config: Path, *overrides: str) -> None:
         """一次训练；收到信号之后多走了几步记进 over。"""
@@ -321,6 +321,9 @@ class Signals:
         self.timer = None
         if self.before >= 0:
             self.over.append(self.steps - self.before)
+
+    def restore(self) -> None:
+        loop.train_step, loop.fit = self.before_us
 
     def write(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
