@@ -13,10 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.train import OURS, measure
-from engine.evaluation.cost import flops_per_sample, parameter_count
-from engine.imagined import imagined_spec
-from models import build_model
-from models.interface import can_forecast
+from engine.reference.configs import size
 from util.cli import run_command
 from util.config import RunConfig, load_config
 
@@ -50,19 +47,6 @@ def main() -> int:
 
 def row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def size(config: RunConfig) -> list[str]:
-    """帧、通道、网格、参数个数、预报一次的 GFLOP。"""
-    spec = imagined_spec(config.data)
-    model = build_model(config.model, spec).eval()
-    return [
-        f"{spec.frames_in} → {spec.frames_out}",
-        str(spec.num_channels),
-        f"{spec.height} × {spec.width}",
-        f"{parameter_count(model):,}",
-        f"{flops_per_sample(model, spec) / 1e9:.3f}" if can_forecast(model) else "none",
-    ]
 
 
 def speed(config: RunConfig, steps: int) -> list[str]:

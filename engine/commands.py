@@ -45,7 +45,7 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
 
         return explain(args.explain)
     if args.config is None:
-        raise ValueError("give --config, a run YAML in config/")
+        raise ValueError("give --config, a run YAML; config/README.md lists them")
     if args.no_verify and not args.resume:
         raise ValueError("--no-verify is about the checkpoint of --resume: give that with it")
     config = load_config(args.config, args.overrides, smoke=args.smoke)

@@ -14,7 +14,7 @@ from util import VERSION
 from util.strict import read_mapping
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), ROOT / "config" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = ("engine", "models", "util", "tests", "benchmarks")
 PATH = re.compile(rf"(?<![\w/.<}}-])((?:{'|'.join(CODE)}|layers|config|docs)/[\w./-]*\w)")
 MODULE = re.compile(rf"python -m ((?:{'|'.join(CODE)})\.[\w.]*\w)")

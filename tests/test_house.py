@@ -38,6 +38,7 @@ FLOORS = ("script", "engine", "model", "models", "layers", "util")  # 由上到�
 STANDS_ON = {  # engine 的一翼站在底层上，此外只有这些
     "engine/evaluation": {"engine/forecasting"},
     "engine/comparison": {"engine/evaluation"},
+    "engine/reference": {"engine/evaluation", "engine/memory"},
     "engine/studies": {"engine/evaluation"},
     "engine/sharing": {"engine/evaluation", "engine/forecasting"},
     "engine/training": {"engine/memory"},

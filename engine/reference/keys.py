@@ -27,7 +27,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 INTRO = """# 配置的键
 
 由 `python -m engine.reference.keys --write` 从 schema 印出；终端上是 `python train.py --explain [KEY]`，所以是英文。
-每份 YAML 里的键旁另有一句中文注释。
+每份 YAML 里的键旁另有一句中文注释；有哪些 YAML 见 [config/README.md](../config/README.md)。
 """
 SET = "a YAML in config/data/, or a list of them, whose keys these are; the run's own keys beat them"
 REQUIRED = "required"
