@@ -40,8 +40,9 @@ First time here: `make train`, which is [quickstart.yaml](quickstart.yaml). Your
 [ar_pred_video_vanilla.yaml](ar_pred_video_vanilla.yaml) 起。
 一份是一次完整的运行：`python train.py --config config/NAME.yaml`。
 
-由 `python -m engine.reference.configs --write` 印出：任务、成绩是各 YAML 开头的话；参数连同阶段一；GFLOP 是预报一个窗口的
-浮点运算，乘加算两次；MB 是训练的一步的张量，精度与小批照 YAML，张量之外的见 `--estimate`；一横：没有，或要下载的权重不在。
+由 `python -m engine.reference.configs --write` 印出：任务、成绩是各 YAML 开头的话；参数连同阶段一的；
+GFLOP 是预报一个窗口的浮点运算，乘加算两次；MB 是训练的一步的张量，精度与小批照 YAML，张量之外的见 `--estimate`；
+一横：没有，或要下载的权重不在。
 """
 
 
