@@ -32,6 +32,9 @@ def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_no_verify(parser)
     parser.add_argument(
+        "--deterministic", action="store_true", help="only algorithms that give the same result every time; slower"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override existing keys, e.g. train.epochs=10"
     )
     return parser
@@ -66,7 +69,7 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
     with loading():
         from engine.training.loop import train
 
-    return train(config, args.config, args.resume, verify=not args.no_verify)
+    return train(config, args.config, args.resume, verify=not args.no_verify, reproducible=args.deterministic)
 
 
 def inference_parser() -> argparse.ArgumentParser:

@@ -97,6 +97,24 @@ def float32_matmuls(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """wanted 时只用每次结果都相同的算法，慢些；没有这种算法的运算抛错。出来还原。"""
+    if not wanted:
+        yield
+        return
+    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS 要它才肯，在头一次矩阵乘之前
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    log.info("deterministic algorithms only; CUBLAS_WORKSPACE_CONFIG=%s", workspace)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
 def to_host(values: torch.Tensor) -> Callable[[], list[float]]:
     """开始把一维的几个数搬到主机，不等；调返回的函数时才等它们，等的只是到这里为止的计算。"""
     if values.device.type != "cuda":
@@ -109,6 +127,18 @@ def to_host(values: torch.Tensor) -> Callable[[], list[float]]:
         return moved.tolist()
 
     return read
+
+
+def random_now(device: torch.device) -> list[torch.Tensor]:
+    """全局发生器此刻的状态：处理器的，显卡的。主机不等设备。"""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random(states: list[torch.Tensor], device: torch.device) -> None:
+    """random_now 的逆。"""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def device_name(device: torch.device) -> str:

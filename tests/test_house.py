@@ -41,6 +41,7 @@ STANDS_ON = {  # engine 的一翼站在底层上，此外只有这些
     "engine/reference": {"engine/evaluation", "engine/memory"},
     "engine/studies": {"engine/evaluation"},
     "engine/sharing": {"engine/evaluation", "engine/forecasting"},
+    "engine/studies/replay.py": {"engine/training"},
     "engine/training": {"engine/memory"},
     "engine/training/finish.py": {"engine/evaluation", "engine/codecs"},
 }
@@ -49,6 +50,7 @@ LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/codecs/reconstruct.py": "--help",
     "engine/studies/head_limit.py": "--help",
     "engine/studies/intrinsic_dimension.py": "--help",
+    "engine/studies/replay.py": "--help",
     "engine/studies/stage1_direct.py": "--help",
     "models/__init__.py": "是哪个模型，YAML 里才写着",
     "util/exchange/export.py": "--help",

@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 LOCK = ".lock"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # 有的网络盘
 RETRY = 0.1  # 秒
@@ -27,16 +28,37 @@ log = logging.getLogger("ar_pred")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """`with replacing(path) as temporary:` 写 temporary，正常离开时它成为 path，出错时删去；文件、文件夹都行。"""
+    """`with replacing(path) as temporary:` 写 temporary，正常离开时它成为 path，出错时删去；文件、文件夹都行。
+
+    Raises:
+        OSError: 盘满了的，说出是哪个文件，写到多少、还有多少地方。
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        written = sum(part.stat().st_blocks * 512 for part in (temporary, *temporary.rglob("*")) if part.is_file())
+        _remove(temporary)
+        raise no_room(path, error, written, "more than ") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def no_room(path: Path, error: OSError, needed: int, more: str = "") -> OSError:
+    """盘满了的 error，一行里说出 path 要多少字节、那里还有多少。"""
+    free = shutil.disk_usage(path.parent).free
+    said = f"{os.strerror(error.errno or 0)}, {more}{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+    return OSError(error.errno, said, str(path))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def temporary_name(name: str) -> str:

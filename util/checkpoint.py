@@ -16,7 +16,7 @@ import random
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from xxhash import xxh3_128_hexdigest
 
-from util.atomic import flush, replacing
+from util.atomic import DISK_FULL, flush, no_room, replacing
 
 FORMAT, UNCHECKED = 2, 1  # UNCHECKED：从前的，没有校验和
 RECORD = "the record (all that is not a tensor)"
@@ -44,7 +44,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         OSError: 磁盘满了、没有权限之类；说出是哪个文件，那里还有多少地方。
     """
     content = {**content, "format": FORMAT}
-    with written(path), replacing(path) as temporary:
+    size = sum(tensor.nbytes for tensor in _tensors(content))
+    with written(path, size), replacing(path) as temporary:
         with temporary.open("wb") as file:
             torch.save({**content, "digests": digests(content)}, file)
         flush(temporary)
@@ -52,26 +53,33 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def copy_checkpoint(source: Path, target: Path) -> None:
     """原子地复制（best、epoch-NNNN 由 last 复制而来，不重写一遍）；Raises 同 save_checkpoint。"""
-    with written(target), replacing(target) as temporary:
+    with written(target, source.stat().st_size), replacing(target) as temporary:
         shutil.copyfile(source, temporary)
         flush(temporary)
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """写检查点时的错换成一行 OSError。写到一半磁盘满了，torch 收尾时报的是它自己的 RuntimeError，原因在它的上文里。"""
+def written(path: Path, needed: int) -> Iterator[None]:
+    """写检查点（needed 字节）时的错换成一行 OSError，说出还有哪一个是好的。
+
+    写到一半磁盘满了，torch 收尾时报的是它自己的 RuntimeError，原因在它的上文里。
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        free = shutil.disk_usage(path.parent).free / 1e6
-        kept = "the one from before is kept" if path.is_file() else "nothing was written"
-        raise OSError(
-            f"checkpoint {path}: {cause.strerror or cause} ({free:.1f} MB free); {kept}; "
-            "make room, then go on with --resume auto"
-        ) from None
+        reason = no_room(path, cause, needed).strerror if cause.errno in DISK_FULL else cause.strerror or cause
+        raise OSError(f"checkpoint {path}: {reason}; {kept(path)}") from None
+
+
+def kept(path: Path) -> str:
+    """path 没有写成：还有哪一个是好的，怎么办。"""
+    whole = max(path.parent.glob("[!.]*.ckpt"), key=lambda found: found.stat().st_mtime_ns, default=None)
+    if whole is None:
+        return "there is no checkpoint yet; make room, then start again"
+    return f"{whole} is whole; make room, then go on with --resume {whole}"
 
 
 def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +91,14 @@ def write_shards(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    with together(f"checkpoint {folder}", OSError, "; the one from before is kept"):
-        save(flat(content), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    tensors = flat(content)
+    try:
+        with together(f"checkpoint {folder}", OSError):
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # 各进程都会来删
+        free = shutil.disk_usage(folder.parent).free
+        raise OSError(f"{error}, {free / 1e6:.1f} MB free; {kept(folder)}") from None
     own = folder.glob(f"shard-{torch.distributed.get_rank() + 1:05d}-*")
     pieces = gathered({path.name: piece_digests(path) for path in own})
     rest = {part: None if content[part] is None else {} for part in ("model", "ema", "optimizer")}
@@ -158,15 +172,15 @@ def _load(folder: str, tensors: dict[str, torch.Tensor], alone: bool) -> None:
 
 
 @contextmanager
-def together(where: str, kind: type[Exception], then: str = "") -> Iterator[None]:
-    """各进程一起做的存取，谁做不成都在这里成为一行，末了是 then。"""
+def together(where: str, kind: type[Exception]) -> Iterator[None]:
+    """各进程一起做的存取，谁做不成都在这里成为一行。"""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise kind(f"{where}: rank {rank}: {cause}{then}") from None
+        raise kind(f"{where}: rank {rank}: {cause}") from None
 
 
 def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) -> dict[str, Any]:
@@ -220,6 +234,12 @@ def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) 
 def say_unchecked(path: Path) -> None:
     """一个文件只说一次：续训、阶段一要读它几遍。"""
     log.warning("%s was written before checkpoints carried digests: damage in its values goes unnoticed", path)
+
+
+def _tensors(content: Mapping[str, Any]) -> Iterable[torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    _without_tensors(content, "", found)
+    return found.values()
 
 
 def digests(content: Mapping[str, Any]) -> Digests:

@@ -30,6 +30,7 @@ MACHINE = (  # torch 的 RuntimeError 里，是机器的毛病的那几种，各
         r"^Dist\w+Error|closed by peer|reset by peer",
         "another process of this run has ended: killed, or see its own message",
     ),
+    (r"does not have a deterministic implementation|deterministic behavior was enabled", "leave out --deterministic"),
     (r"CUDA|cuDNN|CUBLAS|NVML|NCCL|^AcceleratorError", "the device failed; look at nvidia-smi, then run it again"),
 )
 TRANSPORTED = "Original Traceback (most recent call last):"  # DataLoader 转述读取进程的异常时，整段都在消息里

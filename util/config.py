@@ -165,6 +165,8 @@ class DataConfig(Strict):
     """longer gaps are not interpolated, and no window crosses them"""
     max_missing: Share = 0.01
     """share of a channel's files that may be missing or unreadable"""
+    retry_seconds: float = Field(default=30.0, ge=0)
+    """a file the disk cannot read for a moment is tried again this long before it counts as missing, for the epoch"""
     windows: Windows = "random"
     """windows of an epoch: random draws N // t starts, apart takes them side by side, all every start
 

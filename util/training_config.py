@@ -218,6 +218,8 @@ class TrainConfig(Strict):
     """learning rate over the run"""
     clip_norm: float | None = Field(default=None, gt=0)
     """longest gradient; null: any"""
+    skip_nonfinite: int = Field(default=0, ge=0)
+    """leave out up to this many updates whose loss or gradient is not finite; one more stops"""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """bf16-mixed: compute in half precision, keep weights in float32"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

@@ -9,7 +9,15 @@ from contextlib import ExitStack, nullcontext
 
 import torch
 
-from engine.device import device_name, float32_matmuls, kept_memory, peak_memory, reset_peak_memory
+from engine.device import (
+    deterministic,
+    device_name,
+    float32_matmuls,
+    kept_memory,
+    peak_memory,
+    random_now,
+    reset_peak_memory,
+)
 from engine.memory.advice import announce, explained, settled
 from engine.memory.estimate import Machine, changed, this_machine
 from engine.objective import channel_weights, make_objective, objective_loss, rolled
@@ -26,6 +34,7 @@ from engine.training.run import (
     Run,
     copy_from_last,
     epoch_batches,
+    keep_bad_step,
     make_fabric,
     open_run,
     save,
@@ -33,14 +42,16 @@ from engine.training.run import (
     time_to_save,
 )
 from engine.training.shapes import record_shapes, shape_table
-from engine.training.state import NonFinite, train_step
+from engine.training.state import NonFinite, State, train_step
 from engine.training.validation import BASELINES, baseline_losses, validation_loss
 from models import build_config, check_first_stage
 from models.interface import OnePass
+from util.batch import Batch
 from util.calendar import time_text
 from util.cli import only_new_garbage
 from util.config import RunConfig, eval_batch_size
 from util.data.batches import share_batches
+from util.data.dataset import WeatherData
 from util.data.feed import feed
 from util.data.origin import DataError
 from util.signals import Interrupted, catch_signals
@@ -49,8 +60,12 @@ log = logging.getLogger("ar_pred")
 HELPFUL = {"predict": "tendency", "last_group_share": 0.9}  # 有这些选项的模型，量过总是好得多
 
 
-def train(config: RunConfig, config_path: str, resume: str | None, verify: bool = True) -> int:
-    """一次完整的训练；返回退出码（被信号停下时是 128 + 信号）。verify：resume 的检查点核对校验和。
+def train(
+    config: RunConfig, config_path: str, resume: str | None, verify: bool = True, reproducible: bool = False
+) -> int:
+    """一次完整的训练；返回退出码（被信号停下时是 128 + 信号）。
+
+    verify: resume 的检查点核对校验和；reproducible: 只用每次结果都相同的算法。
 
     Raises:
         ValueError: 配置、数据、检查点的任何一处不对，或损失不再有限。
@@ -68,7 +83,7 @@ def train(config: RunConfig, config_path: str, resume: str | None, verify: bool 
         if fabric.is_global_zero:
             announce_memory(run, machine, fresh=content is None)
         try:
-            with float32_matmuls(config.train.matmul_precision):
+            with float32_matmuls(config.train.matmul_precision), deterministic(reproducible):
                 if content is None:
                     start_fresh(run)
                 elif not content["progress"]["batches"]:  # 上一次可能恰好死在存与复制之间
@@ -83,7 +98,10 @@ def train(config: RunConfig, config_path: str, resume: str | None, verify: bool 
             run.wandb.finish()
             fabric.barrier()  # 一起走：谁先以 143 退出，起它们的就把没走的杀掉
             return 128 + signal.signum
-        except (DataError, NonFinite):
+        except BadStep as error:  # 各进程都停在这一步：损失是合起来的
+            keep_bad_step(run, error.launched.starts, error.launched.random)
+            raise
+        except DataError:
             if fabric.world_size == 1:  # 别的进程未必停在同一处，不能一起存
                 log.warning("%s", save_for_later(run))
             raise
@@ -91,6 +109,14 @@ def train(config: RunConfig, config_path: str, resume: str | None, verify: bool 
             run.wandb.finish()
             if run.metrics:
                 run.metrics.close()
+
+
+class BadStep(NonFinite):
+    """走不下去的一步；progress 已回到它之前。"""
+
+    def __init__(self, message: str, launched: Launched) -> None:
+        super().__init__(message)
+        self.launched = launched
 
 
 def announce_memory(run: Run, machine: Machine, fresh: bool) -> None:
@@ -176,9 +202,7 @@ def train_epoch(run: Run) -> None:
     config, progress, fabric, scheduler = run.config, run.state.progress, run.fabric, run.state.scheduler
     assert scheduler is not None
     batches = epoch_batches(config, run.data, fabric, progress.epoch)
-    parts, rollout = config.train.accumulate, config.train.objective.rollout
-    first = progress.step - progress.batches
-    ahead = run.data.spec.ahead(rollout.most(first, first + len(batches)))  # 一轮里读的一样长，续训也是
+    parts, ahead = config.train.accumulate, frames_ahead(config, run.data, progress, len(batches))
     mine = list(share_batches(batches[progress.batches :], fabric.global_rank, fabric.world_size, parts))
     loader = feed(run.data, mine, fabric.device, ahead)
     meter = Meter(progress, config.train.epochs, len(batches), fabric.is_global_zero)
@@ -187,29 +211,44 @@ def train_epoch(run: Run) -> None:
             if time_to_save(run):
                 settle(run, meter)
                 save(run)
-            seeds = [
-                training_seeds(config.run.seed, progress.epoch, progress.step, starts, part)
-                for part in mine[i * parts : (i + 1) * parts]
-            ]
-            micro = [
-                rolled(batch._replace(seeds=s), rollout.at(progress.step), run.state.objective)
-                for batch, s in zip(meter.wait(loader, parts), seeds, strict=True)
-            ]
+            pieces = mine[i * parts : (i + 1) * parts]
+            micro = prepared(meter.wait(loader, parts), pieces, starts, config, run.state)
+            random = random_now(fabric.device)
             step = train_step(fabric, run.state, config, micro)
             settle(run, meter)
             progress.step += 1
             progress.batches += 1
-            meter.launched = Launched(step, starts, float(scheduler.get_last_lr()[0]))
+            meter.launched = Launched(step, starts, float(scheduler.get_last_lr()[0]), random)
     finally:  # 收到信号、数据读不出，走过的一步也要算
         settle(run, meter)
     meter.close()
+    if lost := run.data.windows.reader.try_again():
+        log.warning(
+            "epoch %d: %d fields could not be read and were interpolated or left out; from here on they are read again",
+            progress.epoch + 1, lost,
+        )  # fmt: skip
+
+
+def frames_ahead(config: RunConfig, data: WeatherData, progress: Progress, count: int) -> int:
+    """这一轮（count 步）的窗口读几帧目标；一轮里一样长，续训也是。"""
+    first = progress.step - progress.batches
+    return data.spec.ahead(config.train.objective.rollout.most(first, first + count))
+
+
+def prepared(
+    batches: Sequence[Batch], pieces: Sequence[Sequence[int]], starts: Sequence[int], config: RunConfig, state: State
+) -> list[Batch]:
+    """下一步的各小批（起点是 pieces，合起来是全局批 starts）：随机数的种子，滚几步。"""
+    progress, steps = state.progress, config.train.objective.rollout.at(state.progress.step)
+    seeds = [training_seeds(config.run.seed, progress.epoch, progress.step, starts, piece) for piece in pieces]
+    return [rolled(batch._replace(seeds=s), steps, state.objective) for batch, s in zip(batches, seeds, strict=True)]
 
 
 def settle(run: Run, meter: Meter) -> None:
     """读出上一步的数，算进 progress（它总是正好算到这一步），记下来。设备这时已经在算下一步，不必等主机。
 
     Raises:
-        NonFinite: 那一步坏了；progress 与学习率回到它之前。
+        BadStep: 那一步坏了，跳过的已有 train.skip_nonfinite 步；progress 与学习率回到它之前。
     """
     launched, meter.launched = meter.launched, None
     if launched is None:
@@ -218,11 +257,17 @@ def settle(run: Run, meter: Meter) -> None:
     try:
         terms = launched.step.terms()
     except NonFinite as error:
+        most, where = run.config.train.skip_nonfinite, where_it_broke(error, progress, launched.starts)
+        if progress.skipped < most:
+            progress.skipped += 1
+            meter.step({"loss": math.nan}, launched)
+            log.warning("%s; left out, %d of train.skip_nonfinite = %d", where, progress.skipped, most)
+            return
         progress.step -= 1
         progress.batches -= 1
         assert scheduler is not None
         follow_step(scheduler, progress.step)
-        raise NonFinite(where_it_broke(error, progress, launched.starts)) from None
+        raise BadStep(where, launched) from None
     progress.loss_sum += terms["loss"]
     progress.loss_count += 1
     row = meter.step(terms, launched)
@@ -231,13 +276,10 @@ def settle(run: Run, meter: Meter) -> None:
 
 
 def where_it_broke(error: NonFinite, progress: Progress, starts: Sequence[int]) -> str:
-    """坏的那一步在哪里，该怎么办；starts 是这一批窗口的起点。"""
+    """坏的那一步在哪里（progress 已数过它）；starts 是这一批窗口的起点。"""
     first = ", ".join(time_text(h) for h in starts[:4])
-    place = f"epoch {progress.epoch + 1}, batch {progress.batches + 1}; windows from {first} ..."
-    return (
-        f"{error} is not finite at step {progress.step + 1} ({place}); no weights were changed; "
-        "lower train.lr or set train.clip_norm, and check the data"
-    )
+    place = f"epoch {progress.epoch + 1}, batch {progress.batches}; windows from {first} ..."
+    return f"{error} at step {progress.step} ({place}); no weights were changed"
 
 
 def validate_epoch(run: Run) -> None:

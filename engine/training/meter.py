@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from engine.progress import Progress
@@ -20,11 +21,12 @@ log = logging.getLogger("ar_pred")
 
 
 class Launched(NamedTuple):
-    """走过而数还没有读的一步；starts 是全局批里窗口的起点，lr 是下一步的学习率。"""
+    """走过而数还没有读的一步；starts 是全局批里窗口的起点，lr 是下一步的学习率，random 是走之前的 random_now。"""
 
     step: Step
     starts: Sequence[int]
     lr: float
+    random: list[torch.Tensor]
 
 
 class Meter:

@@ -18,7 +18,7 @@ from engine.one_pass import solve_one_pass
 from engine.training.know_latents import observe
 from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import read_initial
-from engine.training.state import State, build_state, train_step
+from engine.training.state import NonFinite, State, build_state, train_step
 from models.interface import OnePass, can_forecast, is_codec
 from util.atomic import temporary_name
 from util.batch import Batch, DataSpec, window_time
@@ -79,6 +79,8 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         if again.optimizer is not None:
             train_step(fabric, again, config, batches).terms()
         log.info("preflight passed: one step, save, restore, equal next step (%.6g), a step of %d windows", found, size)
+    except NonFinite as error:
+        raise NonFinite(f"preflight, a step on random numbers: {error}") from None
     finally:
         if fabric.is_global_zero:
             shutil.rmtree(place, ignore_errors=True)

@@ -33,6 +33,7 @@ MAY_CHANGE: dict[str, set[str] | None] = {
     "data": DATA_MAY_CHANGE,
     "train": {
         "epochs", "early_stop_epochs", "validate_every_epochs", "preflight", "compile", "activation_checkpointing",
+        "skip_nonfinite",
     },
     "checkpoint": None,
     "log": None,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
-from engine.device import check_device, to_host
+from engine.device import check_device, set_random, to_host
 from engine.loading import Content, check_same_data
 from engine.parallel import (
     check_launch,
@@ -223,11 +224,11 @@ def save(run: Run) -> None:
     run.saved_at = time.monotonic()
 
 
-def write_state(run: Run, path: Path, sharded: bool) -> None:
-    """现在的状态存成 path；各进程都要来。"""
+def write_state(run: Run, path: Path, sharded: bool, **changes: Any) -> None:
+    """现在的状态存成 path，changes 盖在上面；各进程都要来。"""
     content = snapshot(run.fabric, run.state, run.config, run.data.spec, run.name, sharded)
     content["windows"] = windows_fingerprint(run.config, run.data)
-    write(run.fabric, path, content, sharded)
+    write(run.fabric, path, content | changes, sharded)
 
 
 def copy_from_last(run: Run) -> None:
@@ -249,4 +250,29 @@ def save_for_later(run: Run) -> str:
     if run.state.optimizer is None:
         return "nothing to resume, run it again"
     save(run)
-    return f"resume with: python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
+    return f"resume with: {resume_command(run)}"
+
+
+def resume_command(run: Run) -> str:
+    """从 last.ckpt 接着训练的命令。"""
+    return f"python train.py --config {run.log_dir / 'config.yaml'} --resume {run.last}"
+
+
+def keep_bad_step(run: Run, starts: Sequence[int], random: list[torch.Tensor]) -> None:
+    """存下坏的一步之前的状态，另存一份重走它要的；说怎样看它、怎样接着训练。各进程都要来。
+
+    starts 是那一步全局批的起点，random 是走之前的 random_now：从这里接着走，就是没停过的。重走不看优化器与 EMA。
+    """
+    set_random(random, run.fabric.device)
+    save(run)
+    number = run.state.progress.step + 1
+    dump = run.checkpoint_dir / f"bad-step-{number}.ckpt"
+    write_state(run, dump, sharded=False, optimizer=None, ema=None, bad_step=list(starts))
+    log.warning("step %d is kept: python -m engine.studies.replay %s walks it again, names the layer", number, dump)
+    log.warning(
+        "go on in a new run at a lower rate: python train.py --config %s run.name=%s-again train.init=%s train.lr=%.2g",
+        run.log_dir / "config.yaml", run.name, run.last, run.config.train.lr / 10,
+    )  # fmt: skip
+    log.warning(
+        "or leave that step out: %s train.skip_nonfinite=%d", resume_command(run), run.config.train.skip_nonfinite + 1
+    )

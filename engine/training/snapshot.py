@@ -118,6 +118,7 @@ def restore(fabric: Fabric, state: State, content: Content) -> None:
     if state.ema is not None:
         set_model_state_dict(state.ema, content["ema"], options=options)
     state.progress = read_record(Progress, content["progress"], "checkpoint: progress")
+    state.bad.fill_(state.progress.skipped)
     if state.objective.balance is not None and state.progress.balance is not None:
         state.objective.balance.means.copy_(torch.tensor(state.progress.balance))
     state.init = content.get("init", "")  # 有 train.init 之前的检查点没有这一项

@@ -56,7 +56,7 @@ class Step(NamedTuple):
         terms = dict(zip(self.names, self.values(), strict=True))
         for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
             if not math.isfinite(terms[name]):
-                raise NonFinite(what)
+                raise NonFinite(f"{what} is not finite")
         return terms
 
 
@@ -66,7 +66,7 @@ class State:
 
     init 是 train.init 那个文件的 sha256，first_stage 是阶段一的检查点（path、sha256），没有就是空的；都随检查点走。
     objective 见 engine/objective.py，权重由数据定的在第一步之前量。
-    encodes 是阶段一编码的；buffers 是随权重存下的 buffer 的名字；broken 在设备上：有过坏的一步，以后的各步都不再更新。
+    encodes 是阶段一编码的；buffers 是随权重存下的 buffer 的名字；bad 在设备上：坏了几步，见 train_step。
     parameters、scheduled 是 model 的，造的时候记下：每一步再遍历模块、再问 Protocol，各要十分之几毫秒。
     """
 
@@ -81,7 +81,7 @@ class State:
     total_steps: int = 0
     encodes: Predict | None = None
     buffers: tuple[str, ...] = ()
-    broken: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+    bad: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     objective: Objective = field(default_factory=Objective)
     parameters: tuple[nn.Parameter, ...] = ()
     scheduled: Scheduled | None = None
@@ -152,10 +152,10 @@ def build_state(
     prepare_blocks(model, config.train)  # 在 EMA 的副本之后：副本不编译
     wrapped.train()  # 预训练的部分造出来时或许是 eval 的；以后由 train_step 看着
     sha256 = initial.sha256 if initial else ""
-    broken = torch.zeros((), dtype=torch.bool, device=fabric.device)
+    bad = torch.zeros((), dtype=torch.int64, device=fabric.device)
     return State(
         model, wrapped, wrapped_optimizer, scheduler, ema, Progress(), sha256, origin, total_steps,
-        model.encodes if is_codec(model) else None, saved_buffers(model), broken, objective,
+        model.encodes if is_codec(model) else None, saved_buffers(model), bad, objective,
         tuple(model.parameters()), model if isinstance(model, Scheduled) else None,
     )  # fmt: skip
 
@@ -175,7 +175,8 @@ def prepare_blocks(model: Learner, config: TrainConfig) -> None:
 def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequence[Batch]) -> Step:
     """一次参数更新：几个小批、几个进程的梯度按各自平均了几个场加权，与一整批相同。
 
-    主机不等设备：损失是不是有限值，由 Step.terms 在以后说。
+    主机不等设备：损失是不是有限值，由 Step.terms 在以后说。坏的一步什么也不动；多过 train.skip_nonfinite 步之后，
+    以后的各步也都不动，停下时正是那一步之前的状态。
     """
     wrapped = state.wrapped
     assert wrapped is not None
@@ -207,17 +208,20 @@ def train_step(fabric: Fabric, state: State, config: RunConfig, batches: Sequenc
         norm = norm / total
         found = {name: mean / total for name, mean in zip(sums, means.unbind(), strict=True) if name != COUNT}
     found["grad_norm"] = norm
-    state.broken = state.broken | ~(found["loss"] + norm).isfinite()
+    bad = ~(found["loss"] + norm).isfinite()
+    state.bad = state.bad + bad
+    still = bad | (state.bad > config.train.skip_nonfinite)
     if state.objective.balance is not None:
-        state.objective.balance.follow(found, state.broken)
-    update(state, config, norm, total, before)
+        state.objective.balance.follow(found, still)
+    update(state, config, norm, total, before, still)
     return Step(tuple(found), to_host(torch.stack([*found.values()])))
 
 
 @torch.no_grad()
-def update(state: State, config: RunConfig, norm: Tensor, total: Tensor | None, before: Sequence[Tensor]) -> None:
-    """梯度除以 total（None 不除）→ 权重、EMA、学习率；state.broken 为真时权重与 EMA 不动，buffer 还原成 before，
-    都在设备上定。
+def update(
+    state: State, config: RunConfig, norm: Tensor, total: Tensor | None, before: Sequence[Tensor], still: Tensor
+) -> None:
+    """梯度除以 total（None 不除）→ 权重、EMA、学习率；still 为真时权重与 EMA 不动，buffer 还原成 before，都在设备上定。
 
     除数（裁剪的在内）与跳不跳过由 fused 的优化器自己用，就是 GradScaler 给它的那两个属性。
     """
@@ -225,19 +229,19 @@ def update(state: State, config: RunConfig, norm: Tensor, total: Tensor | None, 
     assert optimizer is not None and adam is not None and scheduler is not None
     for name, value in zip(state.buffers, before, strict=True):
         buffer = state.module.get_buffer(name)
-        torch.where(state.broken, value, buffer, out=buffer)
+        torch.where(still, value, buffer, out=buffer)
     limit = config.train.clip_norm
     scale = total
     if limit is not None:
         clip = ((norm + CLIP_EPS) / limit).clamp(min=1)
         scale = clip if total is None else total * clip
-    vars(adam).update(grad_scale=scale, found_inf=state.broken.float())
+    vars(adam).update(grad_scale=scale, found_inf=still.float())
     set_weight_decay(adam, config.train, state.progress.step, state.total_steps)
     optimizer.step()
     optimizer.zero_grad()
     follow_step(scheduler, scheduler.last_epoch + 1)
     if state.ema is not None and config.train.ema_decay is not None:
-        update_average(state.ema, state.module, state.buffers, config.train.ema_decay, ~state.broken)
+        update_average(state.ema, state.module, state.buffers, config.train.ema_decay, ~still)
 
 
 @torch.no_grad()

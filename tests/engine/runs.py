@@ -65,12 +65,12 @@ def start_script(script: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def train_here(config: Path, *overrides: str, resume: str | None = None) -> int:
+def train_here(config: Path, *overrides: str, resume: str | None = None, **flags: bool) -> int:
     """在本进程里训练一次，返回退出码。"""
     from engine.training.loop import train
     from util.config import load_config
 
-    return train(load_config(config, overrides), str(config), resume)
+    return train(load_config(config, overrides), str(config), resume, **flags)
 
 
 def losses(folder: Path, run: str, split: str = "train", name: str = "loss") -> list[tuple[int, float]]:

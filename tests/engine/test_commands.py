@@ -8,12 +8,21 @@ from importlib import import_module
 import pytest
 
 from engine.codecs.reconstruct import reconstruct_parser
-from engine.commands import compare_parser, evaluate_parser, inference_parser, train_parser
+from engine.commands import compare_parser, evaluate_parser, inference_parser, train_command, train_parser
 from tests.engine.runs import run_script, write_run
 from util.commands.dataset import WORDS
 
 FLAGS = {
-    train_parser: {"--config", "--resume", "--smoke", "--estimate", "--explain", "--no-verify", "overrides"},
+    train_parser: {
+        "--config",
+        "--resume",
+        "--smoke",
+        "--estimate",
+        "--explain",
+        "--no-verify",
+        "--deterministic",
+        "overrides",
+    },
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
         *("--save", "--overwrite", "overrides", "--export", "--program", "--card", "--package", "--no-verify"),
@@ -51,6 +60,11 @@ def flags(parser: argparse.ArgumentParser) -> set[str]:
 @pytest.mark.parametrize("parser", FLAGS, ids=lambda p: p.__name__)
 def test_flags_are_closed(parser):
     assert flags(parser()) == FLAGS[parser]
+
+
+def test_no_verify_is_about_a_checkpoint():
+    with pytest.raises(ValueError, match="--no-verify is about the checkpoint of --resume"):
+        train_command(["--config", "config/quickstart.yaml", "--no-verify"])
 
 
 def test_words_of_dataset_are_closed():

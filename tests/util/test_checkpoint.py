@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.full_disk import largest_file
 from util.checkpoint import copy_checkpoint, load_checkpoint, read_shards, save_checkpoint, write_shards
 
 BEFORE = Path(__file__).resolve().parents[1] / "from_before"
@@ -24,17 +23,6 @@ SMALL = {
 }
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """文件只许写到 size 字节，如同磁盘满了。"""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("size", [1_000, 100_000, 400_000])
 def test_a_full_disk_is_one_line_and_keeps_the_old_one(tmp_path: Path, size: int) -> None:
     old, big = tmp_path / "last.ckpt", tmp_path / "big.ckpt"
@@ -43,10 +31,10 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_one(tmp_path: Path, size: int
     save_checkpoint(big, content)
     with largest_file(size):
         with pytest.raises(
-            OSError, match=r"checkpoint .*last.ckpt: File too large \(.* MB free\); the one from before"
+            OSError, match=r"checkpoint .*last.ckpt: File too large, 0.4 MB needed, .* MB free; \S+/big.ckpt is whole"
         ):
             save_checkpoint(old, content)
-        with pytest.raises(OSError, match=r"checkpoint .*best.ckpt: File too large .*; nothing was written; make room"):
+        with pytest.raises(OSError, match=r"checkpoint .*best.ckpt: File too large, 0.4 MB needed, .* \S+/big.ckpt is"):
             copy_checkpoint(big, tmp_path / "best.ckpt")
     assert load_checkpoint(old)["step"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.ckpt", "last.ckpt"]

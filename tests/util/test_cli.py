@@ -142,6 +142,10 @@ def test_errors_of_libraries_are_one_line(kind: str, tmp_path: Path, capsys: pyt
         (torch.distributed.DistBackendError("NCCL error: remote process exited"), "another process of this run"),
         (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space"), "--shm-size"),
         (MemoryError(), "lower train.batch_size"),
+        (
+            RuntimeError("put_ does not have a deterministic implementation, but you set 'torch.use_deterministic_…"),
+            "leave out --deterministic",
+        ),
     ],
 )
 def test_the_machine_says_what_to_do(error: Exception, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:

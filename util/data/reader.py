@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from util.data.origin import DataError, Origin
 from util.data.tree_files import FieldError
 
 LINES_SHOWN = 20
+FIRST_WAIT = 0.1  # 秒；以后每次加倍
+GIVEN_UP, DOUBTED = 1, 2  # FieldReader.lost
 MISSING = "missing"
 REPORT_HEADER = "channel,time,path,reason\n"  # missing.csv
 SHARED = Path("/dev/shm")  # noqa: S108  容器里常只有 64 MB
@@ -61,6 +64,8 @@ class FieldReader:
         self.faults: dict[tuple[int, int], FieldError] = {}  # 这个进程读出的坏文件：(通道, 小时)
         self.present = torch.from_numpy(index.present.copy()).share_memory_()  # (C, hours)
         self.used = torch.from_numpy(used_hours - index.start)
+        self.lost = torch.zeros_like(self.present, dtype=torch.uint8).share_memory_()  # 见 try_again
+        self.outage = {"since": 0.0, "last": -math.inf}  # 这个进程的：从何时起、末一次在何时读不出；wire() 的也用它
         self.lines = torch.zeros(2, dtype=torch.int64).share_memory_()
         self.mean = np.asarray(spec.mean, dtype=np.float32)
         self.std = np.asarray(spec.std, dtype=np.float32)
@@ -132,8 +137,11 @@ class FieldReader:
         for first in range(0, len(hours), step):
             part = slice(first, first + step)
             for i, c, error in self.origin.load(hours[part], here[part], out[part]):
-                here[first + i, c] = False
-                self._mark(c, hours[first + i], error)
+                field = self._persist(c, hours[first + i], error)
+                if field is None:
+                    here[first + i, c] = False
+                else:
+                    out[first + i, c] = field
             if self.standardizes:
                 for c in np.flatnonzero(here[first]).tolist():
                     self._standardize(c, out[first, c])
@@ -182,12 +190,45 @@ class FieldReader:
         try:
             return self.origin.raw(c, hour)
         except FieldError as error:
-            self._mark(c, hour, error)
-            return None
+            return self._persist(c, hour, error)
+
+    def try_again(self) -> int:
+        """盘一时读不出而放过的，以后再读（只读一次，不再等）；返回这是几个。一轮之末调用。"""
+        places = self.lost == GIVEN_UP
+        self.present[places] = True
+        self.lost[places] = DOUBTED
+        return int(places.sum())
+
+    def _persist(self, c: int, hour: int, error: FieldError) -> np.ndarray | None:
+        """没有读出的场：盘一时读不出的，隔得越来越久地再读，一次断线合起来至多 data.retry_seconds 秒；还不行就记下。"""
+        place, patience, wait = hour - self.start, self.config.retry_seconds, 0.0
+        now = time.monotonic()
+        if now - self.outage["last"] > patience:
+            self.outage["since"] = now
+        until = now if self.lost[c, place] == DOUBTED else self.outage["since"] + patience
+        while error.passing and now < until:
+            if wait == FIRST_WAIT:
+                log.warning("%s; reading it again for up to %.3g s", error, until - now)
+            time.sleep(min(wait, until - now))  # 头一次不等：别的文件也许刚等过
+            wait, now = 2 * wait or FIRST_WAIT, time.monotonic()
+            self.outage["last"] = now
+            try:
+                field = self.origin.raw(c, hour)
+            except FieldError as again:
+                error = again
+            else:
+                if wait > FIRST_WAIT:
+                    log.warning("%s: read now, after %.1f s", self.origin.file(c, hour), now - self.outage["since"])
+                self.outage["last"] = -math.inf
+                return field
+        self._mark(c, hour, error)
+        return None
 
     def _mark(self, c: int, hour: int, error: FieldError) -> None:
         """记下一个坏文件：以后与按名字缺失的相同。"""
         self.present[c, hour - self.start] = False
+        if error.passing:
+            self.lost[c, hour - self.start] = GIVEN_UP
         self.faults[c, hour] = error
         self._note(c, [hour], error.detail)
         self._check_share(c)

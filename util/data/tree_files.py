@@ -19,7 +19,7 @@ import numpy as np
 from util.atomic import replacing, reserved
 from util.calendar import moment_of, year_start
 from util.config import Axis, DataConfig
-from util.files.bounded import open_regular, read_json, read_npy_header, read_npy_values
+from util.files.bounded import open_regular, passing, read_json, read_npy_header, read_npy_values
 from util.files.fills import Fills, fills_of, find_fill, standardized_too, surely_data
 from util.files.moments import Moments, check_moments, measure
 from util.strict import Strict, nearest, validate
@@ -40,12 +40,13 @@ class Tendency(NamedTuple):
 
 
 class FieldError(ValueError):
-    """一个场用不了。fault: 哪一种毛病；detail: 不带路径的说明。"""
+    """一个场用不了。fault: 哪一种毛病；detail: 不带路径的说明；passing: 文件也许是好的，盘一时读不出。"""
 
-    def __init__(self, path: Path, fault: Fault, detail: str) -> None:
+    def __init__(self, path: Path, fault: Fault, detail: str, passing: bool = False) -> None:
         super().__init__(f"{path}: {detail}")
         self.fault: Fault = fault
         self.detail = detail
+        self.passing = passing
 
 
 @contextmanager
@@ -84,10 +85,10 @@ def read_field(path: Path, shape: tuple[int, int], fills: Fills = ANY_FILL) -> F
             header = read_npy_header(file)
             fits = header.shape == shape and header.dtype == np.float32
             field = read_npy_values(file, header) if fits else None
-    except FileNotFoundError:
-        raise FieldError(path, "missing", "missing") from None
+    except FileNotFoundError:  # 连文件夹也没有了：是盘不在，不是删了它
+        raise FieldError(path, "missing", "missing", passing=not path.parent.is_dir()) from None
     except (OSError, ValueError) as error:  # 截断、不是 npy、内含 pickle、文件头坏了
-        raise FieldError(path, "unreadable", f"unreadable ({error})") from None
+        raise FieldError(path, "unreadable", f"unreadable ({error})", passing(error)) from None
     if header.shape != shape:
         raise FieldError(path, "wrong shape", f"shape {header.shape}, expected {shape}")
     if header.dtype != np.float32:

@@ -16,6 +16,7 @@ import numpy as np
 
 MOST_JSON = 2**28  # 字节；最大的是存档的 store.json，几 MB
 LONGEST_HEADER = 10_000  # 字节，与 NumPy 的上限相同
+LASTING = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP)  # 再读也一样：不是普通文件、不让读
 MAGIC = b"\x93NUMPY"
 SIZES = {1: 2, 2: 4, 3: 4}  # `.npy` 的版本 → 文件头的长度占几个字节
 ENTRY = re.compile(
@@ -35,6 +36,11 @@ class NpyHeader(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def passing(error: Exception) -> bool:
+    """盘一时读不出，过一会儿也许读得出。"""
+    return isinstance(error, OSError) and error.errno not in LASTING
 
 
 def open_regular(path: str | Path) -> BufferedReader:

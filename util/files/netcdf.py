@@ -27,6 +27,7 @@ from util.files.field_layout import (
     space_coordinates,
     variables_of,
 )
+from util.files.hdf5 import hdf5_sink
 from util.grid import output_grid
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class FieldFile:
         self.spec, self.grid, self.levels = spec, output_grid(spec), levels_of(spec)
         with ExitStack() as stack:
             target = stack.enter_context(replacing(path)) if whole else path
-            with h5netcdf.File(target, "w") as file:
+            self.sink = stack.enter_context(hdf5_sink(target))
+            with h5netcdf.File(self.sink, "w") as file:
                 file.attrs.update({"Conventions": "CF-1.8", **attributes})
                 _write_coordinates(file, coordinates | space_coordinates(self.grid, self.levels))
                 for name, (values, units) in static.items():
@@ -77,7 +79,7 @@ class FieldFile:
                 leading = [name for name in coordinates if name != "valid_time"]
                 for kind in kinds:
                     self._create(file, kind, [dim for dim in leading if dim != "number" or not kind])
-            raw = stack.enter_context(h5py.File(target, "r+", rdcc_nbytes=CACHE))
+            raw = stack.enter_context(h5py.File(self.sink, "r+", rdcc_nbytes=CACHE))
             names = [_joined(name, kind) for kind in kinds for name in variables_of(spec)]
             self.variables: dict[str, Any] = {name: raw[name] for name in names}
             self.flush: Callable[[], None] = raw.flush  # 写到现在的都到盘上
@@ -105,6 +107,7 @@ class FieldFile:
                 inner += [] if pressure is None else [self.levels.index(pressure)]
                 field = fields[..., channel, rows, columns]  # (..., H, W)，北在上
                 self.variables[_joined(name, kind)][(place, ..., *inner, slice(None), slice(None))] = field
+        self.sink.check()
 
     def __enter__(self) -> Self:
         return self

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from util.atomic import remove_leftovers, reserved
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from util.atomic import DISK_FULL, remove_leftovers, reserved
 
 
 def refuse_other(store: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from util.atomic import replacing
+from util.files.hdf5 import hdf5_sink
 
 if TYPE_CHECKING:
     from util.batch import DataSpec
@@ -48,7 +49,9 @@ class StatisticsFile:
         hours = {"long_name": "initial time", "units": "hours since 1970-01-01", "calendar": "proleptic_gregorian"}
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(path))
-            self.raw = stack.enter_context(h5py.File(temporary, "w", rdcc_nbytes=(len(self.models) + 1) * CHUNK_BYTES))
+            self.sink = stack.enter_context(hdf5_sink(temporary))
+            cache = (len(self.models) + 1) * CHUNK_BYTES
+            self.raw = stack.enter_context(h5py.File(self.sink, "w", rdcc_nbytes=cache))
             self.file = stack.enter_context(h5netcdf.File(self.raw, "a"))
             self.file.attrs.update({"format": FORMAT, **attributes})
             self.add("model", ("model",), self.models)
@@ -72,6 +75,7 @@ class StatisticsFile:
                 if name not in self.variables:
                     self.variables[name] = self._create(name)
                 self.variables[name][place, row : row + len(array)] = array
+        self.sink.check()
 
     def _create(self, name: str) -> Any:
         _, rows, leads, channels = self.shape

@@ -267,6 +267,16 @@ def test_interrupted_it_leaves_the_batches_done(tree, trained, tmp_path, monkeyp
         assert found[3:].isnull().all() and fields.notnull().all()
 
 
+def test_a_flipped_bit_is_one_line_unless_taken_as_it_is(trained, tmp_path):
+    content, weight = bytearray(trained.read_bytes()), load_checkpoint(trained)["model"]["decoder.head.weight"]
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    (tmp_path / "flipped.ckpt").write_bytes(content)
+    arguments = tmp_path / "flipped.ckpt", tmp_path / "out", "--time", "2000-02-15T06"
+    with pytest.raises(ValueError, match=r"flipped.ckpt: model.decoder.head.weight is damaged, .* --no-verify"):
+        infer(*arguments)
+    infer(*arguments, "--no-verify")
+
+
 def test_a_broken_model_is_named_with_its_start(trained, tmp_path):
     content = load_checkpoint(trained)
     content["model"] = {name: value * float("nan") for name, value in content["model"].items()}

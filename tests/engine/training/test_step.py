@@ -123,7 +123,7 @@ def test_a_bad_step_and_those_after_it_change_nothing(config, model):
         assert after.terms()["loss"] > 0
         for name, value in before.items():
             assert torch.equal(held[name], value), name
-        state.broken.fill_(False)
+        state.bad.fill_(0)
 
 
 def flat(adam: torch.optim.Optimizer) -> dict[str, Tensor]:

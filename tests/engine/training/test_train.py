@@ -16,6 +16,7 @@ import torch
 from engine.training import loop
 from engine.training.preflight import smoke
 from engine.training.state import train_step
+from engine.versions import versions
 from tests.engine.runs import checkpoint, losses, run_script, start_script, train_here, write_run
 from tests.holding import two_at_once
 from util.checkpoint import load_checkpoint
@@ -176,11 +177,23 @@ def test_rolled_steps_are_cut_read_and_preflighted_like_any_other(make_tree, tmp
 
 def test_outputs_of_a_run(tree_run, tmp_path):
     train_here(
-        tree_run(checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1}), "run.name=one", "log.figures=1"
+        tree_run(checkpoint={"dir": str(tmp_path / "checkpoints"), "every_epochs": 1}),
+        "run.name=one",
+        "log.figures=1",
+        reproducible=True,
     )
+    assert not torch.are_deterministic_algorithms_enabled()
     folder = tmp_path / "log/one"
     text = (folder / "train.log").read_text(encoding="utf-8")
-    for part in ("token_size", "versions", "parameters", "split train: 124 samples", "decoder.head", "test split"):
+    for part in (
+        "token_size",
+        "versions",
+        "parameters",
+        "split train: 124 samples",
+        "decoder.head",
+        "test split",
+        "deterministic",
+    ):
         assert part in text, part
     for name in (
         "config.yaml",
@@ -198,6 +211,7 @@ def test_outputs_of_a_run(tree_run, tmp_path):
         assert (folder / name).is_file(), name
     cost = json.loads((folder / "metrics.json").read_text())["cost"]
     content = checkpoint(tmp_path, "one")
+    assert content["versions"] == versions() and {"torch", "platform"} < versions().keys()
     assert cost["parameters"] == sum(v.numel() for k, v in content["model"].items() if "codes" not in k)
     assert cost["training_seconds"] == content["progress"]["seconds"] > 0 and cost["flops_per_sample"] > 0
     assert content["progress"]["samples"] == 2 * 31  # 两轮，各 124 // 4 个窗口

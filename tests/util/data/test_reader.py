@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,14 @@ import pytest
 from tests.trees import DAMAGE, DAYS, SHAPE, config_of, damage, truth
 from util.calendar import parse_time, time_text
 from util.config import DataConfig
+from util.data import reader as reader_module
+from util.data import tree_files, tree_origin
 from util.data.dataset import open_data
 from util.data.feed import make_loader
 from util.data.origin import DataError
 from util.data.reader import LINES_SHOWN, FieldReader
-from util.data.tree_files import FieldError, field_path, read_extremes, read_field, read_mean_std
+from util.data.tree_files import FieldError, field_path, read_extremes, read_field, read_into, read_mean_std
+from util.files.bounded import open_regular
 
 T0 = parse_time("2000-01-01")
 CHANNELS = ("t2m", "z_level_00")
@@ -331,6 +337,76 @@ def test_unreadable_to_the_end_of_the_series_is_held(tree):
         damage(tree, "t2m", last - back, "text")
     reader = open_reader(tree)
     same(physical(reader, last), truth(tree, "t2m", last - 18))
+
+
+class Disk:
+    """时钟是假的；fails 里的文件读不出（EIO），直到 back 这一刻。"""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now, self.back, self.fails, self.waits = 1000.0, math.inf, set[str](), list[float]()
+        patch.setattr(reader_module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        patch.setattr(tree_origin, "read_into", lambda path, *rest: self.readable(path) and read_into(path, *rest))
+        patch.setattr(tree_files, "open_regular", self.open)
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+    def readable(self, path: str) -> bool:
+        return self.now >= self.back or Path(path).name not in self.fails
+
+    def open(self, path: Path) -> Any:
+        if not self.readable(str(path)):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return open_regular(path)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_a_disk_that_comes_back_changes_nothing(tree, tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture):
+    report = tmp_path / "missing.csv"
+    reader = open_reader(tree, report)
+    expected = [reader.frame(T0 + h).fields.copy() for h in (6, 12)]
+    disk.fails, disk.back = {"2000-0006.npy", "2000-0012.npy"}, disk.now + 5
+    caplog.clear()
+    frames = [reader.frame(T0 + h) for h in (6, 12)]
+    assert all(np.array_equal(frame.fields, other) for frame, other in zip(frames, expected, strict=True))
+    assert all(frame.valid.all() for frame in frames) and reader.try_again() == 0
+    assert disk.waits[:5] == [0, 0.1, 0.2, 0.4, 0.8] and 5 < sum(disk.waits) < 10
+    assert len(caplog.messages) == 2 and "reading it again for up to 30 s" in caplog.messages[0]
+    assert "2000-0006.npy: read now, after 6.3 s" in caplog.messages[1]
+    assert report.read_text().count("\n") == 1  # 只有标题
+
+
+def test_what_stays_away_is_given_up_and_read_in_the_next_epoch(tree, disk: Disk):
+    """等够了才放过，一次断线只等一次；下一轮各读一次，还不行的不再等，行的就用。"""
+    reader = open_reader(tree, max_missing=0.5)
+    expected = reader.frame(T0 + 12).fields.copy()
+    disk.fails = {"2000-0006.npy", "2000-0012.npy"}
+    assert [reader.frame(T0 + h).valid.any() for h in (6, 12)] == [False, False]
+    assert sum(disk.waits) == pytest.approx(30) and reader.try_again() == 4
+    disk.fails.remove("2000-0012.npy")
+    frame = reader.frame(T0 + 12)
+    assert np.array_equal(frame.fields, expected) and frame.valid.all()
+    assert not reader.frame(T0 + 6).valid.any() and sum(disk.waits) == pytest.approx(30)
+    assert reader.try_again() == 2
+
+
+def test_what_will_not_change_is_not_waited_for(tree, disk: Disk):
+    """删去的、坏了的；连文件夹也没有了的，是盘不在。"""
+    reader = open_reader(tree, max_missing=0.5)
+    damage(tree, "t2m", T0 + 6, "removed")
+    damage(tree, "t2m", T0 + 12, "cut in the values")
+    assert [reader.frame(T0 + h).valid.tolist() for h in (6, 12)] == [[False, True]] * 2
+    assert not disk.waits and reader.try_again() == 0
+    year = tree.root / "z_npy/level_00/2000"
+    year.rename(year.with_name("away"))
+    with pytest.raises(DataError):
+        reader.frame(T0 + 18)
+    assert sum(disk.waits) == pytest.approx(30)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
