@@ -316,3 +316,10 @@ def test_curves_of_several_runs_are_ratios_to_their_own_persistence():
     assert set(np.asarray(persistence.get_ydata()).tolist()) == {1}
     assert figure.axes[0].get_legend_handles_labels()[1] == ["b (2)", "a (0.5)", "persistence"]
     assert runs_figure({"own": runs["own"]}) is None
+
+
+def test_a_pdf_that_cannot_be_written_is_an_error_here(tmp_path):
+    (tmp_path / "x.pdf").mkdir()
+    with pytest.raises(OSError, match=r"x\.pdf"):
+        save_figures([curves_figure([MetricRow(1, 0, "train", "loss", 1.0)])], tmp_path / "x")
+    assert (tmp_path / "x.png").stat().st_size
