@@ -66,8 +66,8 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(8)}.tmp"
 
 
-def remove_leftovers(folder: Path) -> None:
-    """folder 里（连同以下各层）写到一半被杀时留下的；只认 temporary_name 起的，另有主人的一层不看。"""
+def remove_leftovers(folder: Path, deep: bool = True) -> None:
+    """folder 里（deep 时连同以下各层）写到一半被杀时留下的；只认 temporary_name 起的，另有主人的一层不看。"""
     for place, folders, files in os.walk(folder):
         if LOCK in files and Path(place) != folder:
             folders.clear()
@@ -77,6 +77,8 @@ def remove_leftovers(folder: Path) -> None:
         for name in filter(TEMPORARY.fullmatch, [*folders]):
             folders.remove(name)
             shutil.rmtree(Path(place, name), ignore_errors=True)  # 被杀的那一次，它的进程随后就退，也许正在自己删
+        if not deep:
+            return
 
 
 def flush(path: Path) -> None:
@@ -97,7 +99,7 @@ def reserved(
 
     Args:
         advice: 别的进程占着时怎么办。
-        sweep: 先清掉从前的主人被杀时留下的；有百万个文件、又只写小文件的（目录树）不必。
+        sweep: 先清掉从前的主人被杀时留下的；有百万个文件的（目录树）由命令自己挑着清。
 
     Raises:
         InUse: 别的进程占着。

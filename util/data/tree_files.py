@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from util.atomic import replacing, reserved
+from util.atomic import remove_leftovers, replacing, reserved
 from util.calendar import moment_of, year_start
 from util.config import Axis, DataConfig
 from util.files.bounded import open_regular, passing, read_json, read_npy_header, read_npy_values
@@ -55,7 +55,9 @@ def owned(root: str | Path, channels: Iterable[str], static: bool = False) -> It
     names = dict.fromkeys(f"{split_channel(channel)[0]}_npy" for channel in channels)
     with ExitStack() as held:
         for name in [*names, *["static"] * static]:
-            held.enter_context(reserved(Path(root) / name, "wait for it to end", sweep=False))
+            held.enter_context(reserved(folder := Path(root) / name, "wait for it to end", sweep=False))
+            for place in (folder, *folder.glob("level_*")):  # 统计量；一年年的文件夹里没有临时文件
+                remove_leftovers(place, deep=False)
         yield
 
 

@@ -15,6 +15,7 @@ from tests.engine.runs import write_run
 from tests.holding import held_elsewhere
 from tests.trees import DAYS, SPLITS, config_of, damage, standardize_files
 from tests.util.packing.stores import pack_small
+from util.atomic import temporary_name
 from util.commands.statistics import main
 from util.data.tree_files import Tendency, read_mean_std, read_tendency
 from util.exchange.export import export
@@ -82,7 +83,11 @@ def test_write(tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         np.testing.assert_allclose((pair["mean"][0], pair["std"][0]), (values.mean(), values.std()), rtol=1e-12)
         limits = json.loads((tree.root / folder / "min_max.json").read_text())
         assert limits == {"min": [values.min()], "max": [values.max()]}
+    left = [tree.root / folder / temporary_name("mean_std.json") for folder in ("t2m_npy", "z_npy/level_00")]
+    for path in left:  # 上一次被杀时留下的
+        path.touch()
     main([*words, "--write", "--overwrite"])
+    assert not any(path.exists() for path in left)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[0] == "t2m")
     mean, std = (f"{f(training(tree, 0)):.6g}" for f in (np.mean, np.std))
     assert line.split()[1:8] == ["24", "0", "0", mean, mean, std, std]
