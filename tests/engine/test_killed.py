@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from tests.engine.runs import ROOT, train_here, write_run
 from util.atomic import LOCK, TEMPORARY
 
 pytestmark = pytest.mark.soak
-KILLS = 6
+WAITS = (0.0, 0.6, 0.02, 0.3, 0.1, 0.05)  # 秒：看见它写了什么之后，多久杀
 
 
 class Command(NamedTuple):
@@ -118,19 +117,19 @@ def names(folder: Path) -> set[tuple[Path, int]]:
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "suite"])  # 它起的训练不随它死
 def test_killed_again_and_again(name: str, start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    command, draw = COMMANDS[name], random.Random(name)  # noqa: S311
+    command = COMMANDS[name]
     whole = start(command, "whole")
     assert whole.communicate()[1] is not None and whole.returncode == 0
     expected = contents(tmp_path / "whole", command)
     assert expected
     killed, again = 0, ()
-    for _ in range(KILLS):
+    for wait in WAITS:
         before = names(tmp_path / "cut") if (tmp_path / "cut").exists() else None
         child = start(command, "cut", *again)
         before = names(tmp_path / "cut") if before is None else before
         while child.poll() is None and names(tmp_path / "cut") == before:
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.6))
+        time.sleep(wait)
         killed += child.poll() is None
         child.kill()
         child.communicate()
@@ -150,7 +149,7 @@ def test_two_at_once(name: str, start: Callable[..., subprocess.Popen[str]], tmp
     """同一个命令、同一个文件夹：一个走完，另一个一行（或它到的时候已经写好）；写好的与一个写的相同。"""
     command = COMMANDS[name]
     whole = start(command, "whole")
-    whole.communicate()
+    assert whole.communicate()[1] is not None and whole.returncode == 0
     both = [start(command, "both") for _ in range(2)]
     said = [child.communicate()[1] for child in both]
     codes = [child.returncode for child in both]
