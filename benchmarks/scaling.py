@@ -154,7 +154,7 @@ class Walks:
         for _ in range(self.steps):
             for parameter, gradient in zip(self.learning, gradients, strict=True):
                 parameter.grad = gradient
-            update(self.alone, self.config, get_total_norm(gradients), None, before)
+            update(self.alone, self.config, get_total_norm(gradients), None, before, torch.tensor(False))
 
 
 def measure(config: RunConfig, steps: int, rounds: int) -> tuple[Work, dict[str, dict[str, float]]] | None:

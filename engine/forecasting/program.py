@@ -96,7 +96,8 @@ def export_program(checkpoint: str, path: Path) -> int:
 
 def write_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
     """原子地写；Raises 同 save_checkpoint。"""
-    with written(path), replacing(path) as temporary, quiet():
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
+    with written(path, size), replacing(path) as temporary, quiet():
         with temporary.open("wb") as file:
             torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
         flush(temporary)
