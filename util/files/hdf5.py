@@ -18,14 +18,33 @@ class Sink(FileIO):
 
     error: OSError | None = None
 
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "r+b")
+        self.held: list[tuple[int, bytes]] = []  # 写不下的 (在哪里, 什么)：HDF5 还要读回去，读到别的会死
+
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
-        rest = memoryview(data).cast("B")
+        place, rest = self.tell(), memoryview(data).cast("B")
         while rest and self.error is None:
             try:
-                rest = rest[super().write(rest) :]
+                count = super().write(rest)
+                place, rest = place + count, rest[count:]
             except OSError as error:
                 self.error = error
+        if rest:
+            self.held.append((place, bytes(rest)))
         return len(data)
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        if self.error is None:
+            return super().readinto(buffer)
+        view, first = memoryview(buffer).cast("B"), self.tell()
+        count = super().readinto(view)
+        view[count:] = bytes(len(view) - count)
+        for place, block in self.held:
+            start, stop = max(first, place), min(first + len(view), place + len(block))
+            if start < stop:
+                view[start - first : stop - first] = block[start - place : stop - place]
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         try:
@@ -51,7 +70,7 @@ def hdf5_sink(path: Path) -> Iterator[Sink]:
         OSError: 见 Sink.check。
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    with Sink(descriptor, "r+b") as sink:
+    with Sink(descriptor) as sink:
         try:
             yield sink
         finally:  # 没有写成的读不回来，HDF5 便抛别的：原因是这一个

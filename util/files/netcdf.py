@@ -79,6 +79,7 @@ class FieldFile:
                 leading = [name for name in coordinates if name != "valid_time"]
                 for kind in kinds:
                     self._create(file, kind, [dim for dim in leading if dim != "number" or not kind])
+            self.sink.check()
             raw = stack.enter_context(h5py.File(self.sink, "r+", rdcc_nbytes=CACHE))
             names = [_joined(name, kind) for kind in kinds for name in variables_of(spec)]
             self.variables: dict[str, Any] = {name: raw[name] for name in names}
