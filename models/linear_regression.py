@@ -350,7 +350,7 @@ class Model(nn.Module):
     def _whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """目标全部有效的窗口的各帧：看的 (B', t, E)、场 (B', t, F)。"""
         whole = batch.valid[:, self.spec.frames_in :].all(2).all(1)  # (B,)
-        device = next(self.system.buffers()).device
+        device = next(self.inputs.buffers(), batch.history).device  # 没有外强迫就不搬
         window = torch.cat([batch.history, batch.future], 1)
         fields, time = window[whole].to(device), batch.time[whole].to(device)
         return self.inputs(fields, time).flatten(2), fields.flatten(2)

@@ -48,6 +48,7 @@ STANDS_ON = {  # engine 的一翼站在底层上，此外只有这些
 LATE = {  # 函数里才引用自己的文件：这些，因为
     "engine/commands.py": "--help",
     "engine/codecs/reconstruct.py": "--help",
+    "engine/reference/write.py": "--help",
     "engine/studies/head_limit.py": "--help",
     "engine/studies/intrinsic_dimension.py": "--help",
     "engine/studies/replay.py": "--help",

@@ -1,4 +1,4 @@
-"""config/ 里有哪些 YAML：`python -m engine.reference.configs --write` 印成 config/README.md，几分钟。
+"""config/ 里有哪些 YAML：`python -m engine.reference.write` 印成 config/README.md。
 
 任务与成绩是各 YAML 开头的话；参数、一次预报的运算次数当场数，训练的一步的张量只走形状，都不读数据。
 阶段一的检查点不在时，按那个名字的 YAML 造一个没有训练过的；要下载的权重不在时写一横。
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from engine.imagined import imagined_spec
 from engine.memory.step import step_peak
 from models import build_model, first_stage_file, without_files
 from models.interface import can_forecast
-from util.cli import run_command
 from util.config import RunConfig, eval_batch_size, load_config
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -40,7 +38,7 @@ First time here: `make train`, which is [quickstart.yaml](quickstart.yaml). Your
 [ar_pred_video_vanilla.yaml](ar_pred_video_vanilla.yaml) 起。
 一份是一次完整的运行：`python train.py --config config/NAME.yaml`。
 
-由 `python -m engine.reference.configs --write` 印出：任务、成绩是各 YAML 开头的话；参数连同阶段一的；
+由 `python -m engine.reference.write` 印出：任务、成绩是各 YAML 开头的话；参数连同阶段一的；
 GFLOP 是预报一个窗口的浮点运算，乘加算两次；MB 是训练的一步的张量，精度与小批照 YAML，张量之外的见 `--estimate`；
 一横：没有，或要下载的权重不在。
 """
@@ -143,21 +141,6 @@ def written_costs(text: str) -> dict[str, Cost]:
     return {row[0].partition("]")[0][1:]: Cost(*row[4:7]) for row in rows if len(row) == 8}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Print what the YAMLs in config/ are.", allow_abbrev=False)
-    parser.add_argument("--write", action="store_true", help="write config/README.md")
-    parser.add_argument("--texts", action="store_true", help="keep the costs that it holds: seconds, not minutes")
-    args = parser.parse_args()
-    if args.texts:
-        costs = written_costs(PAGE.read_text(encoding="utf-8"))
-    else:
-        costs = {path.relative_to(CONFIG).as_posix(): cost_of(path) for folder in RUNS for path in listed(folder)}
-    if args.write:
-        PAGE.write_text(page(costs), encoding="utf-8")
-    else:
-        print(page(costs))
-    return 0
-
-
-if __name__ == "__main__":
-    run_command(main)
+def costs() -> dict[str, Cost]:
+    """各 YAML 的，现数；几分钟。"""
+    return {path.relative_to(CONFIG).as_posix(): cost_of(path) for folder in RUNS for path in listed(folder)}

@@ -1,4 +1,4 @@
-"""配置的每一个键：在终端上是 `train.py --explain`，`python -m engine.reference.keys --write` 印成 docs/config.md。
+"""配置的每一个键：在终端上是 `train.py --explain`，`python -m engine.reference.write` 印成 docs/config.md。
 
 一个键的意思写在 schema 里、它的下面，几处共用的写在类型上，没有第二份；印给命令行的人看，所以是英文。
 要印时才去读源代码，别的命令不必等。
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import json
@@ -19,14 +18,13 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from models import config_class, model_names
-from util.cli import run_command
 from util.config import RunConfig
 from util.strict import Strict, closest, section_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 INTRO = """# 配置的键
 
-由 `python -m engine.reference.keys --write` 从 schema 印出；终端上是 `python train.py --explain [KEY]`，所以是英文。
+由 `python -m engine.reference.write` 从 schema 印出；终端上是 `python train.py --explain [KEY]`，所以是英文。
 每份 YAML 里的键旁另有一句中文注释；有哪些 YAML 见 [config/README.md](../config/README.md)。
 """
 SET = "a YAML in config/data/, or a list of them, whose keys these are; the run's own keys beat them"
@@ -170,16 +168,3 @@ def page(keys: Iterable[Key]) -> str:
 
 def escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("<", "&lt;")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Print every key of the configuration.", allow_abbrev=False)
-    parser.add_argument("--write", action="store_true", help="write docs/config.md")
-    if not parser.parse_args().write:
-        return explain("")
-    PAGE.write_text(page([*config_keys(), *model_keys()]), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -60,7 +60,7 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(browser, folder):
     visit(browser, folder / "evaluation.html")
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    own = ("data:", "blob:", "chrome:")  # chrome: 是浏览器自己的新标签页
+    own = ("data:", "blob:", "chrome:", "chrome-untrusted:")  # 后两种是浏览器自己的新标签页
     assert [url for url in urls if not url.startswith(own)] == [(folder / "evaluation.html").as_uri()]
     assert browser.get_log("browser") == []
 

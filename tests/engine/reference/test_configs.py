@@ -17,7 +17,7 @@ def test_every_yaml_is_listed():
 def test_the_page_is_of_these_files():
     costs = written_costs(TEXT)
     assert set(costs) == {path.relative_to(CONFIG).as_posix() for folder in RUNS for path in listed(folder)}
-    assert page(costs) == TEXT, "run python -m engine.reference.configs --write (--texts: keep the costs)"
+    assert page(costs) == TEXT, "run python -m engine.reference.write (--texts: keep the costs)"
 
 
 def test_task_and_score_are_the_first_sentence_and_the_scored_one(tmp_path):

@@ -25,7 +25,7 @@ def keys() -> list[Key]:
 
 
 def test_the_page_is_of_these_keys(keys):
-    assert PAGE.read_text(encoding="utf-8") == page(keys), "run python -m engine.reference.keys --write"
+    assert PAGE.read_text(encoding="utf-8") == page(keys), "run python -m engine.reference.write --texts"
 
 
 def test_every_key_says_what_it_does(keys):

@@ -26,7 +26,7 @@ from util.files.package import nameless
 from util.files.training_checkpoint import load_training
 
 BEFORE = ROOT / "tests/from_before"
-ELSEWHERE = "/home/somebody"
+ELSEWHERE = "/elsewhere/somebody"
 pytestmark = pytest.mark.usefixtures("unrendered")
 
 

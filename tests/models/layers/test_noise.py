@@ -91,7 +91,7 @@ def test_each_member_follows_its_own_vector(options: dict[str, Any]) -> None:
     assert made.shape == (2, 3, *alone.shape[2:])
     torch.testing.assert_close(made.flatten(0, 1), alone[:, 0])
     assert made.std(1).mean() > 0.01
-    torch.testing.assert_close(rolled, again)
+    torch.testing.assert_close(rolled, again, rtol=1e-4, atol=1e-4)  # 一批几个，矩阵乘的次序不同
 
 
 @each_model
