@@ -102,7 +102,7 @@ def walk(run: Run, skip: int) -> Round:
         {**host, "loop": wall - sum(host.values())},
         {part: watch.device_seconds(part, begin) / steps for part in ON_DEVICE},
         (end.processor - begin.processor - watch.processor_seconds(begin)) / steps,
-        state_bytes(state) + peak_memory(device) - before,
+        state_bytes(state) + max(0, peak_memory(device) - before),  # 内核数驻留的页，差一两页
     )
 
 
