@@ -3,7 +3,7 @@
 各部分照值不值得排次序，各在自己的进程里（fork；这里不碰显卡）：一个坏了、停住了、弄坏了 CUDA，别的照走。每走完一个就写
 DIR/gpu.json 与 DIR/gpu.md；它印的、它的 traceback 在 DIR/<部分>.log。时间不够的、缺了哪个库的都列出来。
 没有显卡时（或 --small）都缩到最小，只看走得通。
-要的库：torch ≥ 2.11、lightning-fabric、pydantic、numpy、einops、PyYAML、tqdm、xarray、scipy。
+要的库：torch ≥ 2.11、lightning-fabric、pydantic、numpy、einops、PyYAML、tqdm、xarray、scipy、xxhash。
 """
 
 from __future__ import annotations
