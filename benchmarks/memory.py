@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from engine.device import check_device, device_name, memory_size, peak_memory, reset_peak_memory
+from engine.device import check_device, device_name, kept_memory, memory_size, peak_memory, reset_peak_memory
 from engine.imagined import imagined_spec, random_batch
 from engine.memory.estimate import Estimate, Machine, changed, estimate, this_machine
 from engine.training.state import build_state, train_step
@@ -77,9 +77,10 @@ def measured(config: RunConfig, device: torch.device) -> int:
     state = build_state(fabric, config, spec, total_steps=1_000_000)
     state.progress.step = state.total_steps - STEPS  # 由粗到细的模型到这时是全部的尺度
     batch = fabric.to_device(random_batch(spec, config.train.windows))
-    for _ in range(STEPS):
-        train_step(fabric, state, config, [batch]).terms()
-    return peak_memory(device) - before
+    with kept_memory():  # 与训练相同
+        for _ in range(STEPS):
+            train_step(fabric, state, config, [batch]).terms()
+        return peak_memory(device) - before
 
 
 if __name__ == "__main__":

@@ -331,7 +331,7 @@ class Model(nn.Module):
 
     def judge(self, batch: Batch) -> None:
         """收下一批验证的窗口。"""
-        seen, fields = self._whole(batch)
+        seen, fields = (part.to(next(self.system.buffers()).device) for part in self._whole(batch))
         if len(fields):
             self.path.add(*self.system.project(seen, fields))
 
@@ -392,7 +392,7 @@ def _distinct(windows: Tensor) -> tuple[Tensor, Tensor]:
     frames, places = windows.flatten(0, 1), dict[bytes, int]()
     rows = [places.setdefault(_digest(frame), len(places)) for frame in frames.cpu()]
     first = [rows.index(row) for row in range(len(places))]
-    return frames[first], torch.tensor(rows).view(windows.shape[:2])
+    return frames[first], torch.tensor(rows, device=windows.device).view(windows.shape[:2])
 
 
 def _centred(matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from engine.loading import Content, load_forecaster
 from models.interface import ForecastModel, Sampled, can_forecast
 from util.atomic import flush, replacing
 from util.batch import DataSpec
-from util.checkpoint import written
 from util.files.bounded import parse_json
 from util.files.training_checkpoint import Described, check_described, load_training
 
@@ -95,11 +95,12 @@ def export_program(checkpoint: str, path: Path) -> int:
 
 
 def write_program(path: Path, program: torch.export.ExportedProgram, facts: dict[str, Any]) -> None:
-    """原子地写；Raises 同 save_checkpoint。"""
-    size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    with written(path, size), replacing(path) as temporary, quiet():
-        with temporary.open("wb") as file:
-            torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
+    """原子地写；Raises 见 replacing。先写在内存里：torch 自己写盘，满了时抛的是另一种。"""
+    made = BytesIO()
+    with quiet():
+        torch.export.save(program, made, extra_files={FACTS: json.dumps(facts)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(made.getbuffer())
         flush(temporary)
 
 

@@ -121,12 +121,7 @@ def page(costs: Mapping[str, Cost]) -> str:
     """config/README.md；costs: 相对 config/ 的名字 → 代价。"""
     lines = [INTRO]
     for folder, title in RUNS.items():
-        lines += [
-            f"## {title}",
-            "",
-            "| YAML | 模型 | 任务 | 帧，通道 × 网格 | 参数 | GFLOP | MB | 成绩 |",
-            "|---" * 8 + "|",
-        ]
+        lines += [f"## {title}", "", HEADING, "|---" * 8 + "|"]
         lines += [run_row(path, costs.get(path.relative_to(CONFIG).as_posix(), Cost())) for path in listed(folder)]
         lines.append("")
     for folder, title in LISTS.items():

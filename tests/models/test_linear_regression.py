@@ -138,6 +138,17 @@ def test_the_penalty_is_the_best_of_scikit_learn(max_frames: int, variant: str, 
     assert_forecasts(model, test, errors[best][1].predict((flat(test.history) - mean) / scale))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("max_frames", [SMALL, LARGE])
+def test_the_penalty_is_chosen_on_a_gpu(max_frames: int) -> None:
+    """批在处理器上，模型在显卡上，与都在处理器上的相同。"""
+    train, val, test = (windows(series(count, seed)) for count, seed in ((50, 0), (20, 2), (20, 1)))
+    expected = fitted(train, max_frames, alpha="auto", val=val)(test.history)
+    model = make_model({"name": "linear_regression", "alpha": "auto", "max_frames": max_frames}, SPEC).cuda()
+    solve_one_pass(model, shuffled(train), shuffled(val))
+    torch.testing.assert_close(model(test.history.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("alpha", [0, -1.0, True, "none", float("inf")])
 def test_penalties_that_are_none(alpha: object) -> None:
     with pytest.raises(ValueError, match=r"model.alpha.*must be auto .* or a number above 0"):

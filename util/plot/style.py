@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,27 +80,8 @@ def save_figures(figures: Sequence[Figure], path_stem: Path) -> list[Path]:
     names = [path_stem.name] if len(figures) == 1 else [f"{path_stem.name}-{i}" for i in range(1, len(figures) + 1)]
     paths = [path_stem.parent / f"{name}.png" for name in names]
     for figure, path in zip(figures, paths, strict=True):
-        with _aside(partial(figure.savefig, path.with_suffix(".pdf"), metadata={"CreationDate": None})):  # 字节也相同
-            figure.savefig(path)
+        figure.savefig(path)
+        figure.set_layout_engine("none")  # 已经排好了
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # 同样的图，同样的字节
         figure.clear()
     return paths
-
-
-@contextmanager
-def _aside(work: Callable[[], object]) -> Iterator[None]:
-    """分出一个进程做 work，与里面的同时；它没有做成，出来时就在这里做，错也就在这里。"""
-    child = os.fork()
-    if not child:
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    try:
-        yield
-    finally:
-        _, status = os.waitpid(child, 0)
-    if status:
-        work()
