@@ -198,6 +198,10 @@ def evaluate_parser() -> argparse.ArgumentParser:
         help="places of the time series, e.g. 39.9N,116.4E 33.9S,151.2E",
     )
     parser.add_argument(
+        "--regions", type=Path, metavar="YAML", help="score each of these regions too, e.g. config/regions.yaml"
+    )
+    _add_by(parser)
+    parser.add_argument(
         "--save", nargs="+", choices=("netcdf", "zarr", "npy", "none"), default=["netcdf"],
         help="fields to keep: netcdf (forecast.nc, truth.nc; the default), zarr (added to forecast.zarr, truth.zarr), "
         "npy (inputs, trues, preds), none",
@@ -230,6 +234,8 @@ def evaluate_command(argv: Arguments = None) -> int:
         save=tuple(kind for kind in args.save if kind != "none"),
         overwrite=args.overwrite,
         points=tuple(args.points),
+        regions=args.regions,
+        by=tuple(dict.fromkeys(args.by)),
         set=tuple(args.set),
         overrides=tuple(args.overrides),
         verify=not args.no_verify,
@@ -293,6 +299,13 @@ def _add_ensemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="model.KEY=VALUE",
         help="change how a probabilistic model samples, e.g. model.sampling.cfg=1.5",
+    )  # fmt: skip
+
+
+def _add_by(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--by", nargs="+", choices=("season", "month", "hour"), default=[],
+        help="score each season, month or hour of day too, by valid time (UTC)",
     )  # fmt: skip
 
 

@@ -105,7 +105,9 @@ def comparison_page(
         spectra=joined_spectra(contenders, comparison),
         costs=[cost_line(run.name, run.cost) for run in comparison.runs],
         comparison=ComparisonFacts(
-            pairs=comparison.initial_times * len(leads), notes=[pairs_note(comparison), *comparison.notes]
+            pairs=comparison.initial_times
+            * sum(all(lead in run.lead_hours for run in comparison.runs) for lead in leads),
+            notes=[pairs_note(comparison), *comparison.notes],
         ),
         environment=versions(),
     )

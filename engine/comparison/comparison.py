@@ -1,4 +1,4 @@
-"""比较的结果：只用大家都有的（起报时间，时效，通道），基线各列一次；旁边写明各用了多少，哪些不能比。"""
+"""比较的结果：只用大家都有的起报时间与通道，每个时效上有它的人都有的场；基线各列一次，旁边写明哪些不能比。"""
 
 from __future__ import annotations
 
@@ -110,9 +110,11 @@ def describe_entry(entry: Entry, channels: Sequence[str]) -> ComparedRun:
 
 
 def entry_notes(entries: Sequence[Entry], common: Common) -> list[str]:
-    """哪些通道不是人人都有；标准差不同时，以标准差为尺的成绩不能比。"""
+    """哪些通道、时效不是人人都有；标准差不同时，以标准差为尺的成绩不能比。"""
     notes = []
     for entry in entries:
+        if lacking := [str(lead) for lead in common.leads if lead not in entry.file.leads]:
+            notes.append(f"{entry.label} has no forecast at +{', +'.join(lacking)} h: a gap there, others are compared")
         if extra := [c for c in entry.file.channels if c not in common.channels]:
             names = ", ".join(extra)
             notes.append(f"not compared, because not every run has them in the same unit: {names} of {entry.label}")
@@ -145,7 +147,8 @@ def check_baselines(entries: Sequence[Entry], contenders: Sequence[Contender], c
         reference = shown.rmse(base, common)  # (L, C)
         for other in (e for e in holders if e is not shown):
             values = other.rmse(base, common)
-            differs = ~np.isclose(values, reference, rtol=SAME, atol=0, equal_nan=True)
+            both = np.isin(common.leads, shown.file.leads) & np.isin(common.leads, other.file.leads)
+            differs = ~np.isclose(values, reference, rtol=SAME, atol=0, equal_nan=True) & both[:, None]
             if not differs.any():
                 continue
             c = int(differs.any(0).argmax())

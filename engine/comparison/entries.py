@@ -110,10 +110,10 @@ def choose_labels(names: Sequence[str], places: Sequence[Path], results: Sequenc
 
 
 def choose_contenders(entries: Sequence[Entry]) -> list[Contender]:
-    """每个运行一行，基线排在后面：自己就是一个运行的取那个运行，其余的取自第一份有它的评测。"""
+    """每个运行一行，基线排在后面：自己就是一个运行的取那个运行，其余的取自有它的评测里时效最多的第一份。"""
     rows = {e.label: Contender(e.label, e.file, e.result.model) for e in entries}
     for base in baselines.NAMES:
-        holder = next((e for e in entries if e.holds(base)), None)
+        holder = max((e for e in entries if e.holds(base)), key=lambda e: len(e.file.leads), default=None)
         if base in rows:
             rows[base] = rows.pop(base)
         elif holder is not None:

@@ -37,6 +37,7 @@ from util.logger import setup_logging
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
 from util.report import write_report
+from util.scores.regions import read_regions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,10 +112,11 @@ def make_task(
     steps = options.steps or spec.frames_out
     starts = find_starts(data, options.split, steps, options.stride)
     thresholds = threshold_tensor(options.thresholds, spec)
+    regions = read_regions(options.regions, spec) if options.regions else {}
     glimpse = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
     batch_size = eval_batch_size(config)
     models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
-    return Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds)
+    return Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds, regions)
 
 
 def provenance_of(task: Task, trained: Trained) -> Provenance:
@@ -241,6 +243,8 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         ]
     if options.points:
         words += ["--points", *options.points]
+    words += ["--regions", str(options.regions)] if options.regions else []
+    words += ["--by", *options.by] if options.by else []
     if options.set:
         words += ["--set", *options.set]
     words += ["--overwrite"] if options.overwrite else []

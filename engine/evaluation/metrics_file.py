@@ -7,7 +7,7 @@ from pathlib import Path
 
 from util.files.bounded import read_json
 from util.files.records import Record, read_record
-from util.scores.table import Numbers, ScoreTable
+from util.scores.table import Cell, Numbers, ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(ScoreTable):
-    """由 statistics.nc 得来的全部成绩。rank_histogram: 通道 → 时效 → M + 1 个份额，只有集合有。"""
+    """由 statistics.nc 得来的全部成绩。
+
+    rank_histogram: 通道 → 时效 → M + 1 个份额，只有集合有；cells: 各区域、各段时间的，给了 --regions、--by 才有。
+    """
 
     rank_histogram: dict[str, list[Numbers]] | None = None
     spectrum_label: str
+    cells: list[Cell] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from engine.evaluation.task import Pair, Scored, Task
 from util.atomic import replacing
 from util.cli import number
 from util.files.records import as_json
+from util.scores.cells import tabulate_cells
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics, StatisticsFile
 from util.scores.table import ScoreTable
@@ -77,7 +78,9 @@ def write_statistics(task: Task, stream: Iterable[Scored], out: Path, origin: Pr
     about = {"model": task.judged, **as_json(origin)}
     with ExitStack() as stack:
         file = stack.enter_context(
-            StatisticsFile(path, task.spec, list(task.models), task.init_hours, leads, task.thresholds.numpy(), about)
+            StatisticsFile(
+                path, task.spec, list(task.models), task.init_hours, leads, task.thresholds.numpy(), about, task.regions
+            )
         )
         savers = open_savers(stack, task, out, leads, origin)
         for scored in stream:
@@ -113,7 +116,8 @@ def make_scores(task: Task, statistics: Statistics) -> Scores:
     if ranks is not None:
         histogram = {c: [plain(row) for row in ranks[:, i]] for i, c in enumerate(table.channels)}
     label = "zonal wavenumber" if task.spec.closes_circle else "half waves over the domain"
-    return Scores(**vars(table), rank_histogram=histogram, spectrum_label=label)
+    cells = tabulate_cells(contenders, baselines, by=task.options.by) or None
+    return Scores(**vars(table), rank_histogram=histogram, spectrum_label=label, cells=cells)
 
 
 def add_spectral_distance(table: Table, contenders: Iterable[Contender]) -> Table:
@@ -139,7 +143,7 @@ def write_result(out: Path, result: Result) -> Path:
     target = out / "metrics.json"
     with replacing(target) as temporary:
         temporary.write_text(json.dumps(as_json(result), indent=1, allow_nan=False), encoding="utf-8")
-    write_csv(out / "metrics.csv", result)
+    write_csv(out / "metrics.csv", result, result.cells)
     return target
 
 

@@ -26,6 +26,7 @@ from util.data.batches import split_batches
 from util.data.feed import feed
 from util.grid import latitude_weights
 from util.scores.metrics import pair_statistics, rank_counts, zonal_spectrum
+from util.scores.regional import Cells, make_cells
 
 Found = dict[tuple[str, str], Tensor]  # 一批的结果，见 score_lead
 
@@ -74,6 +75,8 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     """
     spec, weights = task.spec, latitude_weights(task.spec.latitudes).to(device)
     thresholds = standardize_thresholds(task.thresholds, spec).to(device)
+    masks = torch.from_numpy(np.stack([*task.regions.values()])).to(device) if task.regions else None
+    cells = None if masks is None else make_cells(masks, weights)
     spans: dict[str, list[Span]] = {name: [] for name in task.models}
     rolls = {name: timed(roll_model(task, name, batch), spans[name], device) for name in task.models}
     found: list[Found] = []  # 各时效的
@@ -81,13 +84,13 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     for lead in range(task.steps):
         truth, valid = batch.future[:, lead], batch.valid[:, spec.frames_in + lead]  # (B, C, H, W)、(B, C)
         forecasts = {name: next(roll) for name, roll in rolls.items()}  # 各 (B, M, C, H, W)
-        found.append(score_lead(task, forecasts, truth, valid, weights, thresholds))
+        found.append(score_lead(task, forecasts, truth, valid, weights, thresholds, cells))
         kept.take(lead, forecasts[task.judged], truth.masked_fill(~valid[..., None, None], float("nan")))
     results = fetch({key: torch.stack([one[key] for one in found]) for key in found[0]})
     check_finite({name: results["finite", name] for name in task.models}, batch.time[:, spec.frames_in - 1], spec)
     statistics: dict[str, dict[str, np.ndarray]] = {name: {} for name in task.models}
     for name, key in (key for key in results if key[0] in statistics):
-        statistics[name][key] = results[name, key].swapaxes(0, 1)  # (B, L, C)
+        statistics[name][key] = results[name, key].swapaxes(0, 1)  # (B, L, C[, R])
     return Scored(
         row,
         statistics,
@@ -101,18 +104,26 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
 
 
 def score_lead(
-    task: Task, forecasts: Mapping[str, Tensor], truth: Tensor, valid: Tensor, weights: Tensor, thresholds: Tensor
+    task: Task,
+    forecasts: Mapping[str, Tensor],
+    truth: Tensor,
+    valid: Tensor,
+    weights: Tensor,
+    thresholds: Tensor,
+    cells: Cells | None,
 ) -> Found:
     """一批的一个时效；forecasts: 各 (B, M, C, H, W)；truth: (B, C, H, W)；valid: (B, C)。
 
-    （模型，统计量）→ (B, C)，无效的场为 NaN；（finite，模型）→ (B,)，预报处处有限；
+    （模型，统计量）→ (B, C) 或 (B, C, R)，无效的场为 NaN；（finite，模型）→ (B,)，预报处处有限；
     （spectrum，模型或 truth）→ (C, K) 与（ranks，模型）→ (C, M + 1)：有效场之和。
     """
     found: Found = {}
-    pairs = pair_statistics(forecasts, truth, forecasts[CLIMATOLOGY][:, 0], weights, thresholds)
+    pairs = pair_statistics(forecasts, truth, forecasts[CLIMATOLOGY][:, 0], weights, thresholds, cells)
     for name, statistics in pairs.items():
         found["finite", name] = statistics["error"].isfinite().all(1)  # 真值总是有限的
-        found |= {(name, key): values.masked_fill(~valid, float("nan")) for key, values in statistics.items()}
+        for key, values in statistics.items():
+            lost = ~valid.view(*valid.shape, *[1] * (values.ndim - 2))
+            found[name, key] = values.masked_fill(lost, float("nan"))
     keep = valid.double()[..., None]
     for name, fields in {"truth": truth[:, None], **forecasts}.items():
         power = zonal_spectrum(fields, weights, task.spec.closes_circle).mean(1)  # (B, C, K)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from util.strict import nearest
 class Options:
     """一次评测的选项，与命令行同名。
 
-    thresholds: 通道 → 物理单位的阈值；set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config；
+    thresholds: 通道 → 物理单位的阈值；regions: 分区评分的 YAML；by: season、month、hour；
+    set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config；
     verify: 检查点核对校验和。
     """
 
@@ -36,6 +38,8 @@ class Options:
     save: tuple[str, ...] = ()
     overwrite: bool = False
     points: tuple[str, ...] = ()
+    regions: Path | None = None
+    by: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     verify: bool = True
@@ -55,6 +59,7 @@ class Task:
     seed: int
     glimpse: Glimpse
     thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
+    regions: Mapping[str, np.ndarray]  # 名字 → (H, W) bool
 
     @property
     def spec(self) -> DataSpec:
@@ -87,7 +92,7 @@ class Scored(NamedTuple):
     """一批窗口的结果，都在内存里；row 是第一个窗口的序号。"""
 
     row: int
-    statistics: dict[str, dict[str, np.ndarray]]  # 模型 → 统计量 → (B, L, C)，无效的场为 NaN
+    statistics: dict[str, dict[str, np.ndarray]]  # 模型 → 统计量 → (B, L, C) 或各区域的 (B, L, C, R)，无效的场为 NaN
     spectra: dict[str, np.ndarray]  # 模型与 truth → (L, C, K) 有效场之和
     ranks: np.ndarray | None  # (L, C, M + 1) 有效场之和
     series: Pair  # (B, L', C', P)

@@ -26,6 +26,7 @@ LISTS = {
     "data": "数据集：运行的 `data.set`",
     "maps": "别人的名字与单位：`python dataset.py import --preset`",
 }
+OTHERS = {"regions.yaml": "评测的区域：`python evaluate.py --regions`"}
 NONE = "—"
 HEADING = "| YAML | 模型 | 任务 | 帧，通道 × 网格 | 参数 | GFLOP | MB | 成绩 |"
 INTRO = """# 有哪些 YAML
@@ -114,7 +115,7 @@ def _link(path: Path) -> str:
 
 
 def listed(folder: str) -> list[Path]:
-    return sorted((CONFIG / folder).glob("*.yaml"))
+    return sorted(path for path in (CONFIG / folder).glob("*.yaml") if path.name not in OTHERS)
 
 
 def page(costs: Mapping[str, Cost]) -> str:
@@ -127,6 +128,9 @@ def page(costs: Mapping[str, Cost]) -> str:
     for folder, title in LISTS.items():
         lines += [f"## {title}", "", "| YAML | 是什么 |", "|---|---|"]
         lines += [f"| {_link(path)} | {said(path)[0]} |" for path in listed(folder)] + [""]
+    for name, title in OTHERS.items():
+        path = CONFIG / name
+        lines += [f"## {title}", "", "| YAML | 是什么 |", "|---|---|", f"| {_link(path)} | {said(path)[0]} |", ""]
     return "\n".join(lines)
 
 

@@ -29,7 +29,17 @@ FLAGS = {
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
-        *("--thresholds", "--points", "--save", "--overwrite", "--set", "--no-verify", "overrides"),
+        *(
+            "--thresholds",
+            "--points",
+            "--save",
+            "--overwrite",
+            "--set",
+            "--no-verify",
+            "overrides",
+            "--regions",
+            "--by",
+        ),
     },
     compare_parser: {"--runs", "--suite", "--out", "--reference"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},

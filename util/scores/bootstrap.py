@@ -22,23 +22,46 @@ class Blocks(NamedTuple):
     std: Array
 
 
+def block_ids(common: Common) -> Array:
+    """(T,) 各起报时间在第几块。"""
+    return np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
+
+
 def block_sums(contender: Contender, common: Common, names: Sequence[str] | None = None) -> Blocks:
     """各统计量（names，默认全部）按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
-    ids = np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
+    return part_sums(contender, common, [common.keep], names or contender.file.names)[0]
+
+
+def part_sums(
+    contender: Contender, common: Common, parts: Sequence[Array], names: Sequence[str], region: str | None = None
+) -> list[Blocks]:
+    """同 block_sums，一遍读出几部分的：parts 各是哪些场 (T, L, C) bool，region 同 Statistics.read。"""
+    ids = block_ids(common)
     shape = (int(ids.max()) + 1, *common.keep.shape[1:])
-    counts = np.zeros(shape)
-    np.add.at(counts, ids, common.keep)
-    sums = {}
-    for name in names or contender.file.names:
-        total, present = np.zeros(shape), False
-        for place, values in read_kept(contender, name, common):
-            keep = common.keep[place]
-            present |= bool(np.isfinite(values[keep]).any())
-            np.add.at(total, ids[place], np.where(keep, values, 0.0))
+    held = np.isin(common.leads, contender.file.leads)[:, None]  # (L, 1)
+    kept = [part & held for part in parts]
+    counts = [np.zeros(shape) for _ in parts]
+    for count, keep in zip(counts, kept, strict=True):
+        add_rows(count, ids, keep)
+    sums: list[dict[str, Array]] = [{} for _ in parts]
+    for name in names:
+        totals, present = [np.zeros(shape) for _ in parts], False
+        for place, values in read_kept(contender, name, common, region):
+            for total, keep in zip(totals, kept, strict=True):
+                rows = keep[place].any((1, 2))
+                add_rows(total, ids[place[rows]], np.where(keep[place[rows]], values[rows], 0.0))
+            present |= bool(np.isfinite(values[common.keep[place] & held]).any())
         if present:
-            sums[name] = total
+            for one, total in zip(sums, totals, strict=True):
+                one[name] = total
     std = contender.file.std[[contender.file.channels.index(c) for c in common.channels]]
-    return Blocks(sums, counts, std)
+    return [Blocks(one, count, std) for one, count in zip(sums, counts, strict=True)]
+
+
+def add_rows(total: Array, ids: Array, values: Array) -> None:
+    """total[ids[i]] += values[i]，依次加；场大时比 np.add.at 快十倍。"""
+    for i, row in zip(ids, values, strict=True):
+        total[i] += row
 
 
 def skill(model: Blocks, base: Blocks, name: str, power: float) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""几份统计量文件里共同的（起报时间，时效，通道）：比较只用大家都有的。"""
+"""几份统计量文件里共同的（起报时间，通道），与每个时效上有它的那几份共同的场。"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Contender(NamedTuple):
 
 
 class Common(NamedTuple):
-    """大家都有的部分：起报时间 (T,)、时效 (L,)、通道 (C,)，和哪些场人人有效 (T, L, C) bool。"""
+    """大家都有的起报时间 (T,)、通道 (C,)；有人有的时效 (L,)；哪些场在有这个时效的人那里都有效 (T, L, C) bool。"""
 
     hours: Array
     leads: list[int]
@@ -35,10 +35,12 @@ class Common(NamedTuple):
 
 
 def common_pairs(contenders: Sequence[Contender]) -> Common:
-    """各文件的起报时间、时效、通道的交集，以及其中人人都有有效场的部分。
+    """各文件的起报时间、通道的交集，时效的并集，以及每个时效上有它的人都有有效场的部分。
+
+    缺了一个时效的，在那里留空，不缩短别人的表；同一时效的各行总在同样的场上。
 
     Raises:
-        ValueError: 网格或单位不同，或没有共同的部分。
+        ValueError: 网格或单位不同，或没有共同的部分；一份的时效别人一个也没有。
     """
     files = list({id(s.file): s.file for s in contenders}.values())
     first = files[0]
@@ -48,12 +50,15 @@ def common_pairs(contenders: Sequence[Contender]) -> Common:
                 one, two = (axis_text(getattr(f, axis)) for f in (first, other))
                 raise ValueError(f"{first.path} has {axis} {one}, {other.path} {two}: scores do not compare")
     hours = first.hours
-    leads, channels = first.leads.tolist(), first.channels
+    leads = sorted({lead for file in files for lead in file.leads.tolist()})
+    channels = first.channels
     for other in files[1:]:
         hours = np.intersect1d(hours, other.hours)
-        leads = [lead for lead in leads if lead in set(other.leads.tolist())]
         channels = [c for c in channels if c in other.channels and unit_of(first, c) == unit_of(other, c)]
-    for what, values in (("initial time", hours), ("lead time", leads), ("channel with the same unit", channels)):
+    shared = [lead for lead in leads if sum(lead in f.leads for f in files) > 1] if len(files) > 1 else leads
+    alone = any(not np.isin(f.leads, shared).any() for f in files)
+    found = (("initial time", hours), ("lead time", [] if alone else leads), ("channel with the same unit", channels))
+    for what, values in found:
         if not len(values):
             raise ValueError(
                 f"no common {what} among {', '.join(str(f.path) for f in files)}; "
@@ -62,8 +67,9 @@ def common_pairs(contenders: Sequence[Contender]) -> Common:
     keep = np.ones((len(hours), len(leads), len(channels)), dtype=bool)
     common = Common(hours, leads, channels, keep)
     for contender in contenders:
+        held = np.isin(leads, contender.file.leads)
         for place, values in read_kept(contender, "square", common):
-            keep[place] &= np.isfinite(values)
+            keep[place] &= np.isfinite(values) | ~held[:, None]
     if not keep.any():
         raise ValueError(f"no field is valid in all of {', '.join(str(f.path) for f in files)}: nothing to compare")
     return common
@@ -77,15 +83,21 @@ def unit_of(file: Statistics, channel: str) -> str:
     return file.units[file.channels.index(channel)]
 
 
-def read_kept(contender: Contender, name: str, common: Common) -> Iterator[tuple[Array, Array]]:
-    """依次给出（共同时间里的位置，(n, L, C) 的值）；每次只读一段。"""
+def read_kept(
+    contender: Contender, name: str, common: Common, region: str | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """依次给出（共同时间里的位置，(n, L, C) 的值）；每次只读一段，它没有的时效是 NaN。region: 同 Statistics.read。"""
     file = contender.file
-    leads = [file.leads.tolist().index(lead) for lead in common.leads]
+    held = np.isin(common.leads, file.leads)
+    leads = [file.leads.tolist().index(lead) for lead in np.array(common.leads)[held]]
     channels = [file.channels.index(c) for c in common.channels]
     step = max(1, READ_BYTES // (8 * len(file.leads) * len(file.channels)))
     wanted = np.isin(file.hours, common.hours)
     for start in range(0, len(file.hours), step):
         rows = np.flatnonzero(wanted[start : start + step])
         if rows.size:
-            values = file.read(name, contender.model, slice(start, start + step))[rows][:, leads][:, :, channels]
+            values = np.full((len(rows), len(held), len(channels)), np.nan)
+            values[:, held] = file.read(name, contender.model, slice(start, start + step), region)[rows][:, leads][
+                :, :, channels
+            ]
             yield np.searchsorted(common.hours, file.hours[start + rows]), values

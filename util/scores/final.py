@@ -95,13 +95,18 @@ METRICS = (  # 次序是页面的
 
 
 def final_scores(means: Means) -> dict[str, Array]:
-    """各成绩 (..., C)，物理单位；不看成员的在前。
+    """各成绩 (..., C)，物理单位；不看成员的在前，缺统计量的不在其中。
 
     均方根、相关、比值都在这里才算，从不平均（Jolliffe & Stephenson 2012, 第 5 章）。
     """
     ordered = sorted(METRICS, key=lambda metric: metric.members > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {m.name: m.final(means) for m in ordered if m.final and means.members >= m.members}
+        return {m.name: m.final(means) for m in ordered if m.final and _have(m, means)}
+
+
+def _have(metric: Metric, means: Means) -> bool:
+    """区域里没有 SSIM：它的窗跨过区域的边。"""
+    return means.members >= metric.members and (metric.name != "ssim" or "ssim" in means.of)
 
 
 def metric_unit(metric: str, unit: str) -> str:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from util.scores.regional import Cells, in_regions, truth_in_regions
+
 IMAGE_RANGE = 6.0  # SSIM、PSNR 把 z 看成图像 z / 6 + 1/2：±3 个标准差是 [0, 1]
 WINDOW, K1, K2 = 7, 0.01, 0.03  # SSIM 的窗边长与两个稳定常数
 PIECE = 2**16  # 一个线程一次算这么多个格点：双精度的中间结果留在处理器的缓存里，内存也不随批量增长
@@ -28,9 +30,15 @@ def area_mean(fields: Tensor, weights: Tensor) -> Tensor:
 
 
 def pair_statistics(
-    forecasts: Mapping[str, Tensor], truth: Tensor, normal: Tensor, weights: Tensor, thresholds: Tensor
+    forecasts: Mapping[str, Tensor],
+    truth: Tensor,
+    normal: Tensor,
+    weights: Tensor,
+    thresholds: Tensor,
+    cells: Cells | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """各模型一批预报的可平均统计量，每个 (B, C) float64，标准化单位；误差、SSIM、距平相关都取集合平均。
+    有 cells 时还有各区域的：名字接 BY_REGION，(B, C, R)；SSIM 的窗跨过区域的边，没有。
 
     一段一段地算，各模型在同一段上挨着算：只与真值有关的一半（Target）一段只算一次。
 
@@ -45,11 +53,12 @@ def pair_statistics(
     """
     found: dict[str, dict[str, Tensor]] = {name: {} for name in forecasts}
     for windows, channels in _blocks(truth):
-        target = make_target(truth[windows, channels], normal[windows, channels], weights)
+        target = make_target(truth[windows, channels], normal[windows, channels], weights, cells)
         for name, forecast in forecasts.items():
-            block = _one_forecast(forecast[windows, :, channels], target, weights, thresholds[channels])
+            block = _one_forecast(forecast[windows, :, channels], target, weights, thresholds[channels], cells)
             for key, values in block.items():
-                found[name].setdefault(key, values.new_empty(truth.shape[:2]))[windows, channels] = values
+                shape = (*truth.shape[:2], *values.shape[2:])
+                found[name].setdefault(key, values.new_empty(shape))[windows, channels] = values
     return found
 
 
@@ -82,31 +91,42 @@ class Target(NamedTuple):
     statistics: dict[str, Tensor]
 
 
-def make_target(truth: Tensor, normal: Tensor, weights: Tensor) -> Target:
+def make_target(truth: Tensor, normal: Tensor, weights: Tensor, cells: Cells | None = None) -> Target:
     """参数见 pair_statistics，是其中的一段。"""
     anomaly = (truth - normal).double()
     square = _mean(anomaly.square().sum(-1), weights, truth.shape[-1])
     about = {"truth_anomaly": square, "truth_activity": activity(anomaly, weights)}
+    about |= truth_in_regions(anomaly, cells) if cells else {}
     return Target(truth, normal, anomaly, similarity_windows(truth), about)
 
 
-def _one_forecast(forecast: Tensor, target: Target, weights: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
+def _one_forecast(
+    forecast: Tensor, target: Target, weights: Tensor, thresholds: Tensor, cells: Cells | None
+) -> dict[str, Tensor]:
     """一个模型的统计量；参数与键见 pair_statistics。"""
     truth, members = target.truth, forecast.shape[1]
     mean = add_members(forecast) / members
     statistics = errors(mean, truth, weights) | target.statistics | anomalies(forecast, mean, target, weights)
     statistics["ssim"] = structural_similarity(similarity_windows(mean), target.windows)
+    points = dict(point_fields(forecast, mean, truth, thresholds))
     if members == 1:
         statistics["crps"] = statistics["absolute"]
-    else:
-        squares = add_members(forecast, lambda member: (member - mean).square())
-        statistics["variance"] = area_mean(squares / (members - 1), weights)
-        statistics["crps"] = area_mean(fair_crps(forecast, truth), weights)
-    broken = statistics["square"].isnan()
-    for k, threshold in enumerate(thresholds.to(truth).unbind(1)):
-        score = brier(forecast, truth, threshold[:, None, None], weights)
-        statistics[f"brier_{k}"] = score.masked_fill(broken | threshold.isnan(), torch.nan)
+    statistics |= {key: area_mean(field, weights) for key, field in points.items()}
+    if cells:
+        statistics |= in_regions(forecast, mean, truth, target.normal, points, cells)
     return statistics
+
+
+def point_fields(forecast: Tensor, mean: Tensor, truth: Tensor, thresholds: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """逐格点的 (B, C, H, W)，整个网格与各区域都取它们的面积平均；键见 pair_statistics。"""
+    members = forecast.shape[1]
+    if members > 1:
+        squares = add_members(forecast, lambda member: (member - mean).square())
+        yield "variance", squares / (members - 1)
+        yield "crps", fair_crps(forecast, truth)
+    broken = (mean - truth).isnan()
+    for k, threshold in enumerate(thresholds.to(truth)[..., None, None].unbind(1)):  # (C, 1, 1)
+        yield f"brier_{k}", brier(forecast, truth, threshold).masked_fill(broken | threshold.isnan(), torch.nan)
 
 
 def errors(mean: Tensor, truth: Tensor, weights: Tensor) -> dict[str, Tensor]:
@@ -243,10 +263,10 @@ def comparators(count: int) -> Iterator[tuple[int, int]]:
         run *= 2
 
 
-def brier(forecast: Tensor, truth: Tensor, threshold: Tensor, weights: Tensor) -> Tensor:
-    """(B, C)：(p − o)² 的加权平均，p 是超过阈值的成员的比例（Brier 1950）。"""
+def brier(forecast: Tensor, truth: Tensor, threshold: Tensor) -> Tensor:
+    """逐格点的 (p − o)²，p 是超过阈值的成员的比例（Brier 1950）。"""
     share = add_members(forecast, lambda member: (member > threshold).to(truth.dtype)) / forecast.shape[1]
-    return area_mean((share - (truth > threshold).to(truth.dtype)).square(), weights)
+    return (share - (truth > threshold).to(truth.dtype)).square()
 
 
 def rank_counts(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 
 from util.atomic import replacing
 from util.files.hdf5 import hdf5_sink
+from util.scores.regional import BY_REGION
 
 if TYPE_CHECKING:
     from util.batch import DataSpec
@@ -27,6 +28,7 @@ class StatisticsFile:
     """逐批写；正常离开时改成正式的名字，出错时不留下半个文件。
 
     变量 (model, time, prediction_timedelta, channel) float32，标准化单位；无效的场为 NaN。
+    各区域的（名字接 BY_REGION）末尾多一维 region。
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class StatisticsFile:
         leads: Sequence[int],
         thresholds: np.ndarray,
         attributes: Mapping[str, Any],
+        regions: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """thresholds: (C, K) 物理单位，不足 K 个的补 NaN；attributes 为普通值。"""
+        """thresholds: (C, K) 物理单位，不足 K 个的补 NaN；attributes 为普通值；regions: 名字 → (H, W) bool。"""
         import h5netcdf
         import h5py
 
@@ -65,22 +68,28 @@ class StatisticsFile:
             self.add("threshold", ("channel", "rank"), thresholds)
             self.add("latitude", ("latitude",), spec.latitudes)
             self.add("longitude", ("longitude",), spec.longitudes)
+            if regions:
+                self.add("region", ("region",), [*regions])
+                masks = np.stack([*regions.values()]).astype(np.int8)
+                self.add("region_mask", ("region", "latitude", "longitude"), masks)
             self._closing = stack.pop_all()
 
     def write(self, row: int, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """从第 row 个起报时间写起；values: 模型 → 统计量 → (B, L, C)。"""
+        """从第 row 个起报时间写起；values: 模型 → 统计量 → (B, L, C) 或 (B, L, C, R)。"""
         for model, statistics in values.items():
             place = self.models.index(model)
             for name, array in statistics.items():
                 if name not in self.variables:
-                    self.variables[name] = self._create(name)
+                    self.variables[name] = self._create(name, array.shape[3:])
                 self.variables[name][place, row : row + len(array)] = array
         self.sink.check()
 
-    def _create(self, name: str) -> Any:
+    def _create(self, name: str, regions: tuple[int, ...]) -> Any:
+        """regions: 区域的个数，整个网格的为空；一块只有一个区域，读的时候逐个读。"""
         _, rows, leads, channels = self.shape
-        chunks = (1, min(rows, max(1, CHUNK_BYTES // (4 * leads * channels))), leads, channels)
-        dims = ("model", "time", "prediction_timedelta", "channel")
+        size = 4 * leads * channels * math.prod(regions)
+        chunks = (1, min(rows, max(1, CHUNK_BYTES // size)), leads, channels, *(1 for _ in regions))
+        dims = ("model", "time", "prediction_timedelta", "channel", *("region" for _ in regions))
         self.file.create_variable(name, dims, "f4", chunks=chunks, fillvalue=np.float32(np.nan))
         return self.raw[name]
 
@@ -134,14 +143,29 @@ class Statistics:
         pressures = self.result("pressure")  # 从前写的文件里没有
         known = np.full(len(self.channels), np.nan) if pressures is None else pressures
         self.pressures = [None if np.isnan(p) else float(p) for p in known]
-        self.names = [n for n, v in self.file.variables.items() if v.dimensions[:2] == ("model", "time")]
+        self.regions = self._strings("region") if "region" in self.file.variables else []
+        sizes = {n: len(v.dimensions) for n, v in self.file.variables.items() if v.dimensions[:2] == ("model", "time")}
+        self.names = [n for n, size in sizes.items() if size == 4]
+        self.regional_names = [n.removesuffix(BY_REGION) for n, size in sizes.items() if size == 5]
 
     def _strings(self, name: str) -> list[str]:
         return [value if isinstance(value, str) else value.decode() for value in self.file.variables[name][...]]
 
-    def read(self, name: str, model: str, rows: slice) -> np.ndarray:
-        """(n, L, C) float64。"""
-        return np.asarray(self.file.variables[name][self.models.index(model), rows], dtype=np.float64)
+    def read(self, name: str, model: str, rows: slice, region: str | None = None) -> np.ndarray:
+        """(n, L, C) float64；region: 哪个区域的，None 是整个网格。"""
+        if region is None:
+            return np.asarray(self.file.variables[name][self.models.index(model), rows], dtype=np.float64)
+        values = self.file.variables[f"{name}{BY_REGION}"]
+        return np.asarray(values[self.models.index(model), rows, :, :, self.regions.index(region)], dtype=np.float64)
+
+    def same_region(self, other: Statistics, name: str) -> bool:
+        """另一份里也有这个名字的区域，格点相同（网格已经相同）。"""
+        masks = [
+            file.file.variables["region_mask"][file.regions.index(name)]
+            for file in (self, other)
+            if name in file.regions
+        ]
+        return len(masks) == 2 and bool(np.array_equal(*masks))
 
     def result(self, name: str) -> np.ndarray | None:
         """谱、秩直方图；没有则 None。"""

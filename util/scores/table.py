@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Numbers = list[float | None]  # 每个时效一个数；None 是没有定义的（没有有效的场、零除以零）
+WHOLE = "all"  # 整个网格、全部时间
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,19 @@ class ScoreTable:
     bootstrap_blocks: int
     pairs: dict[str, list[int]]
     left_out: dict[str, list[int]]
+    scores: dict[str, dict[str, dict[str, Numbers]]]
+    skill: dict[str, dict[str, dict[str, dict[str, Skill]]]]
+    mean_rmse_ratio: dict[str, dict[str, Numbers]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """一个区域、一段时间（季、月、钟点，按有效时间）里的成绩；各栏的意思、通道与时效同 ScoreTable。"""
+
+    region: str
+    period: str
+    bootstrap_blocks: int
+    pairs: dict[str, list[int]]
     scores: dict[str, dict[str, dict[str, Numbers]]]
     skill: dict[str, dict[str, dict[str, dict[str, Skill]]]]
     mean_rmse_ratio: dict[str, dict[str, Numbers]]

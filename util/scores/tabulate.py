@@ -10,7 +10,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from util.atomic import replacing
 from util.scores.bootstrap import Blocks, block_sums, skill
 from util.scores.common import Array, Common, Contender, common_pairs, unit_of
 from util.scores.final import METRICS, Means, final_scores, metric_unit
-from util.scores.table import Numbers, ScoreTable, Skill
+from util.scores.table import WHOLE, Cell, Numbers, ScoreTable, Skill
 
 
 def tabulate(contenders: Sequence[Contender], baselines: Sequence[str], references: Sequence[str] = ()) -> ScoreTable:
@@ -31,9 +31,6 @@ def tabulate(contenders: Sequence[Contender], baselines: Sequence[str], referenc
     common = common_pairs(contenders)
     blocks = {c.label: block_sums(c, common) for c in contenders}
     counts = common.keep.sum(0)  # (L, C)
-    scores = {c.label: _score_one(c, common, blocks[c.label]) for c in contenders}
-    judged = [label for label in scores if label not in baselines]
-    rivals = {label: [o for o in (*baselines, *references) if o in blocks and o != label] for label in judged}
     return ScoreTable(
         channels=common.channels,
         units={c: unit_of(contenders[0].file, c) for c in common.channels},
@@ -42,21 +39,45 @@ def tabulate(contenders: Sequence[Contender], baselines: Sequence[str], referenc
         bootstrap_blocks=len(next(iter(blocks.values())).counts),
         pairs={c: counts[:, i].tolist() for i, c in enumerate(common.channels)},
         left_out={c: (len(common.hours) - counts[:, i]).tolist() for i, c in enumerate(common.channels)},
-        scores=scores,
-        skill={
-            label: {other: _skill_one(blocks[label], blocks[other], common) for other in others}
+        **finish(contenders, common, blocks, baselines, references),
+    )
+
+
+class Finished(TypedDict):
+    """ScoreTable 与 Cell 里由各块之和得来的三栏。"""
+
+    scores: dict[str, dict[str, dict[str, Numbers]]]
+    skill: dict[str, dict[str, dict[str, dict[str, Skill]]]]
+    mean_rmse_ratio: dict[str, dict[str, Numbers]]
+
+
+def finish(
+    contenders: Sequence[Contender],
+    common: Common,
+    blocks: Mapping[str, Blocks],
+    baselines: Sequence[str],
+    references: Sequence[str],
+) -> Finished:
+    """各模型按块的和 → 成绩、技巧、与基线之比。"""
+    scores = {c.label: _score_one(c, common, blocks[c.label]) for c in contenders}
+    judged = [label for label in scores if label not in baselines]
+    rivals = {label: [o for o in (*baselines, *references) if o in blocks and o != label] for label in judged}
+    return {
+        "scores": scores,
+        "skill": {
+            label: {other: _skill_one(blocks[label], blocks[other], common) for other in dict.fromkeys(others)}
             for label, others in rivals.items()
         },
-        mean_rmse_ratio={
+        "mean_rmse_ratio": {
             base: {label: _mean_ratio(scores[label], scores[base]) for label in judged}
             for base in baselines
             if base in scores
         },
-    )
+    }
 
 
 def _score_one(contender: Contender, common: Common, blocks: Blocks) -> dict[str, dict[str, Numbers]]:
-    """通道 → 成绩 → 每个时效一个数。"""
+    """通道 → 成绩 → 每个时效一个数；没有那样的统计量的成绩（区域里的 SSIM）不在其中。"""
     with np.errstate(invalid="ignore"):
         counts = blocks.counts.sum(0)
         means = {name: total.sum(0) / counts for name, total in blocks.sums.items()}  # (L, C)
@@ -93,15 +114,18 @@ def plain(values: Array) -> Numbers:
     return [float(v) if math.isfinite(v) else None for v in values]
 
 
-def write_csv(path: Path, table: ScoreTable) -> None:
-    """整齐的长表：每行一个数，model,channel,lead_hours,metric,value,low,high,unit。"""
+def write_csv(path: Path, table: ScoreTable, cells: Sequence[Cell] | None = None) -> None:
+    """整齐的长表：每行一个数，model,channel,lead_hours,metric,value,low,high,unit；有 cells 时再加 region,period。"""
+    head = ["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"])
-        for model, channel, metric, unit, *columns in _lines(table):
-            for lead, *numbers in zip(table.lead_hours, *columns, strict=True):
-                cells = ("" if value is None else value for value in numbers)
-                writer.writerow([model, channel, lead, metric, *cells, unit])
+        writer.writerow([*head, "region", "period"] if cells else head)
+        for part in (table, *(cells or ())):
+            where = [part.region, part.period] if isinstance(part, Cell) else [WHOLE] * 2 if cells else []
+            for model, channel, metric, unit, *columns in _lines(part, table):
+                for lead, *numbers in zip(table.lead_hours, *columns, strict=True):
+                    values = ("" if value is None else value for value in numbers)
+                    writer.writerow([model, channel, lead, metric, *values, unit, *where])
 
 
 class Line(NamedTuple):
@@ -116,13 +140,14 @@ class Line(NamedTuple):
     high: Numbers
 
 
-def _lines(table: ScoreTable) -> Iterator[Line]:
+def _lines(part: ScoreTable | Cell, table: ScoreTable) -> Iterator[Line]:
+    """part 的各项成绩；通道的单位、时效是 table 的。"""
     empty: Numbers = [None] * len(table.lead_hours)
-    for model, channels in table.scores.items():
+    for model, channels in part.scores.items():
         for channel, metrics in channels.items():
             for metric, values in metrics.items():
                 yield Line(model, channel, metric, metric_unit(metric, table.units[channel]), values, empty, empty)
-    for model, bases in table.skill.items():
+    for model, bases in part.skill.items():
         for base, channels in bases.items():
             for channel, metrics in channels.items():
                 for metric, one in metrics.items():

@@ -149,22 +149,28 @@ def test_numbers_on_the_common_pairs(two):
     a, b, one, other = two
     table = table_of(one.parent, other)
     assert list(table["scores"]) == ["A", "B", "persistence", "climatology", "linear_regression"]
-    assert table["lead_hours"] == [12] and table["channels"] == ["b"]
+    assert table["lead_hours"] == [6, 12, 18] and table["channels"] == ["b"]
     rows = np.array([r for r in range(8, 160, 2) if r != 20])
-    assert table["initial_times"] == 76 and table["pairs"] == {"b": [75]} and table["left_out"] == {"b": [1]}
+    assert table["initial_times"] == 76 and table["pairs"] == {"b": [76, 75, 76]}
+    assert table["left_out"] == {"b": [0, 1, 0]}
     assert [run["pairs"] for run in table["runs"]] == [{"b": 2 * len(HOURS)}, {"b": 75 + 76}]
     values = {"A": a["ar"], "B": b["ar"], **{name: b[name] for name in b if name != "ar"}}
     wanted = {name: rmse(one, rows, 12, "b") for name, one in values.items()}
     for name, value in wanted.items():
-        assert table["scores"][name]["b"]["rmse"] == [pytest.approx(value, rel=1e-6)]
+        assert table["scores"][name]["b"]["rmse"][1] == pytest.approx(value, rel=1e-6)
         crps = values[name]["crps"][rows, 1, 1].mean()
-        assert table["scores"][name]["b"]["crps"] == [pytest.approx(crps, rel=1e-6)]
+        assert table["scores"][name]["b"]["crps"][1] == pytest.approx(crps, rel=1e-6)
+    every = np.arange(8, 160, 2)
+    assert table["scores"]["A"]["b"]["rmse"][::2] == [pytest.approx(rmse(a["ar"], every, 6, "b"), rel=1e-6), None]
+    assert table["scores"]["B"]["b"]["rmse"][::2] == [None, pytest.approx(rmse(b["ar"], every, 18, "b"), rel=1e-6)]
+    gaps = [note for note in table["notes"] if "a gap there" in note]
+    assert [note.partition(":")[0] for note in gaps] == ["A has no forecast at +18 h", "B has no forecast at +6 h"]
     for run in ("A", "B"):
         for base in ("persistence", "climatology", "linear_regression"):
             found = table["skill"][run][base]["b"]["rmse"]
-            assert found["value"] == [pytest.approx(1 - wanted[run] / wanted[base], rel=1e-5)]
-            assert found["low"][0] < found["value"][0] < found["high"][0]
-            assert table["mean_rmse_ratio"][base][run] == [pytest.approx(wanted[run] / wanted[base], rel=1e-5)]
+            assert found["value"][1] == pytest.approx(1 - wanted[run] / wanted[base], rel=1e-5)
+            assert found["low"][1] < found["value"][1] < found["high"][1]
+            assert table["mean_rmse_ratio"][base][run][1] == pytest.approx(wanted[run] / wanted[base], rel=1e-5)
     assert "log_spectral_distance" not in table["scores"]["A"]["b"]
     assert any("spectra" in note for note in table["notes"])
     assert any("a of A" in note for note in table["notes"]) and any("c of B" in note for note in table["notes"])
@@ -178,24 +184,25 @@ def test_outputs_agree(two, tmp_path):
     out = tmp_path / "log/comparison"
     table = compare(out, one.parent, other)
     text, markdown = ((out / f"comparison.{suffix}").read_text(encoding="utf-8") for suffix in ("txt", "md"))
-    wanted = sorted(table["scores"], key=lambda name: table["scores"][name]["b"]["rmse"][0])
+    wanted = sorted(table["scores"], key=lambda name: table["scores"][name]["b"]["rmse"][1])
     body = text.split("b: RMSE")[1].split("\n\n")[0]
     rows = [re.split(r"\s{2,}", line) for line in body.splitlines()[2:]]
     assert [row[0] for row in rows if not row[0].startswith("·")] == wanted
-    values = [f"{table['scores'][name]['b']['rmse'][0]:#.4g}" for name in wanted]
-    assert [row[1] for row in rows if row[0] in wanted] == values
+    values = [f"{table['scores'][name]['b']['rmse'][1]:#.4g}" for name in wanted]
+    assert [row[2] for row in rows if row[0] in wanted] == values
     skill = table["skill"]["B"]["persistence"]["b"]["rmse"]
-    shown = "{:.3f} [{:.3f}, {:.3f}]".format(*(skill[k][0] for k in ("value", "low", "high")))
-    assert ["· skill vs persistence", shown] in rows
+    shown = "{:.3f} [{:.3f}, {:.3f}]".format(*(skill[k][1] for k in ("value", "low", "high")))
+    assert any(row[0] == "· skill vs persistence" and row[2] == shown for row in rows)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
-    assert [row for row in cells if row[0] in wanted and len(row) == 2][: len(wanted)] == [
+    assert [row for row in cells if row[0] in wanted and len(row) == 4][: len(wanted)] == [
         row for row in rows if row[0] in wanted
     ]
     assert "compared" in text and "1,234,567" in text and "5" in text and "512" in text
     with (out / "comparison.csv").open(encoding="utf-8") as file:
         lines = {(r["model"], r["channel"], r["lead_hours"], r["metric"]): r for r in csv.DictReader(file)}
-    assert float(lines["B", "b", "12", "rmse"]["value"]) == table["scores"]["B"]["b"]["rmse"][0]
-    assert float(lines["B", "b", "12", "rmse_skill_vs_persistence"]["low"]) == skill["low"][0]
+    assert float(lines["B", "b", "12", "rmse"]["value"]) == table["scores"]["B"]["b"]["rmse"][1]
+    assert lines["B", "b", "6", "rmse"]["value"] == ""
+    assert float(lines["B", "b", "12", "rmse_skill_vs_persistence"]["low"]) == skill["low"][1]
     for name in ("figures/rmse.png", "figures/rmse.pdf", "compare.log"):
         assert (out / name).stat().st_size > 0, name
     page = (out / "report.html").read_text(encoding="utf-8")

@@ -225,9 +225,66 @@ def test_interpolated_truth_is_left_out_and_counted(make_tree, trained, tmp_path
     assert "u10" in (tmp_path / "out/missing.csv").read_text()
 
 
-def test_two_processes_equal_one(trained, tmp_path):
+REGIONS = """regions:
+  band: {latitude: [-45, 30]}
+  across: {latitude: [0, 90], longitude: [300, 60]}
+  triangle: {polygon: [[60, 20], [-60, 60], [0, 170]]}
+"""
+
+
+@pytest.fixture
+def regions(tmp_path) -> str:
+    (tmp_path / "regions.yaml").write_text(REGIONS)
+    return str(tmp_path / "regions.yaml")
+
+
+def test_regions_and_hours_from_the_raw_fields(tree, trained, tmp_path, regions):
+    """持续性预报：各区域、各有效钟点的均方根误差由原始的场逐点写开；没有区域时的数一个也不变。"""
+    words = ("--steps", "2", "--save", "none", "--thresholds", "t2m=280")
+    table = run(trained, tmp_path / "a", *words, "--regions", regions, "--by", "season", "hour")
+    plain = run(trained, tmp_path / "b", *words)
+    assert {key: table[key] for key in ("scores", "skill", "pairs")} == {
+        k: plain[k] for k in ("scores", "skill", "pairs")
+    }
+    assert "cells" not in plain
+    assert (tmp_path / "b/metrics.csv").read_text() == "".join(
+        line.removesuffix(end) + "\n"
+        for line in (tmp_path / "a/metrics.csv").read_text().splitlines()
+        for end in (",all,all", ",region,period")
+        if line.endswith(end)
+    )
+    test = tree.fields[[i for i, h in enumerate(tree.hours) if h >= FIRST]].astype(float)  # (40, C, H, W)
+    latitudes, longitudes = np.linspace(78.75, -78.75, 8)[:, None], np.arange(16) * 22.5
+    inside = {
+        "all": np.ones((8, 16), bool),
+        "band": ((latitudes >= -45) & (latitudes <= 30)) & (longitudes >= 0),
+        "across": (latitudes >= 0) & ((longitudes >= 300) | (longitudes <= 60)),
+    }
+    found = {(cell["region"], cell["period"]): cell for cell in table["cells"]}
+    assert {r for r, _ in found} == {*inside, "triangle"}
+    assert {p for _, p in found} == {"all", "DJF", "00 UTC", "06 UTC", "12 UTC", "18 UTC"}
+    for (region, period), cell in found.items():
+        for lead in range(2 if region != "triangle" else 0):
+            hours = [FIRST + 6 * (3 + lead + n) for n in range(table["initial_times"])]
+            rows = [n for n, h in enumerate(hours) if period in ("all", "DJF", f"{h % 24:02d} UTC")]
+            weight = np.broadcast_to(weights(), (8, 16))[inside[region]]
+            for c, channel in enumerate(CHANNELS):
+                error = np.stack([test[2 + n, c] - test[3 + lead + n, c] for n in rows])[:, inside[region]]
+                rmse = np.sqrt((error**2 * weight).sum() / (weight.sum() * len(rows)))
+                assert cell["pairs"][channel][lead] == len(rows)
+                assert cell["scores"]["persistence"][channel]["rmse"][lead] == pytest.approx(rmse, rel=1e-4)
+    assert "ssim" not in found["band", "all"]["scores"]["persistence"]["t2m"]
+    assert "brier>280" in found["band", "all"]["scores"]["persistence"]["t2m"]
+    file = xr.open_dataset(tmp_path / "a/statistics.nc")
+    assert file["square_by_region"].dims == ("model", "time", "prediction_timedelta", "channel", "region")
+    assert file["region"].values.tolist() == ["band", "across", "triangle"]
+    np.testing.assert_array_equal(file["region_mask"][0], inside["band"])
+    assert "region" not in xr.open_dataset(tmp_path / "b/statistics.nc").dims
+
+
+def test_two_processes_equal_one(trained, tmp_path, regions):
     arguments = ["--checkpoint", str(trained), "--steps", "2", "--members", "2", "--perturb", "0.2"]
-    arguments += ["--save", "netcdf", "zarr"]
+    arguments += ["--regions", regions, "--by", "hour", "--save", "netcdf", "zarr"]
     one = run(trained, tmp_path / "one", *arguments[2:])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
     done = subprocess.run(
@@ -236,6 +293,7 @@ def test_two_processes_equal_one(trained, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two/metrics.json").read_text())
     assert one["scores"] == two["scores"] and one["rank_histogram"] == two["rank_histogram"]
+    assert one["cells"] == two["cells"]
     for name in ("forecast.nc", "truth.nc", "statistics.nc"):
         left, right = (xr.open_dataset(tmp_path / f / name, decode_timedelta=True) for f in ("one", "two"))
         xr.testing.assert_equal(left, right)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.commands import train_command
+from engine.reference.configs import listed
 from engine.reference.keys import PAGE, REQUIRED, Key, config_keys, model_keys, page
 from models import config_class, model_names
 from util.strict import parse_yaml, read_mapping
 from util.training_config import TrainConfig
 from util.variables import FORCINGS
 
-CONFIG = Path(__file__).resolve().parents[3] / "config"
-RUNS = [path for folder in (".", "published", "wb2") for path in sorted((CONFIG / folder).glob("*.yaml"))]
+RUNS = [path for folder in (".", "published", "wb2") for path in listed(folder)]
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_too_few_blocks_give_no_interval(tmp_path: Path) -> None:
 
 
 def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
-    """窗口、时效、通道、无效的场都不同的两个文件：只剩共同的部分，各按自己的标准差还原。"""
+    """窗口、时效、通道、无效的场都不同的两个文件：起报时间与通道只剩共同的，时效都在；各按自己的标准差还原。"""
     one_spec, two_spec = spec_with((2.0, 0.5, 10.0)), spec_with((4.0, 0.25))
     one_hours, two_hours = START + np.arange(0, 60) * 6, START + np.arange(20, 100, 2) * 6
     one = write(tmp_path / "a.nc", one_spec, one_hours, [6, 12, 18], seed=1)
@@ -163,7 +163,7 @@ def test_runs_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
         table = tabulate(
             [Contender("A", a, "model"), Contender("B", b, "model"), Contender("P", a, "persistence")], ["P"]
         )
-    assert table.lead_hours == [6, 12] and table.channels == ["c0", "c1"]
+    assert table.lead_hours == [6, 12, 18, 24] and table.channels == ["c0", "c1"]
     assert table.initial_times == 20
     for c in range(2):
         for lead, (i, j) in enumerate([(0, 2), (1, 0)]):
