@@ -26,6 +26,7 @@ from torch.nn.utils import get_total_norm
 
 from benchmarks.random_tree import write_tree
 from benchmarks.step.arithmetic import training_flops
+from engine.device import kept_memory
 from engine.imagined import imagined_spec
 from engine.objective import objective_loss
 from engine.training.run import epoch_batches, make_fabric
@@ -269,7 +270,8 @@ def main() -> int:
     torch.set_num_threads(1)
     where = ("run.device=cpu", "run.devices=2", "run.strategy=ddp", "data.workers=0")
     config = load_config(args.config, [*HOURLY, *args.overrides, *where])
-    found = measure(config, args.steps, args.rounds)
+    with kept_memory():
+        found = measure(config, args.steps, args.rounds)
     if found is not None:
         show_work(found[0])
         show_measured(*found, config.train.windows)

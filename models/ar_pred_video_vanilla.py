@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -37,6 +38,7 @@ from models.layers.forcings import Inputs
 from models.layers.members import Generators
 from models.layers.noise import NoiseOption, condition_norms, forecast_members, normalise
 from models.layers.position import token_places
+from models.layers.recompute import through
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
 
@@ -135,6 +137,10 @@ class Mlp(nn.Sequential):
         act = getattr(nn, config.act)()
         super().__init__(nn.Linear(dim, hidden), act, nn.Dropout(config.dropout), nn.Linear(hidden, dim))
 
+    def forward(self, input: Tensor) -> Tensor:
+        widen, act, drop, narrow = self
+        return through(act, lambda x: narrow(drop(x)), widen(input))
+
 
 class EncoderBlock(nn.Module):
     """Norm – 逐区块自注意力 – 残差 – Norm – MLP – 残差。"""
@@ -148,8 +154,9 @@ class EncoderBlock(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | BlockMask | None, noise: Tensor | None = None) -> Tensor:
-        x = x + self.drop(self.attention(normalise(self.norm1, x, noise), mask))
-        return x + self.drop(self.mlp(normalise(self.norm2, x, noise)))
+        norm1, norm2 = (partial(normalise, norm, noise=noise) for norm in (self.norm1, self.norm2))
+        x = x + self.drop(through(norm1, partial(self.attention, mask=mask), x))
+        return x + self.drop(through(norm2, self.mlp, x))
 
 
 class DecoderBlock(nn.Module):
@@ -165,8 +172,9 @@ class DecoderBlock(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, query: Tensor, memory: Tensor, noise: Tensor | None = None) -> Tensor:
-        query = query + self.drop(self.attention(normalise(self.norm1, query, noise), memory))
-        return query + self.drop(self.mlp(normalise(self.norm2, query, noise)))
+        norm1, norm2 = (partial(normalise, norm, noise=noise) for norm in (self.norm1, self.norm2))
+        query = query + self.drop(through(norm1, partial(self.attention, memory=memory), query))
+        return query + self.drop(through(norm2, self.mlp, query))
 
 
 class Decoder(nn.Module):

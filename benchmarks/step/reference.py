@@ -1,4 +1,4 @@
-"""AR_pred 的参照：同一个模型，注意力换成写开的 softmax(q·k/√d + (−1e9)·mask)·v，什么也不融合、不跳过。"""
+"""AR_pred 的参照：同一个模型，注意力换成写开的 softmax(q·k/√d + (−1e9)·mask)·v，什么也不融合、不跳过、不重算。"""
 
 from __future__ import annotations
 
