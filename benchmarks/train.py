@@ -32,14 +32,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step.arithmetic import matmul_rate, training_flops, wait_for
 from benchmarks.step.imagined import imagined_data
-from benchmarks.step.reference import reference_config, written_out_attention
+from benchmarks.step.reference import as_written, reference_config
 from benchmarks.step.sources import compare_steps, show
 from benchmarks.step.training import Round, open_training, walk
 from engine.device import device_name
 from engine.training.loop import train_epoch
 from engine.training.run import Run, make_fabric
 from engine.versions import versions
-from models.layers.recompute import kept
 from util.cli import run_command
 from util.config import RunConfig, load_config
 from util.data.dataset import open_data
@@ -47,7 +46,7 @@ from util.data.dataset import open_data
 SKIP = 2  # 每一轮头几步不计
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 OURS, REFERENCE = "ours", "reference"
-MANNER = {OURS: nullcontext, REFERENCE: kept}  # 参照什么也不重算
+MANNER = {OURS: nullcontext, REFERENCE: as_written}
 
 
 def main() -> int:
@@ -96,9 +95,7 @@ def measure(
         data = open_data(data_config, device=fabric.device)
         runs: dict[str, Run] = {}
         for name, mine in configs.items():
-            with ExitStack() as built:
-                if name == REFERENCE:
-                    built.enter_context(written_out_attention())
+            with MANNER[name]():
                 runs[name] = stack.enter_context(open_training(mine, fabric, data, SKIP + steps, folder / name))
         device, found = fabric.device, {name: list[Round]() for name in runs}
         ceilings = []

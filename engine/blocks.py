@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.interface import Learner, Stacked
-from models.layers.recompute import kept
 
 SHAPES = 8  # 一块至多编译几份：训练、验证，末一批的大小，各一份静态的、一份任意大小的
 
@@ -71,10 +70,5 @@ def checkpoint_blocks(model: Learner) -> None:
 
 
 def recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """forward 的结果，反向时重算它；自己的一个函数：torch 的 checkpoint 编译器跳过，连里面的也不编译。
-
-    里面不再各自重算（models/layers/recompute.py）；编译时本来就没有，编译器也不认得 context_fn。
-    """
-    if torch.compiler.is_compiling():
-        return checkpoint(forward, *arguments, use_reentrant=False, **named)
-    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=lambda: (kept(), kept()), **named)
+    """forward 的结果，反向时重算它；自己的一个函数：torch 的 checkpoint 编译器跳过，连里面的也不编译。"""
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)

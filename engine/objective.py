@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.seeds import seed_of
 from models.interface import ForecastModel, Learner, OwnObjective, TeacherForced, is_codec, is_direct
-from models.layers.recompute import kept
 from util.batch import Batch, DataSpec, encoded_fields, next_history
 from util.grid import latitude_weights
 from util.scores.distances import DISTANCES, Grid, sum_of
@@ -233,15 +232,8 @@ def recomputed(model: ForecastModel, forecast: Callable[..., Tensor], *arguments
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     return checkpoint(
-        forecast, *arguments, use_reentrant=False, context_fn=lambda: (kept(), again(buffers, before))
+        forecast, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), set_back(buffers, before))
     )
-
-
-@contextmanager
-def again(buffers: Sequence[Tensor], before: Sequence[Tensor]) -> Iterator[None]:
-    """再走一遍前向：buffers 从 before 起。"""
-    with kept(), set_back(buffers, before):
-        yield
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from models.layers.members import Generators
 from models.layers.noise import NoiseOption, condition_norms, forecast_members, normalise
 from models.layers.position import token_places
 from models.layers.recompute import through
+from models.layers.transformer import FeedForward
 from util.batch import Batch, DataSpec, Predict
 from util.strict import PositiveInt, Share, Strict
 
@@ -131,15 +132,8 @@ class Config(Strict):
         return check_heads(heads, info.data.get(key, heads), key)  # 宽度自己就写错时，只报宽度
 
 
-class Mlp(nn.Sequential):
-    def __init__(self, dim: int, config: Config) -> None:
-        hidden = int(dim * config.mlp_ratio)
-        act = getattr(nn, config.act)()
-        super().__init__(nn.Linear(dim, hidden), act, nn.Dropout(config.dropout), nn.Linear(hidden, dim))
-
-    def forward(self, input: Tensor) -> Tensor:
-        widen, act, drop, narrow = self
-        return through(act, lambda x: narrow(drop(x)), widen(input))
+def feed_forward(config: Config, width: int) -> FeedForward:
+    return FeedForward(width, int(width * config.mlp_ratio), config.dropout, getattr(nn, config.act))
 
 
 class EncoderBlock(nn.Module):
@@ -150,7 +144,7 @@ class EncoderBlock(nn.Module):
         norm = getattr(nn, config.norm)
         self.norm1, self.norm2 = norm(config.dim), norm(config.dim)
         self.attention = GroupAttention(config.dim, config.heads, config.dropout)
-        self.mlp = Mlp(config.dim, config)
+        self.mlp = feed_forward(config, config.dim)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | BlockMask | None, noise: Tensor | None = None) -> Tensor:
@@ -168,7 +162,7 @@ class DecoderBlock(nn.Module):
         width = config.decoder_width
         self.norm1, self.norm2 = norm(width), norm(width)
         self.attention = CrossAttention(width, config.decoder_heads, config.dropout)
-        self.mlp = Mlp(width, config)
+        self.mlp = feed_forward(config, width)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, query: Tensor, memory: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -1,31 +1,31 @@
 """便宜的激活不留到反向：归一化、激活函数的结果由它们的输入重算，只有矩阵乘与注意力的留下。
 
-一块 AR_pred 留的由 16 份 token 减到 10 份，重算的是逐元素的，一步只慢百分之一二；数逐位不变。
+一块 AR_pred 留的由 16 份 token 减到 10 份，重算的是逐元素的；数逐位不变。
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import saved_tensors_hooks
 
-_kept = False  # 外面整段都要重算（activation_checkpointing、rollout）：那时再留着输入，反而占内存
 
+class _Held(torch.autograd.Function):
+    """原样过去；x 由 autograd 留着：外面整段都要重算时（checkpoint），它也照那边的留法。"""
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """里面 through 不重算。"""
-    global _kept
-    before, _kept = _kept, True
-    try:
-        yield
-    finally:
-        _kept = before
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0]
 
 
 def through(cheap: Callable[[Tensor], Tensor], costly: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -33,8 +33,11 @@ def through(cheap: Callable[[Tensor], Tensor], costly: Callable[[Tensor], Tensor
 
     cheap 不能有随机数，也不能改状态；编译时原样走，留什么由编译器自己选。
     """
-    y = cheap(x)
-    if _kept or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
+        return costly(cheap(x))
+    held: Any = _Held.apply(x)
+    node, y = held.grad_fn, cheap(held)
+    if node is None:  # 没有梯度要走
         return costly(y)
     ours = weakref.ref(y.untyped_storage())  # 只认得它，不留着它
 
@@ -47,7 +50,7 @@ def through(cheap: Callable[[Tensor], Tensor], costly: Callable[[Tensor], Tensor
         if isinstance(packed, Tensor):
             return packed
         with torch.no_grad():
-            return cheap(x).as_strided(*packed)
+            return cheap(node.saved_tensors[0]).as_strided(*packed)
 
     with saved_tensors_hooks(pack, unpack):
         return costly(y)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import CrossAttention, GroupAttention
 from models.layers.noise import normalise
+from models.layers.recompute import through
 
 MAX_PERIOD = 10_000.0
 
@@ -26,10 +27,15 @@ def sinusoid(length: int, dim: int) -> Tensor:
 
 
 class FeedForward(nn.Sequential):
-    """逐 token 的两层感知机。"""
+    """逐 token 的两层感知机；激活函数的结果不留到反向。"""
 
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+    def __init__(self, dim: int, hidden: int, dropout: float, act: type[nn.Module] = nn.GELU) -> None:
+        super().__init__(nn.Linear(dim, hidden), act(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)。"""
+        widen, act, drop, narrow = self
+        return through(act, lambda x: narrow(drop(x)), widen(input))
 
 
 class EncoderLayer(nn.Module):

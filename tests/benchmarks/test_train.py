@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.step.arithmetic import training_flops
-from benchmarks.step.reference import WrittenCross, WrittenGroup, written_out_attention
+from benchmarks.step.reference import WrittenCross, WrittenGroup, as_written
 from tests.engine.runs import SMALL_MODEL
 from tests.models.small import count, make_model, small_batch, small_spec
 from util.batch import Seeds
@@ -33,7 +33,7 @@ def test_the_reference_is_the_same_function_and_nothing_in_it_is_fused() -> None
     for written in (False, True):
         torch.manual_seed(0)
         if written:
-            with written_out_attention():
+            with as_written():
                 model = make_model(options, spec).train()
         else:
             model = make_model(options, spec).train()
