@@ -1,7 +1,7 @@
 # 两条命令：make train 从零走到一张预报图，make test 跑全部测试；其余见 make help。
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: help train test soak lint format house clean missing
+.PHONY: help train test soak mutation audit lock lint format house clean missing
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -41,7 +41,16 @@ test: $(STAMP)-dev  ## the whole test suite; a part: ARGS="tests/test_house.py -
 	$(PYTHON) -m pytest -n 2 $(ARGS)
 
 soak: $(STAMP)-dev  ## the tests too long for the suite, an hour at most; goes on where it stopped; results: docs/reliability.md
-	$(PYTHON) -m tests.soak
+	$(PYTHON) -m tests.soak $(ARGS)
+
+mutation: $(STAMP)-dev  ## change the code in one place, 300 times: do its tests notice? goes on where it stopped
+	$(PYTHON) -m tests.mutation $(ARGS)
+
+audit: $(STAMP)-dev  ## the installed packages beside the lock, their files beside what was installed; why each: ARGS=--list
+	$(PYTHON) -m tests.audit $(ARGS)
+
+lock: $(STAMP)-dev  ## requirements-lock-*.txt: every package with the sha256 of its files; LOCKED=1 installs from them
+	bash .ci/lock $(PYTHON)
 
 lint: $(STAMP)-dev  ## ruff and pyright
 	$(PYTHON) -m ruff check .
@@ -57,5 +66,5 @@ house:  ## print the house (wings, rooms, lines, arrows) into docs/architecture.
 
 clean:  ## remove the quickstart run and all caches; your runs, the sample data, the environment and what was soaked stay
 	rm -rf checkpoints/quickstart log/quickstart forecast/quickstart .pytest_cache .ruff_cache .hypothesis
-	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' ! -name 'soak-*' -delete
+	find tmp -mindepth 1 ! -name .gitkeep ! -name 'environment*' ! -name 'soak-*' ! -name 'mutation*' -delete
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +18,6 @@ from engine.device import to_host
 from util.signals import Interrupted
 
 T = TypeVar("T")
-PARENT_DIES = 1  # prctl 的 PR_SET_PDEATHSIG
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # srun 起了几个；只申请了分配、直接 python 的没有
 SHELLS = ("bash", "interactive")  # 作业叫这两个名字的，Lightning 当作一个交互的 shell，不是 srun 起的一组进程
 OPERATIONS = {"mean": ReduceOp.SUM, "sum": ReduceOp.SUM, "max": ReduceOp.MAX}
@@ -74,12 +70,6 @@ def plugins(precision: str, device: str) -> list[Precision | ClusterEnvironment 
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     cast = WholeInputs(precision, kind) if precision == "bf16-mixed" else None
     return [plugin for plugin in (ours, cast) if plugin is not None]
-
-
-def die_with_parent() -> None:
-    """起这个进程的一死，它也当即走：卡在归约里的听不见别的信号。只有 Linux 有。"""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGKILL)
 
 
 def from_main(fabric: Fabric, action: Callable[[], T]) -> T:

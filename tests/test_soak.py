@@ -60,6 +60,15 @@ def test_a_test_longer_than_a_part_is_not_tried_for_ever(record_here: Path):
     assert not left(TESTS, part(clock, record_here))
 
 
+def test_one_that_needs_longer_than_a_part_waits_for_a_longer_part(record_here: Path):
+    long, clock = "b.py::slow[120-minutes]", Clock({TESTS[0]: 1, "b.py::slow[120-minutes]": 120})
+    record = load(record_here, "abc")
+    for minutes in (55, 150):
+        soak.soak([TESTS[0], long], record, minutes * 60, clock.run, clock.now)
+        assert left([TESTS[0], long], record) == ([long] if minutes == 55 else [])
+    assert record["tests"][long]["outcome"] == "passed"
+
+
 def test_one_row_for_a_commit_and_a_python():
     record = {"commit": "abc", "tests": {TESTS[0]: {"outcome": "passed", "seconds": 90}}}
     page = with_row(f"说明\n{BEGIN}| 日期 |\n{END}其余\n", row(TESTS, record))

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # 有的网络盘
 RETRY = 0.1  # 秒
+WAITING = "waiting for it"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)  # replacing 起的名字
 log = logging.getLogger("ar_pred")
 
@@ -118,10 +119,17 @@ def reserved(
 def making(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """块内只有这个进程在造缓存 path；别的进程正在造就等它，它被杀了就轮到这里。进来之后先看看是不是已经造好。"""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with waiting(lambda: _locked(path.with_name(f".{path.name}{LOCK}"), str(path), WAITING), check):
+        yield
+
+
+@contextmanager
+def waiting(lock: Callable[[], AbstractContextManager[None]], check: Callable[[], None]) -> Iterator[None]:
+    """块内 lock() 占着；别的进程占着就等到它放开，其间不断地 check（要停就抛）。"""
     with ExitStack() as held:
         for tries in count():
             try:
-                held.enter_context(_locked(path.with_name(f".{path.name}{LOCK}"), str(path), "waiting for it"))
+                held.enter_context(lock())
                 break
             except InUse as busy:
                 if not tries:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PARENT_DIES = 1  # prctl 的 PR_SET_PDEATHSIG
+
+
+def die_with_parent() -> None:
+    """起这个进程的一死，它也当即走：听不见别的信号的也走。只有 Linux 有；exec 之后还在。"""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGKILL)
 
 
 class Interrupted(Exception):

@@ -287,7 +287,8 @@ def _locate(
             below = section_of(fields[part].annotation) if part in fields else None
             here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int):
-            key, here = f"{key}[{part}]", here[part]
+            # 摊平过的（套件的 overrides）比写着的长
+            key, here = f"{key}[{part}]", here[part] if part < len(here) else None
     return key or "top level", parent
 
 

@@ -17,7 +17,7 @@ from engine.evaluation.metrics_file import Provenance, read_scores
 from util.atomic import reserved
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
-from util.signals import STOPS
+from util.signals import STOPS, die_with_parent
 from util.strict import Name, PositiveInt, Strict, validate
 
 log = logging.getLogger("ar_pred")
@@ -172,9 +172,12 @@ def run_script(script: str, *arguments: str) -> None:
         ValueError: 它失败了；内容是它最后的一行。
         KeyboardInterrupt: 被中断，子进程已经停下。
     """
-    # 自己的会话：终端的 Ctrl-C 只到这里，不会送到它两遍
+    # 自己的会话：终端的 Ctrl-C 只到这里，不会送到它两遍；这里被 kill -9，它也走，再来一遍才不会撞见它
     child = subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments], stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, str(ROOT / script), *arguments],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
     )
     assert child.stderr is not None
     tail = bytearray()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from engine.parallel import from_main
 from engine.training.know_latents import know_latents
 from engine.training.validation import validation_loss
 from models.interface import Autoencoder, ForecastModel, can_forecast, is_codec
-from util.atomic import replacing
+from util.atomic import WAITING, replacing, reserved, waiting
 from util.batch import DataSpec
 from util.calendar import time_text
 from util.checkpoint import load_checkpoint
@@ -64,6 +65,11 @@ class Summary:
 
 def finish(run: Run) -> None:
     """metrics.json 最后写：有它就是走完了。"""
+    with ExitStack() as held:  # 成绩的文件夹：有人正评测到那里，就等它
+        _finish(run, held)
+
+
+def _finish(run: Run, held: ExitStack) -> None:
     fabric, config = run.fabric, run.config
     check = run.stop.check
     fabric.barrier()
@@ -75,8 +81,9 @@ def finish(run: Run) -> None:
     trained = Trained(run.name, str(run.best), content["progress"]["step"], run.state.progress)
     evaluated = None
     if can_forecast(model):
-        options = Options(split="test", stride=config.data.eval_stride)
-        evaluated = evaluate(model, run.data, config, options, run.log_dir / "test", fabric, trained, check)
+        options, out = Options(split="test", stride=config.data.eval_stride), run.log_dir / "test"
+        from_main(fabric, lambda: held.enter_context(waiting(lambda: reserved(out, WAITING), check)))
+        evaluated = evaluate(model, run.data, config, options, out, fabric, trained, check)
     elif not is_codec(model):
         log.warning("this configuration of %s makes no forecasts: no scores, no sample figures", config.model["name"])
     rebuilt = from_main(fabric, lambda: reconstruct(run, model, check)) if is_codec(model) else None

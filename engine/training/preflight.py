@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,12 +22,13 @@ from engine.training.snapshot import restore, snapshot, write, writes_shards
 from engine.training.start import read_initial
 from engine.training.state import NonFinite, State, build_state, train_step
 from models.interface import OnePass, can_forecast, is_codec
-from util.atomic import temporary_name
+from util.atomic import InUse, reserved, temporary_name
 from util.batch import Batch, DataSpec, window_time
 from util.checkpoint import load_checkpoint, random_state, set_random_state
 from util.config import RunConfig, least_batch
 
 FEW = 2  # 窗口
+SMOKE, YOUNG = "smoke", 60  # 秒：刚建立的也许还没有占上
 log = logging.getLogger("ar_pred")
 
 
@@ -41,7 +44,7 @@ def preflight(fabric: Fabric, config: RunConfig, spec: DataSpec, folder: Path) -
         ValueError: 损失不是有限值、预报形状不对、读回之后的一步与没中断的一步不同。
     """
     before = random_state()
-    # 两个 --smoke 各用各的；训练的被杀时留下的，由下一个主人清掉
+    # 被杀时留下的，由下一个主人清掉
     place = folder / fabric.broadcast(temporary_name("preflight"))
     path = place / "last.ckpt"
     try:
@@ -111,8 +114,23 @@ def smoke(config: RunConfig) -> int:
     if run.devices * run.num_nodes > 1 or run.strategy == "fsdp":
         log.warning("--smoke runs in one process: run.devices, run.num_nodes and run.strategy are not tried")
     fabric = Fabric(accelerator=run.device, devices=1, precision=config.train.precision)
-    with explained(config, this_machine(fabric.device)):
-        preflight(fabric, config, imagined_spec(config.data), Path(config.data.cache_dir))
+    caches = Path(config.data.cache_dir)
+    remove_abandoned(caches)
+    place = caches / temporary_name(SMOKE)  # 两个 --smoke 各用各的
+    with explained(config, this_machine(fabric.device)), reserved(place):
+        try:
+            preflight(fabric, config, imagined_spec(config.data), place)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
     if config.train.init:
         read_initial(config.train.init)  # 大小与缩小了的模型不同，只看它在不在、读不读得出
     return 0
+
+
+def remove_abandoned(caches: Path) -> None:
+    """从前的 --smoke 被杀时留下的；还有主人的不动。"""
+    for place in caches.glob(f".{SMOKE}.*.tmp"):
+        with suppress(InUse, FileNotFoundError):
+            if time.time() - place.stat().st_mtime > YOUNG:
+                with reserved(place):
+                    shutil.rmtree(place, ignore_errors=True)

@@ -17,7 +17,6 @@ from engine.device import check_device, set_random, to_host
 from engine.loading import Content, check_same_data
 from engine.parallel import (
     check_launch,
-    die_with_parent,
     from_first_here,
     launched_processes,
     plugins,
@@ -37,7 +36,7 @@ from util.data.batches import epoch_starts, split_batches
 from util.data.dataset import WeatherData, open_data
 from util.data.feed import batch_bytes, check_shared_memory
 from util.logger import MetricsLog, WandbRun, open_wandb, setup_logging
-from util.signals import Interrupted, StopFlag
+from util.signals import Interrupted, StopFlag, die_with_parent
 from util.strict import dump_yaml
 
 log = logging.getLogger("ar_pred")

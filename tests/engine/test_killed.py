@@ -115,7 +115,7 @@ def names(folder: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for path in list(folder.rglob("*")) if path.exists()}
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "suite"])  # 它起的训练不随它死
+@pytest.mark.parametrize("name", COMMANDS)
 def test_killed_again_and_again(name: str, start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     command = COMMANDS[name]
     whole = start(command, "whole")

@@ -183,7 +183,9 @@ def _obituary(dead: BaseProcess) -> str:
     how = f"ended with status {status}, what it said is above"
     if status < 0:
         number = signal.Signals(-status)
-        hint = {signal.SIGKILL: ", out of memory?", signal.SIGBUS: f", {SHARED} is full?"}.get(number, "")
+        hint = {signal.SIGKILL: ", out of memory?", signal.SIGBUS: f", {SHARED} is full, or the disk failed?"}.get(
+            number, ""
+        )
         how = f"was killed by {number.name}{hint}"
     return (
         f"reading process {dead.pid} {how}; lower data.workers or train.batch_size (data.workers=0 reads in the main "

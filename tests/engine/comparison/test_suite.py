@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from engine.commands import compare_command, evaluate_command, train_command
 from engine.comparison import suite as suite_module
 from engine.comparison.suite import Member, Suite, last_line, run_script
 from tests.engine.runs import ROOT, start_script, write_run
+from util.strict import validate
 
 COMMANDS = {"train.py": train_command, "evaluate.py": evaluate_command}
 PERSISTENCE = ["model={name: persistence}", "train.epochs=0"]
@@ -109,6 +112,15 @@ def test_shared_overrides_are_written_once():
     written = "a: &small [model.width=8, train.lr=1e-3]\nb: [*small, train.epochs=2]"
     member = Member(config="a.yaml", overrides=yaml.safe_load(written)["b"])
     assert member.overrides == ["model.width=8", "train.lr=1e-3", "train.epochs=2"]
+
+
+def test_a_list_too_deep_is_one_line():
+    """摊平只摊一层；错在第几个，写着的没有那么多。"""
+    values = {"members": [{"config": "a.yaml", "overrides": [["x=1", "y=2", ["z=3"]]]}]}
+    with pytest.raises(
+        ValueError, match=r"\Ahere: members\[0\].overrides\[2\] = \['z=3'\]: input should be a valid string\Z"
+    ):
+        validate(Suite, values, "here")
 
 
 def test_members_can_be_those_of_another_suite(config, tmp_path):
@@ -289,3 +301,26 @@ def test_ctrl_c_in_the_real_thing_and_on_again(tree, tmp_path, calls):
     assert compare_command(["--suite", str(suite), "--out", str(tmp_path / "out")]) == 0
     assert calls == ["train.py suite-small-run"]
     assert f"resumed at epoch {progress['epoch']}" in (tmp_path / "log/suite-small-run/train.log").read_text("utf-8")
+
+
+KILLED = """
+import os, signal, sys, threading
+from pathlib import Path
+from engine.comparison import suite
+suite.ROOT = Path(sys.argv[1])
+def kill():
+    while not (suite.ROOT / "started").exists():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill).start()
+suite.run_script("child.py")
+"""
+SLEEPS = "import pathlib, time; pathlib.Path(__file__).with_name('started').touch(); time.sleep(600)"
+
+
+def test_a_killed_suite_takes_its_training_along(tmp_path):
+    """不然再来一遍会撞见它：管道关上了，输出才读得完。"""
+    (tmp_path / "child.py").write_text(SLEEPS)
+    killed = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(killed, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from engine.evaluation import evaluate as evaluation
 from engine.training import finish as finishing
 from engine.training import run as opening
 from tests.engine.runs import train_here, write_run
+from tests.holding import held_elsewhere
+from util import atomic
 from util.logger import WandbRun
 
 
@@ -75,3 +78,15 @@ def test_a_page_that_cannot_be_made_is_a_warning(
     assert warning in caplog.text
     assert (config.parent / "log/no-page/metrics.json").is_file()
     assert (config.parent / "log/no-page/figures/curves.png").is_file()
+
+
+def test_the_scores_wait_for_an_evaluation_there(
+    config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """evaluate.py --out log/RUN/test 还在写：收尾等它，不与它写同一个文件夹。"""
+    place = config.parent / "log/waits/test"
+    with held_elsewhere(place) as holder:
+        monkeypatch.setattr(atomic.time, "sleep", lambda _: holder.communicate())
+        assert train_here(config, "run.name=waits") == 0
+    assert re.search(rf"{place} is in use by process {holder.pid} on .*; waiting for it", caplog.text)
+    assert (place / "metrics.json").is_file() and not (place / ".lock").exists()

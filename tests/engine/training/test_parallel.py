@@ -233,7 +233,7 @@ def test_a_signal_saves_on_every_process(config, launcher):
 
 ORPHAN = """
 import os, signal, time
-from engine.parallel import die_with_parent
+from util.signals import die_with_parent
 reading, writing = os.pipe()
 if os.fork():
     os.read(reading, 1)

@@ -18,7 +18,7 @@ from engine.training.preflight import smoke
 from engine.training.state import train_step
 from engine.versions import versions
 from tests.engine.runs import checkpoint, losses, run_script, start_script, train_here, write_run
-from tests.holding import two_at_once
+from tests.holding import held_elsewhere, two_at_once
 from util.checkpoint import load_checkpoint
 from util.config import load_config
 
@@ -139,6 +139,19 @@ def test_two_smokes_at_once(tree_run, tmp_path):
     config = load_config(tree_run(data={"cache_dir": str(caches)}), smoke=True)
     two_at_once(lambda: smoke(config))
     assert list(caches.iterdir()) == []
+
+
+def test_what_a_killed_smoke_left_is_removed(tree_run, tmp_path):
+    """还有主人的、刚建立的不动。"""
+    caches = tmp_path / "caches"
+    left, held, new = (caches / f".smoke.{letter * 16}.tmp" for letter in "abc")
+    (left / ".preflight.0123456789abcdef.tmp").mkdir(parents=True)
+    new.mkdir()
+    with held_elsewhere(held):
+        for place in (left, held):
+            os.utime(place, (0, 0))
+        assert smoke(load_config(tree_run(data={"cache_dir": str(caches)}), smoke=True)) == 0
+        assert {path.name for path in caches.iterdir()} == {held.name, new.name}
 
 
 def test_workers_do_not_change_the_losses(tree_run, tmp_path):
