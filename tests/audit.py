@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -54,7 +55,7 @@ def requirements(name: str) -> dict[str, tuple[Requirement, str]]:
     return found
 
 
-def needed_by(installed: Mapping[str, Distribution]) -> dict[str, list[str]]:
+def needed_by(installed: Mapping[Any, Distribution]) -> dict[str, list[str]]:
     """包 → 谁要它（在这台机器上，不算 extra）。"""
     found: dict[str, list[str]] = {}
     for name, one in installed.items():
@@ -81,7 +82,7 @@ def changed_files(one: Distribution) -> list[str]:
     return found
 
 
-def differences(installed: Mapping[str, str], locked: Mapping[str, tuple[str, list[str]]]) -> Iterable[str]:
+def differences(installed: Mapping[Any, str], locked: Mapping[str, tuple[str, list[str]]]) -> Iterable[str]:
     """装着的与锁里的不同之处；torch 的 +cpu 之类不算。"""
     for name, version in installed.items():
         if name in OURS or name in SEPARATE:

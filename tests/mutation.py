@@ -91,7 +91,7 @@ def changes_of(node: ast.AST) -> Iterator[Change]:
     elif isinstance(node, ast.BoolOp):
         swapped = ast.And if isinstance(node.op, ast.Or) else ast.Or
         yield f"{_word(node.op)} -> {swapped.__name__}", lambda: setattr(node, "op", swapped())
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         value = not node.value if isinstance(node.value, bool) else node.value + 1
         yield f"{node.value} -> {value}", lambda: setattr(node, "value", value)
     elif isinstance(node, ast.If | ast.IfExp | ast.While):
