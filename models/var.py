@@ -198,6 +198,11 @@ class Model(nn.Module):
         """不衰减的参数：位置与尺度的编码。"""
         return [name for name, _ in self.named_parameters() if name.rpartition(".")[2] in TABLES]
 
+    def network_call(self, history: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """各尺度编号的 logits；输入是历史（或月份）与编号。"""
+        given = history.new_zeros(len(history)).long() if self.config.condition == "month" else history
+        return ScaleLogits(self), (given, history.new_zeros(len(history), sum(self.net.lengths)).long())
+
     def loss(self, batch: Batch, weights: Tensor | None = None) -> dict[str, Tensor]:
         """有效目标帧的交叉熵；另给出各尺度的交叉熵、命中率，与预报用到了几成的码。
 
@@ -296,6 +301,23 @@ class Model(nn.Module):
             last = last + decoded if self.tendency else decoded
             made.append(last)
         return torch.stack(made, 1).unflatten(0, (len(history), num_members))
+
+
+class ScaleLogits(nn.Module):
+    """Transformer 的一次调用，条件与编号的嵌入在内：一个尺度只看得见更粗的，所以逐尺度采样时后面的编号随便填。"""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, given: Tensor, indices: Tensor) -> Tensor:
+        """历史 (N, T_in, C, H, W)（condition = month 时是月份 (N,)）、各尺度的编号 (N, n) → (N, n, V)。"""
+        model = self.model
+        if model.config.condition != "month":
+            given = model._given(model._kept(given[:, -model.frames :]))
+        inputs = model.first_stage.quantizer.teacher_inputs(indices.split(model.net.lengths, 1))
+        everyone = torch.ones(len(given), dtype=torch.bool, device=given.device)
+        return model.net(model.condition(given, everyone), inputs)
 
 
 def scale_weights(step: int, total_steps: int, progressive: Progressive, num_scales: int) -> list[float]:
