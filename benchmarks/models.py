@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.train import OURS, measure
-from engine.reference.configs import size
+from engine.reference.configs import listed, size
 from util.cli import run_command
 from util.config import RunConfig, load_config
 
-CONFIGS = Path("config")
 MEASURED = ("windows/s", "forward, ms", "backward, ms", "optimizer, ms", "utilisation", "memory, MiB")
 
 
@@ -30,7 +29,7 @@ def main() -> int:
         raise ValueError(f"--steps {args.steps}: must be 0 or more")
     logging.getLogger("ar_pred").setLevel(logging.WARNING)
     overrides = [text for text in args.given if "=" in text]
-    paths = [text for text in args.given if "=" not in text] or sorted(map(str, CONFIGS.glob("*.yaml")))
+    paths = [text for text in args.given if "=" not in text] or list(map(str, listed(".")))
     names = ["YAML", "frames", "channels", "grid", "parameters", "GFLOP / forecast"]
     names += ["batch", *MEASURED] if args.steps else []
     print(row(names), "|" + "---|" * len(names), sep="\n")

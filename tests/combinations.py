@@ -23,6 +23,7 @@ import torch
 from lightning_fabric import Fabric
 
 from engine.imagined import imagined_spec
+from engine.reference.configs import listed
 from engine.seeds import training_seeds
 from engine.training.preflight import preflight
 from engine.training.run import make_fabric
@@ -37,7 +38,7 @@ from util.data.batches import share_batches
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/scaling.md"
 COMMAND = "python -m tests.combinations"
-CONFIGS = sorted(path.stem for path in (ROOT / "config").glob("*.yaml") if path.name != "regions.yaml")
+CONFIGS = [path.stem for path in listed(".")]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STRATEGIES = {"auto": 1, "ddp": 2, "fsdp": 2}  # 各用几个进程
 PRECISIONS = ("32-true", "bf16-mixed")

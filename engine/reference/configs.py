@@ -115,6 +115,7 @@ def _link(path: Path) -> str:
 
 
 def listed(folder: str) -> list[Path]:
+    """config/ 下一个文件夹里的 YAML；"." 里只有运行的。"""
     return sorted(path for path in (CONFIG / folder).glob("*.yaml") if path.name not in OTHERS)
 
 

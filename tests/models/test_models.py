@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import models
 from engine.imagined import imagined_spec
 from engine.one_pass import solve_one_pass
+from engine.reference.configs import listed
 from models import build_config, build_model, change_options, model_names
 from models.interface import Autoencoder, ForecastModel, OnePass, Stacked, StartsAnew, can_forecast, is_codec
 from models.layers.codebook import Codebook
@@ -30,7 +31,7 @@ from util.checkpoint import load_checkpoint, save_checkpoint
 from util.config import RunConfig, load_config
 from util.strict import Strict
 
-CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+CONFIGS = listed(".")
 SMALL = small_spec(channels=2, grid=(16, 32))  # 3 → 1
 OTHERS = {
     "7 to 1, 16 x 32, 9 channels": small_spec(channels=9, grid=(16, 32), frames_in=7, frames_out=1),

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from engine.reference.configs import listed
 from models import build_config, build_model
 from tests.models.small import small_batch, small_spec
 from util.config import load_config
 
 SPEC = small_spec(channels=2, grid=(16, 32), frames_in=4, frames_out=2)
-CONFIGS = Path(__file__).parents[2] / "config"
-MODELS = {path.stem: load_config(path, smoke=True).model for path in sorted(CONFIGS.glob("*.yaml"))}
+MODELS = {path.stem: load_config(path, smoke=True).model for path in listed(".")}
 REMOVED_GROUP = {"ar_pred_video_vanilla"}  # 它的 predict 说的是被拿掉的区块，tests/models/test_ar_pred_forward.py 查
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from engine.reference.configs import listed
 from models import build_config
 from util.config import Axis, RunConfig, apply_overrides, load_config, read_mapping
 from util.strict import Strict, dump_yaml, nearest, parse_yaml, validate
@@ -430,9 +431,7 @@ def test_model_section_names_full_keys(options: dict, parts: list[str]):
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "path", sorted({*(ROOT / "config").glob("*.yaml")} - {ROOT / "config/regions.yaml"}), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", listed("."), ids=lambda p: p.name)
 @pytest.mark.parametrize("smoke", [False, True])
 def test_every_config_of_the_repository_loads(path: Path, smoke: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)

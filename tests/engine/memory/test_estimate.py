@@ -21,6 +21,7 @@ from engine.memory.fitting import epoch_windows, largest_batch
 from engine.memory.live import KINDS, LARGE, LiveTensors
 from engine.memory.step import step_peak
 from engine.memory.table import memory_line
+from engine.reference.configs import listed
 from engine.training.state import build_state, train_step
 from models import build_model
 from tests.engine.runs import ROOT
@@ -28,7 +29,7 @@ from util.config import DataConfig, RunConfig, load_config
 from util.data.dataset import open_data
 
 CPU = torch.device("cpu")
-CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+CONFIGS = listed(".")
 EMPTY = Machine(CPU, "a machine", 10**12, 0)
 
 
