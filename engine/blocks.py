@@ -27,19 +27,21 @@ def blocks_of(model: Learner, key: str) -> Sequence[nn.Module]:
     return model.blocks
 
 
-def compile_blocks(model: Learner) -> None:
+def compile_blocks(model: Learner, key: str = "train.compile = true") -> None:
     """逐块编译：同样的块只编译一份，开头几步等它；块的输入（如每步新抽的遮挡）是张量，变了也不重新编译。
+
+    key: 要它的那个选项。
 
     Raises:
         ValueError: 没有块；没有编译器。
     """
-    blocks = blocks_of(model, "train.compile = true")
-    check_compiler(next(blocks[0].parameters()).device)
+    blocks = blocks_of(model, key)
+    check_compiler(next(blocks[0].parameters()).device, key)
     for block in blocks:
         block.compile(recompile_limit=SHAPES * len(blocks))
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device, key: str) -> None:
     """编译要用的：处理器上是 C++ 编译器，显卡上是 Triton。
 
     Raises:
@@ -51,12 +53,12 @@ def check_compiler(device: torch.device) -> None:
 
     if device.type == "cuda":
         if not has_triton():
-            raise ValueError("train.compile = true needs Triton, which this PyTorch or this GPU does not have")
+            raise ValueError(f"{key} needs Triton, which this PyTorch or this GPU does not have")
         return
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise ValueError("train.compile = true needs a C++ compiler here; install g++, or leave it out") from None
+        raise ValueError(f"{key} needs a C++ compiler here; install g++, or leave it out") from None
 
 
 def checkpoint_blocks(model: Learner) -> None:

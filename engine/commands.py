@@ -110,6 +110,7 @@ def inference_parser() -> argparse.ArgumentParser:
     )
     _add_overwrite(parser)
     _add_ensemble(parser)
+    _add_compile(parser)
     _add_no_verify(parser)
     _add_data_overrides(parser)
     return parser
@@ -145,6 +146,7 @@ def inference_command(argv: Arguments = None) -> int:
         overwrite=args.overwrite,
         program=args.program is not None,
         verify=not args.no_verify,
+        compile=args.compile,
     )
     with reserved(args.out):
         return forecast(args.program or args.checkpoint, options, args.out)
@@ -186,6 +188,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "--stride", type=_positive, default=1, help="score every n-th window start (default: every one)"
     )
     _add_ensemble(parser)
+    _add_compile(parser)
     parser.add_argument(
         "--thresholds", nargs="+", default=[], type=_threshold, metavar="CHANNEL=VALUE[,VALUE]",
         help="events for the Brier score, in physical units, e.g. t2m=273.15 tp=0.001,0.005",
@@ -239,6 +242,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         set=tuple(args.set),
         overrides=tuple(args.overrides),
         verify=not args.no_verify,
+        compile=args.compile,
     )
     return evaluate_checkpoint(args.checkpoint, options, args.out)
 
@@ -307,6 +311,12 @@ def _add_by(parser: argparse.ArgumentParser) -> None:
         "--by", nargs="+", choices=("season", "month", "hour"), default=[],
         help="score each season, month or hour of day too, by valid time (UTC)",
     )  # fmt: skip
+
+
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the model's blocks first; equal to rounding, for long forecasts"
+    )
 
 
 def _add_no_verify(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.blocks import compile_blocks
 from models import build_model, change_options, check_weights
 from models.interface import Learner, Network
 from util.batch import DataSpec
@@ -105,9 +106,20 @@ def load_weights(model: Network, weights: dict[str, Any]) -> None:
     model.load_state_dict(weights)
 
 
-def load_forecaster(content: Content, device: torch.device, changes: Sequence[str] = ()) -> tuple[Learner, DataSpec]:
-    """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec；changes 见 change_options。"""
+def load_forecaster(
+    content: Content, device: torch.device, changes: Sequence[str] = (), compiled: bool = False
+) -> tuple[Learner, DataSpec]:
+    """检查点 → 可以预报的模型（eval，训练时有 EMA 就用 EMA）和它的 DataSpec；changes 见 change_options。
+
+    compiled: 逐块编译。
+
+    Raises:
+        ValueError: 选项不对；要编译而没有块、没有编译器。
+    """
     spec = DataSpec.from_dict(content["spec"])
     model = build_model(change_options(model_options(content), changes), spec)
     load_weights(model, forecast_weights(content))
-    return model.to(device).eval(), spec
+    model = model.to(device).eval()
+    if compiled:
+        compile_blocks(model, "--compile")
+    return model, spec

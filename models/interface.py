@@ -309,10 +309,10 @@ class Adjustable(Protocol):
 
 @runtime_checkable
 class Sampled(Protocol):
-    """采样时一次次调同一个网络的模型，每一次的输入形状相同：导出的就是那个网络。"""
+    """采样时一次次调同一个网络的模型：导出的就是那个网络。"""
 
     def network_call(self, history: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        """(B, T_in, C, H, W) → 那个网络，与它的一次输入：加了噪声的未来叠着编码过的历史、时间。"""
+        """(B, T_in, C, H, W) → 那个网络，与它的一次输入，如加了噪声的未来叠着编码过的历史、时间。"""
         ...
 
 

@@ -201,7 +201,7 @@ def score_checkpoint(
     """evaluate_checkpoint 占下 out 之后的事。"""
     main = fabric.is_global_zero
     setup_logging(out / "evaluate.log" if main else None, quiet=not main)
-    model, spec = load_forecaster(content, fabric.device, options.set)
+    model, spec = load_forecaster(content, fabric.device, options.set, options.compile)
     if not can_forecast(model):
         raise ValueError(f"{path}: this configuration of {config.model['name']} makes no forecasts, nothing to score")
     data = open_data(config.data, out / "missing.csv", announce=main)
@@ -249,4 +249,5 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         words += ["--set", *options.set]
     words += ["--overwrite"] if options.overwrite else []
     words += [] if options.verify else ["--no-verify"]
+    words += ["--compile"] if options.compile else []
     return [*words, "--save", *(options.save or ("none",)), "--out", str(out), *options.overrides]

@@ -25,7 +25,7 @@ class Options:
 
     thresholds: 通道 → 物理单位的阈值；regions: 分区评分的 YAML；by: season、month、hour；
     set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config；
-    verify: 检查点核对校验和。
+    verify: 检查点核对校验和；compile: 模型的块编译了再走。
     """
 
     split: str = "test"
@@ -43,6 +43,7 @@ class Options:
     set: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     verify: bool = True
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Options:
     perturb、smooth: 初值扰动的标准差（标准化单位）与相关长度（度），确定性模型由它得到集合。
     set: 改过的模型选项，见 models.change_options；overrides: 数据在哪里、怎样读，见 checkpoint_config。
     zarr: 另外接进 forecast.zarr；overwrite: 那里已有的起报时刻重写。
-    program: 给的不是检查点，是 --export 写的程序。
+    program: 给的不是检查点，是 --export 写的程序；compile: 模型的块编译了再走。
     """
 
     time: tuple[str, ...] = ()
@@ -51,6 +51,7 @@ class Options:
     overwrite: bool = False
     program: bool = False
     verify: bool = True
+    compile: bool = False
 
 
 def forecast(checkpoint: str, options: Options, out: Path) -> int:
@@ -91,6 +92,8 @@ def open_forecaster(path: str, options: Options) -> tuple[Content, RunConfig, to
     Raises:
         ValueError: 读不了；只能重建；程序的选项改不了。
     """
+    if options.program and options.compile:
+        raise ValueError("--compile: a program of torch.export runs as it was exported; give --checkpoint")
     if options.program and options.set:
         raise ValueError(f"--set {' '.join(options.set)}: a program is as it was exported, nothing in it may change")
     content, program = read_program(path) if options.program else (load_training(path, verify=options.verify), None)
@@ -98,7 +101,7 @@ def open_forecaster(path: str, options: Options) -> tuple[Content, RunConfig, to
     device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
     if program is not None:
         return content, config, device, program_forecaster(content, program, device)
-    model, _ = load_forecaster(content, device, options.set)
+    model, _ = load_forecaster(content, device, options.set, options.compile)
     if not can_forecast(model):
         raise ValueError(f"{path}: this configuration of {config.model['name']} reconstructs, it cannot forecast")
     return content, config, device, model

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch._dynamo.utils import counters
 
 from engine import blocks
 from engine.blocks import checkpoint_blocks, compile_blocks
+from engine.commands import evaluate_command, inference_command
 from models import build_model
 from models.layers.attention import block_mask, token_mask
 from tests.engine.runs import checkpoint, losses, train_here, write_run
@@ -27,7 +29,7 @@ CONVLSTM = {"name": "convlstm", "hidden": 8, "layers": 2}
 @pytest.fixture
 def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """编译只到图（不生成核）；返回的函数数到现在为止编译了几份。eager 重算时不还原随机状态，丢弃激活的要 aot_eager。"""
-    monkeypatch.setattr(blocks, "check_compiler", lambda device: None)  # 不生成核，用不到 C++ 编译器
+    monkeypatch.setattr(blocks, "check_compiler", lambda device, key: None)  # 不生成核，用不到 C++ 编译器
     torch._dynamo.reset()
     counters.clear()
     with torch.compiler.set_stance(force_backend=getattr(request, "param", "eager")):
@@ -154,3 +156,25 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", nothing)
     with pytest.raises(ValueError, match=r"^train.compile = true needs a C\+\+ compiler here; install g\+\+"):
         compile_blocks(tiny_model(small_spec()))
+
+
+def test_compiled_forecasts_are_the_same(make_tree, tmp_path: Path, graphs) -> None:
+    tree = make_tree(tmp_path / "tree", ("t2m",), (8, 16), "2000-01-01", "2000-02-20")
+    train_here(write_run(tmp_path, tree, train={"epochs": 1}), "run.name=a")
+    arguments = ["--checkpoint", str(tmp_path / "checkpoints/a/best.ckpt")]
+    when = ["--time", "2000-02-15T06", "--steps", "2"]
+    for words in ([], ["--compile"]):
+        assert not graphs()
+        out = str(tmp_path / "".join(["forecast", *words]))
+        assert inference_command([*arguments, *when, *words, "--out", out]) == 0
+    assert graphs()
+    for lead in ("006", "012"):
+        made, expected = (
+            np.load(tmp_path / way / f"forecast+{lead}h.npy") for way in ("forecast--compile", "forecast")
+        )
+        np.testing.assert_allclose(made, expected, rtol=1e-5)
+    evaluated = str(tmp_path / "evaluation")
+    assert evaluate_command([*arguments, "--compile", "--save", "none", "--out", evaluated]) == 0
+    assert "--compile" in (tmp_path / "evaluation/report.html").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="^--compile: a program of torch.export runs as it was exported"):
+        inference_command(["--program", "a.pt2", "--compile", *when, "--out", evaluated])

@@ -26,20 +26,12 @@ FLAGS = {
     inference_parser: {
         *("--checkpoint", "--time", "--inputs", "--out", "--steps", "--members", "--perturb", "--smooth", "--set"),
         *("--save", "--overwrite", "overrides", "--export", "--program", "--card", "--package", "--no-verify"),
+        "--compile",
     },
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
-        *(
-            "--thresholds",
-            "--points",
-            "--save",
-            "--overwrite",
-            "--set",
-            "--no-verify",
-            "overrides",
-            "--regions",
-            "--by",
-        ),
+        *("--thresholds", "--points", "--save", "--overwrite", "--set", "--no-verify", "overrides"),
+        *("--regions", "--by", "--compile"),
     },
     compare_parser: {"--runs", "--suite", "--out", "--reference"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},
