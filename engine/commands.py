@@ -274,22 +274,27 @@ def compare_parser() -> argparse.ArgumentParser:
         "--reference", nargs="+", type=Path, default=[], metavar="CSV",
         help="published scores to put beside the runs, e.g. docs/reference_scores.csv",
     )  # fmt: skip
+    _add_by(parser)
+    parser.add_argument(
+        "--scorecard", metavar="NAME", help="a scorecard of every run against this run or baseline, e.g. climatology"
+    )
     return parser
 
 
 def compare_command(argv: Arguments = None) -> int:
     """compare.py。"""
     args = compare_parser().parse_args(argv)
+    by = tuple(dict.fromkeys(args.by))
     if args.suite:
         from engine.comparison.suite import run_suite
 
-        return run_suite(args.suite, args.out, args.reference)
+        return run_suite(args.suite, args.out, args.reference, by, args.scorecard)
     with loading():
         from engine.comparison.compare import compare_runs
 
     out = args.out or Path("log/comparison")
     with reserved(out):
-        compare_runs(args.runs, out, reference=args.reference)
+        compare_runs(args.runs, out, reference=args.reference, by=by, scorecard=args.scorecard)
     return 0
 
 

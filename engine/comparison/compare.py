@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from engine.evaluation.page import (
     ComparisonFacts,
     Page,
     Spectra,
+    add_cells,
     add_table,
     cost_line,
     make_spectra,
@@ -32,10 +34,12 @@ from util.atomic import replacing
 from util.files.records import as_json
 from util.logger import read_metrics, setup_logging
 from util.plot.curves import runs_figure
+from util.plot.scorecard import save_scorecards
 from util.plot.scores import scores_figure
 from util.plot.style import save_figures
 from util.report import write_report
 from util.scores.common import Contender
+from util.scores.scorecard import make_cards, write_cards
 from util.scores.tabulate import write_csv
 
 log = logging.getLogger("ar_pred")
@@ -48,6 +52,8 @@ def compare_runs(
     names: Sequence[str] = (),
     notes: Sequence[str] = (),
     reference: Sequence[Path] = (),
+    by: Sequence[str] = (),
+    scorecard: str | None = None,
 ) -> None:
     """比较这些运行或评测的文件夹，结果写进 out。
 
@@ -56,6 +62,7 @@ def compare_runs(
         names: 表上的名字，与 folders 对齐；默认是运行名。
         notes: 也要写在结果里的说明。
         reference: 别人发表的成绩的表，放在旁边。
+        by, scorecard: 同 make_comparison。
 
     Raises:
         ValueError: 不是一次评测，没有共同的部分，真值不是同一份，或 reference 写得不对。
@@ -65,13 +72,15 @@ def compare_runs(
         entries = open_entries(stack, folders, names)
         setup_logging(out / "compare.log")
         contenders = choose_contenders(entries)
-        comparison = make_comparison(entries, contenders, notes)
+        comparison = make_comparison(entries, contenders, notes, by, scorecard)
         if reference:
             comparison = add_published(comparison, entries[0].file, published)
         text = as_text(comparison_blocks(comparison))
         log.info("comparison of %d run(s)\n%s", len(entries), text)
         command = [*(reproduce or ["--runs", *map(str, folders), "--out", str(out)])]
         command += ["--reference", *map(str, reference)] if reference else []
+        command += ["--by", *by] if by else []
+        command += ["--scorecard", scorecard] if scorecard else []
         page = comparison_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
     write_comparison(out, comparison, text, page)
     write_training(out, entries)
@@ -83,7 +92,7 @@ def comparison_page(
 ) -> Page:
     """报告的内容；地图与序列在各自的报告里，给出链接。"""
     leads = comparison.lead_hours
-    shown = page_leads(comparison)
+    shown = page_leads(comparison, comparison.cells)
     thinned = "" if len(shown) == len(leads) else f", {len(shown)} of them here, all in comparison.csv"
     first, last = comparison.first_initial_time, comparison.last_initial_time
     what = ", ".join(e.label for e in entries) if len(entries) <= 4 else f"{len(entries)} runs"
@@ -111,7 +120,8 @@ def comparison_page(
         ),
         environment=versions(),
     )
-    return add_table(page, comparison, shown)
+    page = replace(add_table(page, comparison, shown), scorecard=comparison.scorecard)
+    return add_cells(page, comparison, comparison.cells, shown)
 
 
 def linkable(report: Path, out: Path) -> bool:
@@ -134,7 +144,7 @@ def joined_spectra(contenders: Sequence[Contender], comparison: Comparison) -> S
 
 
 def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -> None:
-    """comparison.{json,csv,md,txt}、figures/、report.html。"""
+    """comparison.{json,csv,md,txt}、scorecard.csv、figures/、report.html。"""
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "comparison.txt": text,
@@ -144,7 +154,11 @@ def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -
     for name, body in texts.items():
         with replacing(out / name) as temporary:
             temporary.write_text(body + "\n", encoding="utf-8")
-    write_csv(out / "comparison.csv", comparison)
+    write_csv(out / "comparison.csv", comparison, comparison.cells)
+    if comparison.scorecard:
+        cards = make_cards(comparison, comparison.cells, comparison.scorecard)
+        write_cards(out / "scorecard.csv", cards)
+        save_scorecards(cards, "rmse", out / "figures" / "scorecard")
     rmse = {m: {c: s["rmse"] for c, s in one.items() if "rmse" in s} for m, one in comparison.scores.items()}
     drawn = scores_figure(comparison.lead_hours, comparison.units, rmse, comparison.baselines, comparison.published)
     save_figures(drawn, out / "figures" / "rmse")

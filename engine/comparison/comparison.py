@@ -13,9 +13,11 @@ from engine.evaluation import baselines
 from engine.evaluation.metrics_file import Cost, Provenance
 from engine.evaluation.results import add_spectral_distance
 from util.calendar import time_text
+from util.scores.cells import tabulate_cells
 from util.scores.common import Common, Contender, common_pairs
-from util.scores.table import ScoreTable
+from util.scores.table import Cell, ScoreTable
 from util.scores.tabulate import tabulate
+from util.strict import nearest
 
 log = logging.getLogger("ar_pred")
 SAME = 1e-4  # 同一个基线在两份评测里的 RMSE 至多相差这么多（相对）：float32 与设备的舍入之上
@@ -57,22 +59,37 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(ScoreTable, Span):
-    """comparison.json 的全部；各运行的窗口不同时没有谱。"""
+    """comparison.json 的全部；各运行的窗口不同时没有谱。cells: 各区域、各段时间的；scorecard: 评分卡对着谁。"""
 
     spectrum_label: str | None = None
+    cells: list[Cell] | None = None
+    scorecard: str | None = None
 
 
-def make_comparison(entries: Sequence[Entry], contenders: Sequence[Contender], notes: Sequence[str] = ()) -> Comparison:
+def make_comparison(
+    entries: Sequence[Entry],
+    contenders: Sequence[Contender],
+    notes: Sequence[str] = (),
+    by: Sequence[str] = (),
+    scorecard: str | None = None,
+) -> Comparison:
     """共同的场上的成绩表，加上来历、代价、各有多少场、说明（接在 notes 之后）。
 
+    各份评测都有的区域总在其中；by 同 tabulate_cells；scorecard 是表上的一个名字，各运行都与它成对地比。
+
     Raises:
-        ValueError: 没有共同的部分，或真值不是同一份。
+        ValueError: 没有共同的部分，真值不是同一份，或没有 scorecard 这一行。
     """
+    labels = [c.label for c in contenders]
+    if scorecard is not None and scorecard not in labels:
+        raise ValueError(f"--scorecard {scorecard}: not among those compared; {nearest(scorecard, labels, 'names')}")
     common = common_pairs(contenders)
     notes = [*notes, *entry_notes(entries, common), *check_baselines(entries, contenders, common)]
     known = [c.label for c in contenders if c.label in baselines.NAMES]
     runs = [c.label for c in contenders if c.label not in baselines.NAMES]
-    table, label = tabulate(contenders, known, runs[:1]), None
+    references = [*runs[:1], *([scorecard] if scorecard in runs[1:] else [])]
+    table, label = tabulate(contenders, known, references), None
+    cells = tabulate_cells(contenders, known, references, by)
     if same_fields(entries, table):
         table, label = add_spectral_distance(table, contenders), entries[0].result.spectrum_label
     else:
@@ -92,6 +109,8 @@ def make_comparison(entries: Sequence[Entry], contenders: Sequence[Contender], n
         start_hours=np.unique(common.hours % 24).tolist(),
         **vars(table),
         spectrum_label=label,
+        cells=cells or None,
+        scorecard=scorecard,
     )
 
 

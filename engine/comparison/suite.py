@@ -84,8 +84,14 @@ class Suite(Strict):
         return self
 
 
-def run_suite(path: Path, out: Path | None, reference: Sequence[Path] = ()) -> int:
-    """compare.py --suite：reference 同 compare_runs；返回 0；有成员失败时 1，其余的照样比较。
+def run_suite(
+    path: Path,
+    out: Path | None,
+    reference: Sequence[Path] = (),
+    by: Sequence[str] = (),
+    scorecard: str | None = None,
+) -> int:
+    """compare.py --suite：reference、by、scorecard 同 compare_runs；返回 0；有成员失败时 1，其余的照样比较。
 
     Raises:
         ValueError: 文件不对，或没有一个成员走完。
@@ -109,7 +115,8 @@ def run_suite(path: Path, out: Path | None, reference: Sequence[Path] = ()) -> i
         from engine.comparison.compare import compare_runs  # 训练的时候这个进程不必占着 torch 的内存
 
         notes = [f"member {label} failed and is not in this comparison: {error}" for label, error in failed.items()]
-        compare_runs(list(done.values()), out, ["--suite", str(path), "--out", str(out)], list(done), notes, reference)
+        command = ["--suite", str(path), "--out", str(out)]
+        compare_runs(list(done.values()), out, command, list(done), notes, reference, by, scorecard)
         return 1 if failed else 0
 
 

@@ -34,10 +34,12 @@ from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json, read_record
 from util.files.training_checkpoint import load_training
 from util.logger import setup_logging
+from util.plot.scorecard import save_scorecards
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import save_figures
 from util.report import write_report
 from util.scores.regions import read_regions
+from util.scores.scorecard import make_cards, write_cards
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +145,7 @@ def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[P
     page = add_scores(page, task, result, seen, out / "statistics.nc")
     write_report(report, as_json(page))
     log.info("report: %s", report)
-    return draw_scores(result, page, out / "figures")
+    return draw_scores(result, page, out / "figures") + draw_cards(result, out)
 
 
 def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
@@ -157,6 +159,15 @@ def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
         ranks = {c: rows[-1] for c, rows in result.rank_histogram.items()}
         paths += save_figures(ranks_figure(ranks, result.lead_hours[-1]), folder / "ranks")
     return paths
+
+
+def draw_cards(result: Result, out: Path) -> list[Path]:
+    """scorecard.csv 与各基线的评分卡；给了 --regions、--by 才有。"""
+    cards = {base: make_cards(result, result.cells, base) for base in result.mean_rmse_ratio if result.cells}
+    if cards:
+        write_cards(out / "scorecard.csv", [card for some in cards.values() for card in some])
+    stems = {base: out / "figures" / f"scorecard-{base}" for base in cards}
+    return [path for base, some in cards.items() for path in save_scorecards(some, "rmse", stems[base])]
 
 
 def draw_spectra(spectra: Spectra, units: dict[str, str], baselines: set[str]) -> list[Figure]:

@@ -28,13 +28,14 @@ from util.logger import read_metrics
 from util.plot.curves import BESIDE
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
-from util.scores.table import Numbers, ScoreTable, Skill
+from util.scores.table import WHOLE, Cell, Numbers, ScoreTable, Skill
 from util.strict import dump_yaml
 from util.variables import variable_info
 
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
 MISSING_SHOWN = 50
 SCORE_CELLS = 1000  # 页面里通道 × 时效至多这么多；全部的在 metrics.csv
+REGION_CELLS = 12_000  # 各区域、时段的合起来，模型 × 通道 × 时效
 Said = str | int | Phrase  # 照原样，或两种语言各说一句
 Facts = list[tuple[str, Said]]  # 标签与值
 Value = TypeVar("Value")
@@ -64,6 +65,17 @@ class FieldCounts:
 
     scored: list[int]
     left_out: list[int]
+
+
+@dataclass(frozen=True)
+class CellLine:
+    """cells 的一行：一个区域、一段时间的成绩，三栏同 Page 的；all 是整个网格、全部时间。"""
+
+    region: str
+    period: str
+    scores: dict[str, dict[str, dict[str, Numbers]]]
+    skill: dict[str, dict[str, dict[str, dict[str, Skill]]]]
+    fields: dict[str, FieldCounts]
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,8 @@ class Page:
     scores: dict[str, dict[str, dict[str, Numbers]]] | None = None  # 模型 → 通道 → 成绩 → 每个时效
     skill: dict[str, dict[str, dict[str, dict[str, Skill]]]] | None = None  # 模型 → 基线 → 通道 → 成绩
     fields: dict[str, FieldCounts] | None = None
+    cells: list[CellLine] | None = None
+    scorecard: str | None = None  # 分区评分卡先对着哪个模型
     ranks: dict[str, list[Numbers]] | None = None  # 通道 → 时效 → M + 1 个份额
     spectra: Spectra | None = None
     series: Series | None = None
@@ -175,9 +189,10 @@ def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_pa
         channels = [task.spec.channels[c] for c in task.glimpse.channels]
         spectra = make_spectra(result.spectrum_label, contenders, channels, task.glimpse.leads)
         maps = make_maps(task, seen, statistics)
-    shown = page_leads(result)
+    shown = page_leads(result, result.cells)
+    page = add_cells(add_table(page, result, shown), result, result.cells, shown)
     return replace(
-        add_table(page, result, shown),
+        page,
         facts=[*score_facts(task, result, len(shown)), *page.facts],
         models=model_lines(list(task.models), [n for n in task.models if n != task.judged]),
         ranks={c: thin(rows, shown) for c, rows in result.rank_histogram.items()} if result.rank_histogram else None,
@@ -219,9 +234,12 @@ def model_lines(names: Sequence[str], baselines: Sequence[str], published: Seque
     return [*judged, *others]
 
 
-def page_leads(table: ScoreTable) -> list[int]:
-    """页面里放哪些时效（序号）：通道与时效都多时均匀地取一些。"""
-    return evenly(len(table.lead_hours), max(2, SCORE_CELLS // len(table.channels)))
+def page_leads(table: ScoreTable, cells: Sequence[Cell] | None = None) -> list[int]:
+    """页面里放哪些时效（序号）：通道、时效、区域都多时均匀地取一些。"""
+    most = SCORE_CELLS // len(table.channels)
+    if cells:
+        most = min(most, REGION_CELLS // (len(table.scores) * len(table.channels) * len(cells)))
+    return evenly(len(table.lead_hours), max(2, most))
 
 
 def add_table(page: Page, table: ScoreTable, leads: Sequence[int]) -> Page:
@@ -230,19 +248,48 @@ def add_table(page: Page, table: ScoreTable, leads: Sequence[int]) -> Page:
         page,
         channels=[channel_line(c, table.units[c]) for c in table.channels],
         lead_hours=thin(table.lead_hours, leads),
-        scores={
-            model: {c: {name: thin(values, leads) for name, values in found.items()} for c, found in one.items()}
-            for model, one in table.scores.items()
-        },
-        skill={
-            model: {
-                base: {c: {name: thin_skill(s, leads) for name, s in found.items()} for c, found in one.items()}
-                for base, one in bases.items()
-            }
-            for model, bases in table.skill.items()
-        },
+        scores=thin_scores(table, leads),
+        skill=thin_skills(table, leads),
         fields={c: FieldCounts(thin(table.pairs[c], leads), thin(table.left_out[c], leads)) for c in table.channels},
     )
+
+
+def add_cells(page: Page, table: ScoreTable, cells: Sequence[Cell] | None, leads: Sequence[int]) -> Page:
+    """各区域、各段时间；放不下时先舍去既分区域又分时段的。"""
+    if not cells:
+        return page
+    most = max(1, REGION_CELLS // (len(table.scores) * len(table.channels) * len(leads)))
+    kept = sorted(cells, key=lambda cell: WHOLE not in (cell.region, cell.period))[:most]
+    facts = [*page.facts, ("regions and periods", phrase("factCells", len(kept), len(cells)))]
+    none = [0] * len(leads)
+    lines = [
+        CellLine(
+            cell.region,
+            cell.period,
+            thin_scores(cell, leads),
+            thin_skills(cell, leads),
+            {c: FieldCounts(thin(counts, leads), none) for c, counts in cell.pairs.items()},
+        )
+        for cell in kept
+    ]
+    return replace(page, facts=facts if len(kept) < len(cells) else page.facts, cells=lines)
+
+
+def thin_scores(table: ScoreTable | Cell, leads: Sequence[int]) -> dict[str, dict[str, dict[str, Numbers]]]:
+    return {
+        model: {c: {name: thin(values, leads) for name, values in found.items()} for c, found in one.items()}
+        for model, one in table.scores.items()
+    }
+
+
+def thin_skills(table: ScoreTable | Cell, leads: Sequence[int]) -> dict[str, dict[str, dict[str, dict[str, Skill]]]]:
+    return {
+        model: {
+            base: {c: {name: thin_skill(s, leads) for name, s in found.items()} for c, found in one.items()}
+            for base, one in bases.items()
+        }
+        for model, bases in table.skill.items()
+    }
 
 
 def thin(values: Sequence[Value], leads: Sequence[int]) -> list[Value]:

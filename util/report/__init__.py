@@ -21,7 +21,15 @@ from util.scores.final import METRICS
 
 ASSETS = Path(__file__).parent
 FIRST = ("words.js", "tools.js", "frame.js", "plots.js")  # 各节都要用的，前面的定义后面的要用
-PANELS = ("summary.js", "scores.js", "curves.js", "maps.js", "series.js", "spectra.js")  # 要排定先后的；别的跟在后面
+PANELS = (
+    "summary.js",
+    "scores.js",
+    "cards.js",
+    "curves.js",
+    "maps.js",
+    "series.js",
+    "spectra.js",
+)  # 要排定先后的；别的跟在后面
 LAST = ("tables.js", "page.js")  # 没有图的几节；page.js 最后，由它开始
 MAX_BYTES = 10_000_000
 

@@ -13,6 +13,9 @@ const state = {
   point: 0,
   time: 0,
   hidden: new Set(),
+  region: null,
+  period: null,
+  cell: content, // 正在画的一段里选中的区域与时段的成绩
 };
 const sections = []; // {id, node, draw, dirty, visible}
 const spoken = []; // 换语言时要重写的文字
@@ -165,13 +168,40 @@ function metricUnit(metric, channel) {
 // 这些通道里有数的评分；RMSE 总在最前，别的通道才有的评分被选着时就退回到它
 function metricOptions(...names) {
   const present = new Set();
-  for (const byChannel of Object.values(content.scores ?? {})) {
+  for (const byChannel of Object.values(state.cell.scores ?? {})) {
     for (const byMetric of names.map((name) => byChannel[name] ?? {}))
       for (const [metric, values] of Object.entries(byMetric)) if (values.some(known)) present.add(metric);
   }
   const order = METRICS.map(([key]) => key);
   const place = (metric) => (order.includes(metric) ? order.indexOf(metric) : order.length);
   return [...present].sort((a, b) => place(a) - place(b)).map((m) => [m, metricInfo(m).name]);
+}
+
+// 区域与时段：各段的成绩取自 state.cell，默认是整个网格的全部时间
+const WHOLE = "all";
+const cells = content.cells ?? [];
+const cellAt = (region, period) => cells.find((c) => c.region === region && c.period === period) ?? content;
+const regionText = (name) => (name === WHOLE ? t("wholeGrid") : label(name));
+const periodText = (name) => (name === WHOLE ? t("allTimes") : label(name));
+const regionOptions = () => [...new Set([WHOLE, ...cells.map((c) => c.region)])].map((r) => [r, regionText(r)]);
+
+function periodOptions(region) {
+  const own = cells.filter((c) => c.region === region).map((c) => c.period);
+  return [...new Set([WHOLE, ...own])].map((p) => [p, periodText(p)]);
+}
+
+// 两个下拉框；返回的函数定下 state.cell，给出标题里接着写的区域与时段（默认的不写）
+function cellSelects(bar) {
+  if (!cells.length) return () => "";
+  const regionOf = select(bar, "region", "region", regionOptions);
+  const periodOf = select(bar, "period", "period", periodOptions);
+  return () => {
+    const region = regionOf();
+    const period = periodOf(region);
+    state.cell = cellAt(region, period);
+    const words = [region !== WHOLE && regionText(region), period !== WHOLE && periodText(period)];
+    return words.filter(Boolean).map((word) => ` · ${word}`).join("");
+  };
 }
 
 // 越小越好的次序：不论评分的方向

@@ -2,7 +2,7 @@
 const BEST_AT = { zero: 0, one: 1 };
 
 function countText(channel) {
-  const counts = content.fields?.[channel];
+  const counts = state.cell.fields?.[channel];
   if (!counts) return "";
   const [scored, leftOut] = [countSpan(counts.scored), countSpan(counts.left_out)];
   return leftOut === "0" ? t("counted", scored) : t("countedOut", scored, leftOut);
@@ -10,7 +10,7 @@ function countText(channel) {
 
 // 一个评分、一个通道：每个模型一条线
 function scoreLines(plot, names, metric, channel) {
-  const of = (name) => content.scores[name][channel][metric];
+  const of = (name) => state.cell.scores[name][channel][metric];
   const exponent = exponentOf(names.flatMap(of));
   const unit = metricUnit(metric, channel);
   const { short, best } = metricInfo(metric);
@@ -31,7 +31,7 @@ function scoreLines(plot, names, metric, channel) {
 }
 
 function scoreBars(plot, names, metric, channel) {
-  const values = names.map((m) => content.scores[m][channel][metric][0]);
+  const values = names.map((m) => state.cell.scores[m][channel][metric][0]);
   const exponent = exponentOf(values);
   const unit = metricUnit(metric, channel);
   const rows = names.map((name, i) => {
@@ -44,17 +44,19 @@ function scoreBars(plot, names, metric, channel) {
 
 function buildScores(body) {
   const bar = controls(body);
+  const cellOf = cellSelects(bar);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(scoredChannels));
   const metricOf = select(bar, "metric", "metric", metricOptions);
   const names = legend(body);
   const [title, plot] = figure(body, "scores-plot");
   const note = body.appendChild(el("p", { class: "note" }));
   return () => {
+    const where = cellOf();
     const channel = channelOf();
     const metric = metricOf(channel);
     const { name, best } = metricInfo(metric);
-    const present = modelsIn(content.scores).filter((m) => content.scores[m][channel]?.[metric]?.some(known));
-    title.textContent = `${name} · ${channelText(channel)}${oneLead ? ` · ${leadText(leads[0])}` : ""}`;
+    const present = modelsIn(content.scores).filter((m) => state.cell.scores[m][channel]?.[metric]?.some(known));
+    title.textContent = `${name} · ${channelText(channel)}${oneLead ? ` · ${leadText(leads[0])}` : ""}${where}`;
     note.textContent = [t(best), countText(channel)].filter(Boolean).join(inChinese() ? "" : " ");
     (oneLead ? scoreBars : scoreLines)(plot, names(present), metric, channel);
   };
@@ -102,25 +104,27 @@ const skillReferences = [...new Set(skillModels.flatMap((m) => Object.keys(conte
 
 // 这一通道、这一参考有技巧评分的评分
 function skillMetrics(channel, reference) {
-  const has = (m, metric) => content.skill[m]?.[reference]?.[channel]?.[metric]?.value.some(known);
+  const has = (m, metric) => state.cell.skill[m]?.[reference]?.[channel]?.[metric]?.value.some(known);
   return metricOptions(channel).filter(([metric]) => skillModels.some((m) => has(m, metric)));
 }
 
 function buildSkill(body) {
   const bar = controls(body);
+  const cellOf = cellSelects(bar);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(scoredChannels));
   const referenceOf = select(bar, "reference", "reference", () => skillReferences.map((b) => [b, modelText(b)]));
   const metricOf = select(bar, "skillMetric", "metric", skillMetrics);
   const names = legend(body);
   const [title, plot] = figure(body, "skill-plot");
   return () => {
+    const where = cellOf();
     const channel = channelOf();
     const reference = referenceOf();
     const metric = metricOf(channel, reference);
-    const of = (m) => content.skill[m]?.[reference]?.[channel]?.[metric];
+    const of = (m) => state.cell.skill[m]?.[reference]?.[channel]?.[metric];
     const shown = names(skillModels.filter((m) => of(m)));
     const formula = metric ? t("skillFormula", metricInfo(metric).short, modelText(reference)) : t("skillTitle");
-    title.textContent = `${formula} · ${channelText(channel)}`;
+    title.textContent = `${formula} · ${channelText(channel)}${where}`;
     if (!oneLead) return skillLines(plot, shown, of, t("skillAxis"));
     const row = (name) => {
       const [value, low, high] = ["value", "low", "high"].map((key) => of(name)[key]?.[0]);
@@ -181,13 +185,15 @@ function compareKnown(a, b) {
 section("table", scoredChannels.length, (body) => {
   const caption = body.querySelector(".caption");
   const bar = controls(body);
+  const cellOf = cellSelects(bar);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(scoredChannels));
   const metricOf = oneLead ? null : select(bar, "metric", "metric", metricOptions);
   const title = body.appendChild(el("p", { class: "tabletitle" }));
   const table = body.appendChild(el("div", { class: "scroll heads" }));
   return () => {
+    const where = cellOf();
     const channel = channelOf();
-    const names = modelsIn(content.scores).filter((m) => content.scores[m][channel]);
+    const names = modelsIn(content.scores).filter((m) => state.cell.scores[m][channel]);
     const metric = metricOf?.(channel);
     const columns = oneLead ? metricOptions(channel).map(([m]) => [m, leads[0]]) : leads.map((lead) => [metric, lead]);
     const used = columns.filter(([m, lead]) => names.some((name) => known(score(name, channel, m, lead))));
@@ -201,9 +207,10 @@ section("table", scoredChannels.length, (body) => {
       return { name, values, texts: values.map((v, i) => num(known(v) ? v / 10 ** units[i][0] : v)) };
     });
     caption.textContent = oneLead ? t("tableCaptionOne", leadText(leads[0])) : t("tableCaption");
-    title.textContent = oneLead
+    const what = oneLead
       ? channelText(channel)
       : `${axisTitle(metricInfo(metric).name, units[0]?.[1])} · ${channelText(channel)}`;
+    title.textContent = what + where;
     const heads = used.map(([m, lead], i) => (oneLead ? axisTitle(metricInfo(m).short, units[i][1]) : leadText(lead)));
     sortedTable(table, t("model"), heads, rows, (c, v) => badness(used[c][0], v));
   };

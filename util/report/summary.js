@@ -1,6 +1,6 @@
 // 概要：一句话、与基线之比的排名、各通道的 RMSE；评分卡。
 const score = (model, channel, metric, lead) =>
-  content.scores?.[model]?.[channel]?.[metric]?.[leads.indexOf(lead)] ?? null;
+  state.cell.scores?.[model]?.[channel]?.[metric]?.[leads.indexOf(lead)] ?? null;
 const scoredChannels = channels.map((c) => c.name).filter((c) => models.some((m) => content.scores?.[m.name]?.[c]));
 
 // 各通道「模型 RMSE / 基线 RMSE」的平均；只用两者都有的通道
@@ -56,7 +56,9 @@ function summaryRow(channel, names, lead) {
 
 section("summary", scoredChannels.length && metricOptions(...scoredChannels).some(([m]) => m === "rmse"), (body) => {
   const sentence = body.insertBefore(el("p", { class: "headline" }), body.querySelector(".caption"));
-  const leadOf = select(controls(body), "lead", "lead", () => leadOptions(leads));
+  const bar = controls(body);
+  const cellOf = cellSelects(bar);
+  const leadOf = select(bar, "lead", "lead", () => leadOptions(leads));
   const names = modelsIn(content.scores);
   const table = el("div", { class: "scroll tall heads" });
   const ranking = el("div", { class: "ranking" });
@@ -65,8 +67,9 @@ section("summary", scoredChannels.length && metricOptions(...scoredChannels).som
   if (pairs) body.append(say(el("p", { class: "note" }), () => t("pairs", integer(pairs))));
   for (const note of notes) body.append(say(el("p", { class: "note" }), () => phrase(note)));
   return () => {
+    const where = cellOf();
     const lead = leadOf();
-    sentence.textContent = (baselines.length && headline(lead)) || `${t("lead")} ${leadText(lead)}`;
+    sentence.textContent = ((baselines.length && headline(lead)) || `${t("lead")} ${leadText(lead)}`) + where;
     const heads = names.map((m) => th(breakable(modelText(m)), { class: "number" }));
     const rows = scoredChannels.map((channel) => summaryRow(channel, names, lead));
     fillTable(table, tr(th(t("channel")), th(t("unit")), ...heads), rows);
@@ -105,6 +108,7 @@ function cardCell(model, reference, channel, metric, lead) {
 
 section("scorecard", scoredChannels.length && cardMetrics().length && modelsIn(content.scores).length > 1, (body) => {
   const bar = controls(body);
+  const cellOf = cellSelects(bar);
   const names = modelsIn(content.scores);
   const options = (list) => list.map((m) => [m, modelText(m)]);
   const metricOf = select(bar, "cardMetric", "metric", cardMetrics);
@@ -118,9 +122,10 @@ section("scorecard", scoredChannels.length && cardMetrics().length && modelsIn(c
   const title = body.appendChild(el("p", { class: "tabletitle" }));
   const table = body.appendChild(el("div", { class: "scroll tall" }));
   return () => {
+    const where = cellOf();
     const [metric, model, reference] = [metricOf(), modelOf(), referenceOf()];
     const change = t("cardTitle", metricInfo(metric).name, modelText(reference));
-    title.textContent = `${change} · ${oneLead ? leadText(leads[0]) : modelText(model)}`;
+    title.textContent = `${change} · ${oneLead ? leadText(leads[0]) : modelText(model)}${where}`;
     const rivals = names.filter((m) => m !== reference).map((m) => [m, leads[0], modelText(m)]);
     const columns = oneLead ? rivals : leads.map((lead) => [model, lead, leadText(lead)]);
     const having = scoredChannels.filter((channel) => metricOptions(channel).some(([m]) => m === metric));

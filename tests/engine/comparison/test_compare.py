@@ -68,6 +68,7 @@ def write(
     members: int = 1,
     units: Sequence[str] = UNITS,
     grid: tuple[int, int] = (4, 8),
+    regions: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """models 的一部分写成一份评测：statistics.nc（标准化，float32）与 metrics.json。"""
     hours, hold = HOURS[rows], [LEADS[i] for i in leads]
@@ -80,10 +81,13 @@ def write(
     folder.mkdir(parents=True)
     shape = (len(models), len(hold), len(channels))
     with StatisticsFile(
-        folder / "statistics.nc", spec, list(models), hours, hold, np.full((len(channels), 0), np.nan), about
+        folder / "statistics.nc", spec, list(models), hours, hold, np.full((len(channels), 0), np.nan), about, regions
     ) as file:
         for model, values in models.items():
             part = {n: v[rows][:, leads][:, :, channels] / np.array(std) ** POWERS.get(n, 0) for n, v in values.items()}
+            if regions:  # 第 r 个区域的统计量是整个网格的 r + 2 倍
+                scales = np.arange(len(regions)) + 2
+                part |= {f"{n}_by_region": v[..., None] * scales for n, v in part.items() if n != "ssim"}
             file.write(0, {model: {n: v.astype(np.float32) for n, v in part.items()}})
         spectra = np.random.default_rng(len(models)).random((*shape, 4)) + 0.5
         file.add("spectrum", ("model", "prediction_timedelta", "channel", "wavenumber"), spectra)
@@ -238,6 +242,50 @@ def test_spectra_when_the_windows_are_the_same(tmp_path):
     assert not table["notes"]
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert '"spectra":{"label":"zonal wavenumber"' in page
+
+
+def test_regions_hours_and_a_scorecard(tmp_path):
+    """几份都有的区域、各有效钟点；评分卡对着一个运行，文件、图、页面里都有。"""
+    masks = {"north": np.arange(4)[:, None] + np.zeros(8) < 2, "east": np.zeros((4, 1)) + np.arange(8) > 3}
+    a = write(tmp_path / "A", "A", models(0.9), regions=masks)
+    b = write(tmp_path / "B", "B", models(0.8), regions={"south": ~masks["north"], "north": masks["north"]})
+    out = tmp_path / "out"
+    words = ["--runs", str(a), str(b), "--out", str(out), "--by", "hour", "--scorecard", "climatology"]
+    assert compare_command(words) == 0
+    table = json.loads((out / "comparison.json").read_text())
+    cells = {(cell["region"], cell["period"]): cell for cell in table["cells"]}
+    assert set(cells) == {
+        (r, p) for r in ("all", "north") for p in ("all", *(f"{h:02d} UTC" for h in (0, 6, 12, 18)))
+    } - {("all", "all")}
+    rows = np.flatnonzero((HOURS + 12) % 24 == 6)
+    wanted = rmse(physical("ar", 0.9), rows, 12, "b")
+    assert cells["all", "06 UTC"]["scores"]["A"]["b"]["rmse"][1] == pytest.approx(wanted, rel=1e-6)
+    north = cells["north", "all"]["scores"]
+    for name, place in (("A", 2), ("B", 3)):  # north 在两份里的次序不同
+        whole = table["scores"][name]["a"]["rmse"][0]
+        assert north[name]["a"]["rmse"][0] == pytest.approx(whole * np.sqrt(place), rel=1e-6)
+    cards = list(csv.DictReader((out / "scorecard.csv").read_text().splitlines()))
+    assert {card["reference"] for card in cards} == {"climatology"} and {card["model"] for card in cards} == {"A", "B"}
+    skill = cells["north", "06 UTC"]["skill"]["B"]["climatology"]["b"]["rmse"]
+    (card,) = (
+        c for c in cards
+        if [c[k] for k in ("model", "region", "period", "channel", "metric", "lead_hours")]
+        == ["B", "north", "06 UTC", "b", "rmse", "12"]
+    )  # fmt: skip
+    assert float(card["change"]) == -100 * skill["value"][1] and float(card["high"]) == -100 * skill["low"][1]
+    assert card["significant"] == "true"
+    names = {p.name for p in (out / "figures").iterdir()}
+    assert {"scorecard-1.png", "scorecard-2.png", "scorecard-1.pdf", "scorecard-2.pdf"} < names
+    page = (out / "report.html").read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    content = json.loads(found[1])
+    assert content["scorecard"] == "climatology" and len(content["cells"]) == len(cells)
+    assert content["reproduce"][0].endswith("--by hour --scorecard climatology")
+    assert compare_command(["--runs", str(a), str(b), "--out", str(out), "--scorecard", "B"]) == 0
+    assert set(json.loads((out / "comparison.json").read_text())["skill"]["A"]) == {"persistence", "climatology", "B"}
+    with pytest.raises(ValueError, match="--scorecard climatlogy: not among those compared; nearest: climatology"):
+        compare_command([*words[:-1], "climatlogy"])
 
 
 def test_a_baseline_run_is_that_baseline(tmp_path):
