@@ -118,7 +118,7 @@ def score_lead(
     （spectrum，模型或 truth）→ (C, K) 与（ranks，模型）→ (C, M + 1)：有效场之和。
     """
     found: Found = {}
-    pairs = pair_statistics(forecasts, truth, forecasts[CLIMATOLOGY][:, 0], weights, thresholds, cells)
+    pairs = pair_statistics(forecasts, truth, forecasts[CLIMATOLOGY][:, 0], weights, thresholds, cells=cells)
     for name, statistics in pairs.items():
         found["finite", name] = statistics["error"].isfinite().all(1)  # 真值总是有限的
         for key, values in statistics.items():

@@ -35,6 +35,7 @@ def pair_statistics(
     normal: Tensor,
     weights: Tensor,
     thresholds: Tensor,
+    *,
     cells: Cells | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """各模型一批预报的可平均统计量，每个 (B, C) float64，标准化单位；误差、SSIM、距平相关都取集合平均。

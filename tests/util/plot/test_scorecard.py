@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 
 from util.plot.scorecard import BAD, FULL_CHANGE, GOOD, SIZES, marker_size, save_scorecards, scorecard_figures
 from util.scores.scorecard import Card, make_cards, write_cards
@@ -68,15 +70,14 @@ def test_triangles_point_to_the_better() -> None:
     cards = cards_of(2, 1, 3)
     (figure,) = scorecard_figures(cards, "title")
     (axes,) = figure.axes
-    from matplotlib.colors import to_hex
-
     found = {}
     for group in axes.collections:
+        assert isinstance(group, PathCollection)
         sizes, offsets = np.atleast_1d(group.get_sizes()), np.asarray(group.get_offsets())
-        up = group.get_paths()[0].vertices[:, 1].argmax() == 0  # 第一个顶点是尖
+        up = np.asarray(group.get_paths()[0].vertices)[:, 1].argmax() == 0  # 第一个顶点是尖
         for (x, y), size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            filled = to_hex(group.get_facecolor()[0]) != "#ffffff"
-            found[int(x), int(y)] = (up, filled, size, to_hex(group.get_edgecolor()[0]))
+            filled = to_hex(np.asarray(group.get_facecolor())[0]) != "#ffffff"
+            found[int(x), int(y)] = (up, filled, size, to_hex(np.asarray(group.get_edgecolor())[0]))
     assert len(found) == 6
     for card in cards:
         assert card.change is not None

@@ -145,7 +145,7 @@ def test_statistics_by_region_are_loops(members: int) -> None:
     limits = torch.tensor([[0.3, math.nan], [math.nan, -0.2]], dtype=torch.float64)
     given = (torch.from_numpy(truth), torch.from_numpy(normal), weights, limits)
     models = {"m": torch.from_numpy(forecast)}
-    found = pair_statistics(models, *given, make_cells(torch.from_numpy(masks), weights))["m"]
+    found = pair_statistics(models, *given, cells=make_cells(torch.from_numpy(masks), weights))["m"]
     plain = pair_statistics(models, *given)["m"]
     assert all(torch.equal(found[key].nan_to_num(9), plain[key].nan_to_num(9)) for key in plain)
     regional = {key.removesuffix(BY_REGION): v.numpy() for key, v in found.items() if key.endswith(BY_REGION)}
@@ -186,6 +186,6 @@ def test_a_region_of_everything_is_the_whole_grid() -> None:
     rng, weights = np.random.default_rng(1), latitude_weights((60.0, 20.0, -20.0, -60.0))
     forecast, truth, normal = (torch.from_numpy(rng.normal(size=(2, 3, 4, 5)).astype(np.float32)) for _ in range(3))
     cells = make_cells(torch.ones(1, 4, 5, dtype=torch.bool), weights)
-    found = pair_statistics({"m": forecast[:, None]}, truth, normal, weights, torch.zeros(3, 1), cells)["m"]
+    found = pair_statistics({"m": forecast[:, None]}, truth, normal, weights, torch.zeros(3, 1), cells=cells)["m"]
     for key in [key for key in found if not key.endswith(BY_REGION) and key != "ssim"]:
         torch.testing.assert_close(found[f"{key}{BY_REGION}"][..., 0], found[key], rtol=1e-6, atol=1e-9)
