@@ -1,10 +1,10 @@
-"""评测的内存与速度：`python -m benchmarks.evaluation [--windows 1000 4000] [--rounds 3] [key=value ...]`。
+"""评测的内存与速度：`python -m benchmarks.evaluation [--windows 1000 4000] [--members 1] [key=value ...]`。
 
 在示例数据上造一个没有训练过的 quickstart 模型，评测不同个数的窗口。
 
 * 内存：每次一个子进程，量它的峰值匿名内存（RssAnon）；读取在主进程里（workers = 0），所以量到的就是全部。
-* 时间：同一个进程里轮流评测最少的那些窗口，不存场、存 NetCDF、存 Zarr；取中位数。与其中预报用去的相比：
-  计分的循环是它的几倍，存场又多出几倍。
+* 时间：同一个进程里轮流评测最少的那些窗口，不存场、存 NetCDF、存 Zarr、不存而问 --events；取中位数。与预报用去的相比：
+  计分的循环是它的几倍，存场又多出几倍，--events 又多出几成。--members 的成员是初值扰动的。
 """
 
 from __future__ import annotations
@@ -39,24 +39,34 @@ CONFIG = "config/quickstart.yaml"
 FIRST_DAY = "1979-01-01"
 SAMPLE_SECONDS = 0.02
 SAVES = ((), ("netcdf",), ("zarr",))
+EVENTS = ("events",)  # 不存场，问 --events
+PERTURB = 0.05
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--windows", nargs="+", type=int, default=[1000, 4000], help="windows to evaluate")
     parser.add_argument("--rounds", type=int, default=3, help="take turns this often")
+    parser.add_argument("--members", type=int, default=1, help="members of the evaluated model, perturbed")
+    parser.add_argument("--events", action="store_true", help="memory with --events")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"overrides of {CONFIG}")
     args = parser.parse_intermixed_args()
+    more = [*("--members", str(args.members), "--perturb", str(PERTURB))] if args.members > 1 else []
+    more += ["--events"] if args.events else []
     print(f"{'windows':>8} {'RssAnon MiB':>12} {'seconds':>8} {'windows/s':>10}")
     peaks = []
     for windows in args.windows:
         with tempfile.TemporaryDirectory() as folder:
-            peak, seconds = evaluate(train(windows, args.overrides, Path(folder)), Path(folder))
+            peak, seconds = evaluate(train(windows, args.overrides, Path(folder)), Path(folder), more)
         peaks.append(peak)
         print(f"{windows:>8} {peak / 1024:>12.1f} {seconds:>8.1f} {windows / seconds:>10.1f}", flush=True)
     print(f"largest / smallest RssAnon: {max(peaks) / min(peaks):.3f}")
     with tempfile.TemporaryDirectory() as folder:
-        print("\n".join(aligned(shares(train(min(args.windows), args.overrides, Path(folder)), args.rounds))))
+        print(
+            "\n".join(
+                aligned(shares(train(min(args.windows), args.overrides, Path(folder)), args.rounds, args.members))
+            )
+        )
     return 0
 
 
@@ -82,12 +92,12 @@ def train(windows: int, overrides: list[str], folder: Path) -> Path:
     return folder / "bench/best.ckpt"
 
 
-def evaluate(checkpoint: Path, folder: Path) -> tuple[int, float]:
+def evaluate(checkpoint: Path, folder: Path, more: list[str]) -> tuple[int, float]:
     """整个 evaluate.py；返回峰值 RssAnon（KiB）与用时（秒）。"""
     log = folder / "output.txt"
     with log.open("w") as file:
         begin = time.perf_counter()
-        command = [sys.executable, "evaluate.py", "--checkpoint", str(checkpoint), "--out", str(folder / "out")]
+        command = [sys.executable, "evaluate.py", "--checkpoint", str(checkpoint), "--out", str(folder / "out"), *more]
         process = subprocess.Popen(command, stdout=file, stderr=file)
         peak = 0
         while process.poll() is None:
@@ -98,29 +108,34 @@ def evaluate(checkpoint: Path, folder: Path) -> tuple[int, float]:
     return peak, time.perf_counter() - begin
 
 
-def shares(checkpoint: Path, rounds: int) -> list[list[str]]:
+def shares(checkpoint: Path, rounds: int, members: int) -> list[list[str]]:
     """表：一个进程里，各种存法的窗口/秒，与预报自己相比。"""
     content = load_checkpoint(checkpoint)
     config = checkpoint_config(content, str(checkpoint))
     fabric = make_evaluation_fabric(config)
     model, _ = load_forecaster(content, fabric.device)
     assert can_forecast(model)
-    task = make_task(model, open_data(config.data), config, Options(), fabric)
+    options = Options(members=members, perturb=PERTURB if members > 1 else 0.0, events="")
+    task = make_task(model, open_data(config.data), config, options, fabric)
     trained = Trained("bench", str(checkpoint), 0, Progress(**content["progress"]))
     loop(task, (), trained, fabric)  # 预热
-    turns = [{save: loop(task, save, trained, fabric) for save in SAVES} for _ in range(rounds)]
+    kinds = (*SAVES, EVENTS)
+    turns = [{kind: loop(task, kind, trained, fabric) for kind in kinds} for _ in range(rounds)]
     alone = statistics.median(forecasts for turn in turns for _, forecasts in turn.values())
     rows = [["", "windows/s", "of the forecasts' time"], ["forecasts alone", f"{len(task.starts) / alone:.1f}", "1"]]
-    for save in SAVES:
+    for save in kinds:
         total = statistics.median(turn[save][0] for turn in turns)
         ratio = statistics.median(turn[save][0] / turn[save][1] for turn in turns)
-        rows.append([f"scored, {' '.join(save) or 'nothing'} saved", f"{len(task.starts) / total:.1f}", f"{ratio:.2f}"])
+        what = "events, nothing" if save == EVENTS else " ".join(save) or "nothing"
+        rows.append([f"scored, {what} saved", f"{len(task.starts) / total:.1f}", f"{ratio:.2f}"])
     return rows
 
 
 def loop(task: Task, save: tuple[str, ...], trained: Trained, fabric: Fabric) -> tuple[float, float]:
     """走一遍：(全部的秒数, 其中各模型的预报)。"""
-    task = replace(task, options=replace(task.options, save=save))
+    asked = save == EVENTS
+    options = replace(task.options, save=() if asked else save)
+    task = replace(task, options=options, verifier=task.verifier if asked else None)
     origin = provenance_of(task, trained)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()

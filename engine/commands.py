@@ -194,6 +194,11 @@ def evaluate_parser() -> argparse.ArgumentParser:
         help="events for the Brier score, in physical units, e.g. t2m=273.15 tp=0.001,0.005",
     )  # fmt: skip
     parser.add_argument(
+        "--events", nargs="?", const="", metavar="YAML",
+        help="also score events (climatological quantiles, --thresholds: reliability, ROC, economic value, CSI, ETS, "
+        "SEDI, FSS), SEEPS, tails, energy and variogram scores, spherical spectra, drift; YAML changes the defaults",
+    )  # fmt: skip
+    parser.add_argument(
         "--points",
         nargs="+",
         default=[],
@@ -239,6 +244,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         points=tuple(args.points),
         regions=args.regions,
         by=tuple(dict.fromkeys(args.by)),
+        events=args.events,
         set=tuple(args.set),
         overrides=tuple(args.overrides),
         verify=not args.no_verify,

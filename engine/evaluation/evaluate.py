@@ -6,6 +6,8 @@ import logging
 import os
 import shlex
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 from engine.device import peak_memory, reset_peak_memory
-from engine.evaluation.baselines import fit_baselines
+from engine.evaluation.baselines import CLIMATOLOGY, fit_baselines
 from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.metrics_file import Provenance, Result
@@ -21,12 +23,16 @@ from engine.evaluation.page import Facts, Page, Spectra, add_scores, make_page
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.saved_fields import open_zarr
 from engine.evaluation.scoring import score
-from engine.evaluation.task import Options, Task, find_starts, threshold_tensor
+from engine.evaluation.task import Options, Task, find_starts, standardize_thresholds, threshold_tensor
 from engine.forecasting.members import check_members
 from engine.loading import Content, check_same_data, checkpoint_config, load_forecaster
 from engine.one_pass import Check
 from engine.parallel import check_launch, environment, from_main
 from engine.progress import Progress
+from engine.verification.climate import climate_cache, load_climate
+from engine.verification.page import drift_figures, drift_page, event_figures
+from engine.verification.settings import Events, read_events
+from engine.verification.verifier import Verifier, make_verifier
 from models.interface import ForecastModel, can_forecast
 from util.atomic import reserved
 from util.config import RunConfig, eval_batch_size
@@ -114,11 +120,22 @@ def make_task(
     steps = options.steps or spec.frames_out
     starts = find_starts(data, options.split, steps, options.stride)
     thresholds = threshold_tensor(options.thresholds, spec)
+    events = None if options.events is None else read_events(options.events)
     regions = read_regions(options.regions, spec) if options.regions else {}
     glimpse = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
     batch_size = eval_batch_size(config)
     models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
-    return Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds, regions)
+    task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds, regions)
+    return task if events is None else replace(task, verifier=task_verifier(task, events, fabric, check))
+
+
+def task_verifier(task: Task, events: Events, fabric: Fabric, check: Check) -> Verifier:
+    """--events 问的；气候由零号进程看训练的数据估计，别的进程读它存下的。"""
+    spec, climatology = task.spec, task.models[CLIMATOLOGY]
+    fit = partial(climate_cache, task.data, climatology, events, task.batch_size, check)
+    climate = load_climate(from_main(fabric, fit))
+    thresholds = standardize_thresholds(task.thresholds, spec)
+    return make_verifier(events, spec, climate, thresholds, task.options.thresholds or {}, fabric.device)
 
 
 def provenance_of(task: Task, trained: Trained) -> Provenance:
@@ -145,7 +162,9 @@ def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[P
     page = add_scores(page, task, result, seen, out / "statistics.nc")
     write_report(report, as_json(page))
     log.info("report: %s", report)
-    return draw_scores(result, page, out / "figures") + draw_cards(result, out)
+    figures = out / "figures"
+    paths = draw_scores(result, page, figures) + draw_events(result, page, seen.task.steps, figures)
+    return paths + draw_cards(result, out)
 
 
 def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
@@ -168,6 +187,19 @@ def draw_cards(result: Result, out: Path) -> list[Path]:
         write_cards(out / "scorecard.csv", [card for some in cards.values() for card in some])
     stems = {base: out / "figures" / f"scorecard-{base}" for base in cards}
     return [path for base, some in cards.items() for path in save_scorecards(some, "rmse", stems[base])]
+
+
+def draw_events(result: Result, page: Page, steps: int, folder: Path) -> list[Path]:
+    """--events 的图：事件的几条曲线，球谐谱，滚动时的漂移。"""
+    assert page.models is not None
+    baselines = {line.name for line in page.models if line.role == "baseline"}
+    figures = event_figures(page.events, baselines) if page.events else {}
+    if page.sphere is not None:
+        figures["spherical_spectra"] = draw_spectra(page.sphere, result.units, baselines)
+    if result.events is not None and steps > 1:
+        drift = drift_page(result.events)
+        figures |= drift_figures(drift, result.lead_hours, result.units, baselines)
+    return [path for name, drawn in figures.items() for path in save_figures(drawn, folder / name)]
 
 
 def draw_spectra(spectra: Spectra, units: dict[str, str], baselines: set[str]) -> list[Figure]:
@@ -256,6 +288,8 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         words += ["--points", *options.points]
     words += ["--regions", str(options.regions)] if options.regions else []
     words += ["--by", *options.by] if options.by else []
+    if options.events is not None:
+        words += ["--events", *([options.events] if options.events else [])]
     if options.set:
         words += ["--set", *options.set]
     words += ["--overwrite"] if options.overwrite else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.verification.record import EventScores
 from util.files.bounded import read_json
 from util.files.records import Record, read_record
 from util.scores.table import Cell, Numbers, ScoreTable
@@ -45,14 +46,26 @@ class Cost:
     training_device: str | None = None
 
 
+@dataclass(frozen=True)
+class BlowUp:
+    """滚着滚着不再有限的一次预报：起报时间（UTC），头一个这样的时效。"""
+
+    model: str
+    initial_time: str
+    lead_hours: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores(ScoreTable):
     """由 statistics.nc 得来的全部成绩。
 
     rank_histogram: 通道 → 时效 → M + 1 个份额，只有集合有；cells: 各区域、各段时间的，给了 --regions、--by 才有。
+    events: --events 才有；blown_up: 有才有，从那个时效起不在任何成绩里。
     """
 
     rank_histogram: dict[str, list[Numbers]] | None = None
+    events: EventScores | None = None
+    blown_up: list[BlowUp] | None = None
     spectrum_label: str
     cells: list[Cell] | None = None
 

@@ -19,6 +19,7 @@ from engine.evaluation.metrics_file import Cost, Result
 from engine.evaluation.page_fields import Coast, Maps, Phrase, Series, make_coast, make_maps, make_series, numbers
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
+from engine.verification.page import Drift, EventsPage, drift_page, events_page
 from engine.versions import versions
 from util.calendar import time_text
 from util.config import RunConfig
@@ -142,6 +143,9 @@ class Page:
     scorecard: str | None = None  # 分区评分卡先对着哪个模型
     ranks: dict[str, list[Numbers]] | None = None  # 通道 → 时效 → M + 1 个份额
     spectra: Spectra | None = None
+    sphere: Spectra | None = None
+    events: EventsPage | None = None
+    drift: Drift | None = None
     series: Series | None = None
     maps: Maps | None = None
     coast: Coast | None = None
@@ -188,9 +192,20 @@ def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_pa
         contenders = [Contender(name, statistics, name) for name in task.models]
         channels = [task.spec.channels[c] for c in task.glimpse.channels]
         spectra = make_spectra(result.spectrum_label, contenders, channels, task.glimpse.leads)
+        sphere = make_sphere(contenders, channels, task.glimpse.leads) if task.verifier else None
         maps = make_maps(task, seen, statistics)
     shown = page_leads(result, result.cells)
     page = add_cells(add_table(page, result, shown), result, result.cells, shown)
+    if task.verifier and result.events:
+        glimpse = task.glimpse
+        page = replace(
+            page,
+            sphere=sphere,
+            events=events_page(
+                task.verifier.asked, task.spec, seen.events, [*task.models], glimpse.channels, glimpse.leads
+            ),
+            drift=drift_page(result.events, shown) if task.steps > 1 else None,
+        )
     return replace(
         page,
         facts=[*score_facts(task, result, len(shown)), *page.facts],
@@ -329,6 +344,28 @@ def make_spectra(label: str, contenders: Sequence[Contender], channels: Sequence
         wavenumber=list(range(1, len(truth[channels[0]][0]) + 1)),
         truth=truth,
         models={c.label: of(c) for c in contenders},
+    )
+
+
+def make_sphere(contenders: Sequence[Contender], channels: Sequence[str], leads: Sequence[int]) -> Spectra | None:
+    """球谐谱，物理单位；不是整个地球时没有。"""
+    file = contenders[0].file
+
+    def of(name: str) -> dict[str, list[Numbers]]:
+        values = file.result(f"spherical_spectrum_{name}")
+        assert values is not None
+        places = {c: file.channels.index(c) for c in channels}
+        return {c: [numbers(values[lead, i] * file.std[i] ** 2, 4) for lead in leads] for c, i in places.items()}
+
+    if file.result("spherical_spectrum_truth") is None:
+        return None
+    truth = of("truth")
+    return Spectra(
+        label="total wavenumber",
+        lead_hours=[int(file.leads[lead]) for lead in leads],
+        wavenumber=list(range(1, len(truth[channels[0]][0]) + 1)),
+        truth=truth,
+        models={c.label: of(c.model) for c in contenders},
     )
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from engine.evaluation.metrics_file import Provenance, Result, Scores
+from engine.evaluation.baselines import CLIMATOLOGY
+from engine.evaluation.metrics_file import BlowUp, Provenance, Result, Scores
 from engine.evaluation.saved_fields import open_savers, remove_others
-from engine.evaluation.task import Pair, Scored, Task
+from engine.evaluation.task import BlownUp, Pair, Scored, Task
+from engine.verification.result import SPECTRUM_FLOOR, csv_lines, event_scores, event_variables
 from util.atomic import replacing
+from util.calendar import time_text
 from util.cli import number
 from util.files.records import as_json
 from util.scores.cells import tabulate_cells
@@ -24,8 +28,9 @@ from util.scores.statistics_file import Statistics, StatisticsFile
 from util.scores.table import ScoreTable
 from util.scores.tabulate import plain, tabulate, write_csv
 
+log = logging.getLogger("ar_pred")
 Table = TypeVar("Table", bound=ScoreTable)
-SPECTRUM_FLOOR = 1e-8  # 真值的功率低于总量的这一份，只是舍入的噪声
+LINES_SHOWN = 20
 
 
 class Seen:
@@ -35,6 +40,8 @@ class Seen:
         self.task = task
         self.spectra: dict[str, np.ndarray] = {}
         self.ranks: np.ndarray | None = None
+        self.events: dict[tuple[str, str], np.ndarray] = {}
+        self.blown_up: list[BlownUp] = []
         self.series: list[Pair] = []
         self.pictures: dict[int, Pair] = {}
         self.seconds: dict[str, float] = {}
@@ -46,9 +53,12 @@ class Seen:
             self.spectra[name] = self.spectra.get(name, 0) + total
         if scored.ranks is not None:
             self.ranks = scored.ranks if self.ranks is None else self.ranks + scored.ranks
-        square = scored.statistics[self.task.judged]["square"]  # (B, L, C)
-        count = len(square)
-        self.counts += np.isfinite(square).sum(0)
+        for key, total in scored.events.items():
+            self.events[key] = self.events.get(key, 0) + total
+        self.blown_up += scored.blown_up
+        squares = np.stack([one["square"] for one in scored.statistics.values()])  # (models, B, L, C)
+        count = squares.shape[1]
+        self.counts += np.isfinite(squares).all(0).sum(0)
         rows = self.task.glimpse.series_rows
         chosen = [i for i in range(count) if scored.row + i in rows]
         self.series.append(Pair(*(values[chosen] for values in scored.series)))
@@ -91,7 +101,7 @@ def write_statistics(task: Task, stream: Iterable[Scored], out: Path, origin: Pr
         finish_statistics(file, task, seen)
     remove_others(task, out)
     with Statistics(path) as statistics:
-        return make_scores(task, statistics), seen
+        return add_events(task, make_scores(task, statistics), seen), seen
 
 
 def finish_statistics(file: StatisticsFile, task: Task, seen: Seen) -> None:
@@ -104,6 +114,9 @@ def finish_statistics(file: StatisticsFile, task: Task, seen: Seen) -> None:
         file.add("spectrum_truth", ("prediction_timedelta", "channel", "wavenumber"), truth)
         if seen.ranks is not None:
             file.add("rank_histogram", ("prediction_timedelta", "channel", "bin"), seen.ranks / counts)
+    if task.verifier:
+        for name, dims, values in event_variables(task.verifier.asked, seen.events, seen.counts, list(task.models)):
+            file.add(name, dims, values)
 
 
 def make_scores(task: Task, statistics: Statistics) -> Scores:
@@ -118,6 +131,22 @@ def make_scores(task: Task, statistics: Statistics) -> Scores:
     label = "zonal wavenumber" if task.spec.closes_circle else "half waves over the domain"
     cells = tabulate_cells(contenders, baselines, by=task.options.by) or None
     return Scores(**vars(table), rank_histogram=histogram, spectrum_label=label, cells=cells)
+
+
+def add_events(task: Task, scores: Scores, seen: Seen) -> Scores:
+    """--events 的成绩；爆掉的预报，一次一行。"""
+    if task.verifier:
+        found = event_scores(
+            task.verifier.asked, task.spec, seen.events, seen.counts, seen.spectra, scores, base=CLIMATOLOGY
+        )
+        scores = replace(scores, events=found)
+    leads = task.spec.leads(task.steps)
+    lost = [BlowUp(name, time_text(int(task.init_hours[row])), leads[lead]) for name, row, lead in seen.blown_up]
+    for name, init, lead in map(astuple, lost[:LINES_SHOWN]):
+        log.warning("%s blew up: the forecast from %s UTC holds non-finite values from +%d h on", name, init, lead)
+    if len(lost) > LINES_SHOWN:
+        log.warning("... and %d more forecasts blew up, see blown_up in metrics.json", len(lost) - LINES_SHOWN)
+    return replace(scores, blown_up=lost or None)
 
 
 def add_spectral_distance(table: Table, contenders: Iterable[Contender]) -> Table:
@@ -143,7 +172,8 @@ def write_result(out: Path, result: Result) -> Path:
     target = out / "metrics.json"
     with replacing(target) as temporary:
         temporary.write_text(json.dumps(as_json(result), indent=1, allow_nan=False), encoding="utf-8")
-    write_csv(out / "metrics.csv", result, result.cells)
+    more = csv_lines(result.events) if result.events else ()
+    write_csv(out / "metrics.csv", result, result.cells, more)
     return target
 
 

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from engine.device import Span, elapsed, now
 from engine.evaluation.baselines import CLIMATOLOGY
 from engine.evaluation.kept import Kept
-from engine.evaluation.task import Scored, Task, standardize_thresholds
+from engine.evaluation.task import BlownUp, Scored, Task, standardize_thresholds
 from engine.forecasting.members import Ensemble, ensemble
 from engine.one_pass import Check
 from engine.parallel import together
+from engine.verification.verifier import SUMS
 from util.batch import Batch, DataSpec
 from util.calendar import time_text
 from util.data.batches import split_batches
@@ -81,13 +82,15 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     rolls = {name: timed(roll_model(task, name, batch), spans[name], device) for name in task.models}
     found: list[Found] = []  # 各时效的
     kept = Kept(task, row, len(batch.time), weights)
+    alive = {name: torch.ones(len(batch.time), dtype=torch.bool, device=device) for name in task.models}
     for lead in range(task.steps):
         truth, valid = batch.future[:, lead], batch.valid[:, spec.frames_in + lead]  # (B, C, H, W)、(B, C)
         forecasts = {name: next(roll) for name, roll in rolls.items()}  # 各 (B, M, C, H, W)
-        found.append(score_lead(task, forecasts, truth, valid, weights, thresholds, cells))
+        found.append(score_lead(task, forecasts, truth, valid, weights, thresholds, cells, alive))
         kept.take(lead, forecasts[task.judged], truth.masked_fill(~valid[..., None, None], float("nan")))
     results = fetch({key: torch.stack([one[key] for one in found]) for key in found[0]})
-    check_finite({name: results["finite", name] for name in task.models}, batch.time[:, spec.frames_in - 1], spec)
+    finite = {name: results["finite", name] for name in task.models}
+    check_finite(finite, batch.time[:, spec.frames_in - 1], spec)
     statistics: dict[str, dict[str, np.ndarray]] = {name: {} for name in task.models}
     for name, key in (key for key in results if key[0] in statistics):
         statistics[name][key] = results[name, key].swapaxes(0, 1)  # (B, L, C[, R])
@@ -96,6 +99,8 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
         statistics,
         {name: results["spectrum", name] for name in ("truth", *task.models)},
         results.get(("ranks", task.judged)),
+        {key: values for key, values in results.items() if key[0] in SUMS},
+        [BlownUp(name, row + i, lead) for name, good in finite.items() for i, lead in first_lost(good)],
         kept.series(),
         kept.pictures(),
         kept.fields(batch),
@@ -111,25 +116,36 @@ def score_lead(
     weights: Tensor,
     thresholds: Tensor,
     cells: Cells | None,
+    alive: dict[str, Tensor],
 ) -> Found:
     """一批的一个时效；forecasts: 各 (B, M, C, H, W)；truth: (B, C, H, W)；valid: (B, C)。
 
-    （模型，统计量）→ (B, C) 或 (B, C, R)，无效的场为 NaN；（finite，模型）→ (B,)，预报处处有限；
-    （spectrum，模型或 truth）→ (C, K) 与（ranks，模型）→ (C, M + 1)：有效场之和。
+    （模型，统计量）→ (B, C) 或 (B, C, R)，无效的场为 NaN；（finite，模型）→ (B,)，预报到这个时效为止处处有限；
+    （spectrum，模型或 truth）→ (C, K)、（ranks，模型）→ (C, M + 1) 与 Verifier.lead 的各种和：大家都有效的场之和。
+
+    Args:
+        alive: 模型 → (B,)，到上一个时效为止处处有限；这里改成到这个时效为止。
     """
     found: Found = {}
-    pairs = pair_statistics(forecasts, truth, forecasts[CLIMATOLOGY][:, 0], weights, thresholds, cells=cells)
+    normal = forecasts[CLIMATOLOGY][:, 0]
+    pairs = pair_statistics(forecasts, truth, normal, weights, thresholds, cells=cells)
     for name, statistics in pairs.items():
-        found["finite", name] = statistics["error"].isfinite().all(1)  # 真值总是有限的
-        for key, values in statistics.items():
-            lost = ~valid.view(*valid.shape, *[1] * (values.ndim - 2))
-            found[name, key] = values.masked_fill(lost, float("nan"))
-    keep = valid.double()[..., None]
+        square = statistics["square"].float()  # 文件里是单精度，那里放不下的也是爆掉；真值总是有限的
+        alive[name] = found["finite", name] = alive[name] & square.isfinite().all(1)
+    keep = valid & torch.stack([*alive.values()]).all(0)[:, None]  # 大家都有效的场，(B, C)
+    asked = task.verifier.lead(forecasts, truth, normal, keep) if task.verifier else {}
+    for name in forecasts:
+        scored = pairs[name] | {key: values for (model, key), values in asked.items() if model == name}
+        lost = ~(valid & alive[name][:, None])
+        for key, values in scored.items():
+            found[name, key] = values.masked_fill(lost.view(*lost.shape, *[1] * (values.ndim - 2)), float("nan"))
+    found |= {key: values for key, values in asked.items() if key[0] in SUMS}
     for name, fields in {"truth": truth[:, None], **forecasts}.items():
         power = zonal_spectrum(fields, weights, task.spec.closes_circle).mean(1)  # (B, C, K)
-        found["spectrum", name] = (power * keep).sum(0)
+        found["spectrum", name] = power.where(keep[..., None], 0.0).sum(0)
     if task.options.members > 1:
-        found["ranks", task.judged] = (rank_counts(forecasts[task.judged], truth, weights) * keep).sum(0)
+        ranks = rank_counts(forecasts[task.judged], truth, weights)
+        found["ranks", task.judged] = ranks.where(keep[..., None], 0.0).sum(0)
     return found
 
 
@@ -159,10 +175,15 @@ def timed(frames: Iterator[Tensor], spans: list[Span], device: torch.device) -> 
 
 
 def check_finite(finite: Mapping[str, np.ndarray], init: Tensor, spec: DataSpec) -> None:
-    """预报必须处处有限；finite: 模型 → (L, B)；init (B,) 是起报时间。"""
-    for lead, hours in enumerate(spec.leads(len(next(iter(finite.values()))))):
+    """模型的第一次预报必须处处有限，滚下去的才可能爆掉；finite: 模型 → (L, B)；init (B,) 是起报时间。"""
+    for lead, hours in enumerate(spec.leads(min(spec.frames_out, len(next(iter(finite.values())))))):
         for name, good in finite.items():
             if not good[lead].all():
                 hour = int(init[int(good[lead].argmin())])
                 made = f"{name}: the forecast from {time_text(hour)} UTC"
                 raise ValueError(f"{made} holds non-finite values at +{hours} h")
+
+
+def first_lost(finite: np.ndarray) -> list[tuple[int, int]]:
+    """(L, B) → 爆掉的各窗口与它头一个不是处处有限的时效。"""
+    return [(i, int(finite[:, i].argmin())) for i in np.flatnonzero(~finite.astype(bool).all(0)).tolist()]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.evaluation.glimpse import Glimpse
+from engine.verification.verifier import Verifier
 from models.interface import ForecastModel
 from util.batch import DataSpec
 from util.data.batches import all_starts
@@ -24,6 +25,7 @@ class Options:
     """一次评测的选项，与命令行同名。
 
     thresholds: 通道 → 物理单位的阈值；regions: 分区评分的 YAML；by: season、month、hour；
+    events: 事件的 YAML，空的是全部缺省，None 不问；
     set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config；
     verify: 检查点核对校验和；compile: 模型的块编译了再走。
     """
@@ -40,6 +42,7 @@ class Options:
     points: tuple[str, ...] = ()
     regions: Path | None = None
     by: tuple[str, ...] = ()
+    events: str | None = None
     set: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     verify: bool = True
@@ -61,6 +64,7 @@ class Task:
     glimpse: Glimpse
     thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
     regions: Mapping[str, np.ndarray]  # 名字 → (H, W) bool
+    verifier: Verifier | None = None
 
     @property
     def spec(self) -> DataSpec:
@@ -89,6 +93,14 @@ class Fields(NamedTuple):
     history: np.ndarray | None  # (B, T_in, C, H, W)，要存 npy 时才有
 
 
+class BlownUp(NamedTuple):
+    """滚着滚着不再有限的一次预报：起报时间的序号，头一个这样的时效的序号。"""
+
+    model: str
+    row: int
+    lead: int
+
+
 class Scored(NamedTuple):
     """一批窗口的结果，都在内存里；row 是第一个窗口的序号。"""
 
@@ -96,6 +108,8 @@ class Scored(NamedTuple):
     statistics: dict[str, dict[str, np.ndarray]]  # 模型 → 统计量 → (B, L, C) 或各区域的 (B, L, C, R)，无效的场为 NaN
     spectra: dict[str, np.ndarray]  # 模型与 truth → (L, C, K) 有效场之和
     ranks: np.ndarray | None  # (L, C, M + 1) 有效场之和
+    events: dict[tuple[str, str], np.ndarray]  # （哪一种和，模型或 truth）→ (L, C, …)，见 Verifier.lead
+    blown_up: list[BlownUp]
     series: Pair  # (B, L', C', P)
     pictures: dict[int, Pair]  # 起报时间的序号 → (L', C', h, w)
     fields: Fields | None  # 什么也不存时没有

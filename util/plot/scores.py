@@ -39,7 +39,7 @@ def scores_figure(
         baselines: rmse 里的哪些是基线。
         published: 哪些是别人发表的：通道、时效可以不全，只有几个时效的连成细线。
     """
-    looks = _looks(rmse, baselines, published)
+    looks = model_looks(rmse, baselines, published)
     lacking = [float("nan")] * len(lead_hours)
     exponents = {c: _exponent([rmse[name].get(c, lacking) for name in rmse]) for c in units}
     corners = {channel: pretty_unit(unit, exponents[channel]) for channel, unit in units.items()}
@@ -69,11 +69,11 @@ def scores_figure(
 
     if len(lead_hours) == 1:
         height, left = PANEL_TITLE + BAR_HEIGHT * len(looks), LETTER * max(map(len, looks))
-        return _pages(corners, f"RMSE, +{lead_hours[0]} h", "", draw_bars, height, left)
+        return panels(corners, f"RMSE, +{lead_hours[0]} h", "", draw_bars, height, left)
     if len(lead_hours) <= MOST_MARKERS:
         own = [name for name in looks if name not in baselines and name not in published]
         looks |= {name: {**looks[name], "marker": "o"} for name in own}
-    return _pages(corners, "RMSE by lead time", "lead time, h", draw_lines)
+    return panels(corners, "RMSE by lead time", "lead time, h", draw_lines)
 
 
 def spectra_figure(
@@ -97,7 +97,7 @@ def spectra_figure(
         baselines: models 里的哪些是基线。
     """
     spectra = {"truth": truth, **models}
-    looks = {"truth": {"color": INK, "linewidth": 1.8}, **_looks(models, baselines)}
+    looks = {"truth": {"color": INK, "linewidth": 1.8}, **model_looks(models, baselines)}
 
     def draw(axes: Axes, channel: str) -> None:
         for name, look in looks.items():
@@ -105,7 +105,7 @@ def spectra_figure(
             axes.loglog(wavenumber, np.where(power > 0, power, np.nan), label=name, **look)
         _log_ticks(axes)
 
-    return _pages({c: _squared(units[c]) for c in truth}, f"Power spectra, +{lead_hours} h", label, draw)
+    return panels({c: _squared(units[c]) for c in truth}, f"Power spectra, +{lead_hours} h", label, draw)
 
 
 def ranks_figure(ranks: Values, lead_hours: int) -> list[Figure]:
@@ -127,10 +127,10 @@ def ranks_figure(ranks: Values, lead_hours: int) -> list[Figure]:
         axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=True))
 
     corners = dict.fromkeys(ranks, "share")
-    return _pages(corners, f"Rank histograms, +{lead_hours} h", "members below the truth", draw)
+    return panels(corners, f"Rank histograms, +{lead_hours} h", "members below the truth", draw)
 
 
-def _looks(
+def model_looks(
     names: Collection[str], baselines: Collection[str], published: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """每个模型的线：模型依次取色，基线灰色虚线，发表的是带空心记号的细点线，颜色、记号轮着来。"""
@@ -151,7 +151,7 @@ def _looks(
     return looks
 
 
-def _pages(
+def panels(
     corners: Mapping[str, str],
     title: str,
     label: str,

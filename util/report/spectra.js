@@ -1,7 +1,5 @@
-// 纬向波数功率谱与秩直方图。
-const spectra = content.spectra;
-
-function spectrumTrace([name, style, values], unit) {
+// 功率谱（纬向波数的，--events 时还有总波数的）与秩直方图。
+function spectrumTrace(spectra, [name, style, values], unit) {
   return {
     type: "scatter",
     mode: "lines",
@@ -14,7 +12,7 @@ function spectrumTrace([name, style, values], unit) {
 }
 
 // 双对数的一幅。lines: [[名字, 线型, 值]]；ratio 时是与真值之比，标出 1
-function drawSpectra(plot, lines, title, unit, ratio) {
+function drawSpectra(spectra, plot, lines, title, unit, ratio) {
   const { wavenumber, label: name } = spectra;
   let [low, high] = extent(lines.flatMap(([, , values]) => values.filter((p) => p > 0)));
   if (low > high) [low, high] = [0.1, 1];
@@ -39,21 +37,22 @@ function drawSpectra(plot, lines, title, unit, ratio) {
   };
   draw(
     plot,
-    lines.map((one) => spectrumTrace(one, unit)),
+    lines.map((one) => spectrumTrace(spectra, one, unit)),
     layout,
     narrow() ? 290 : 360,
   );
 }
 
-section("spectra", spectra?.wavenumber.length, (body) => {
+const buildSpectra = (id) => (body) => {
+  const spectra = content[id];
   const hours = spectra.lead_hours ?? leads; // 谱的时效可以少于成绩的
   const bar = controls(body);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(Object.keys(spectra.truth)));
   const leadOf = select(bar, "lead", "lead", () => leadOptions(hours));
   const names = legend(body);
   const pair = body.appendChild(el("div", { class: "pair" }));
-  const [title, plot] = figure(pair, "spectra-plot");
-  const [ratioTitle, ratioPlot] = figure(pair, "ratio-plot");
+  const [title, plot] = figure(pair, `${id}-plot`);
+  const [ratioTitle, ratioPlot] = figure(pair, id === "spectra" ? "ratio-plot" : `${id}-ratio-plot`);
   return () => {
     const channel = channelOf();
     const lead = leadOf();
@@ -72,10 +71,12 @@ section("spectra", spectra?.wavenumber.length, (body) => {
     ]);
     title.textContent = `${t("powerTitle")} · ${channelText(channel)} · ${leadText(lead)}`;
     ratioTitle.textContent = t("ratioTitle");
-    drawSpectra(plot, [[t("truth"), TRUTH, truth], ...lines], axisTitle(t("power"), unit), unit, false);
-    drawSpectra(ratioPlot, ratios, t("ratio"), "", true);
+    drawSpectra(spectra, plot, [[t("truth"), TRUTH, truth], ...lines], axisTitle(t("power"), unit), unit, false);
+    drawSpectra(spectra, ratioPlot, ratios, t("ratio"), "", true);
   };
-});
+};
+
+for (const id of ["spectra", "sphere"]) section(id, content[id]?.wavenumber.length, buildSpectra(id));
 
 section("ranks", Object.keys(content.ranks ?? {}).length, (body) => {
   const bar = controls(body);

@@ -157,6 +157,46 @@ const WORDS = {
   ratio: ["power, forecast / truth", "功率之比，预报 / 真值"],
   ratioTitle: ["Forecast / truth", "预报与真值之比"],
 
+  sphere: ["Sphere", "球谐谱"],
+  sphereTitle: ["Spherical power spectra", "按总波数的功率谱"],
+  sphereCaption: [
+    "From a spherical-harmonic transform: length scales in every direction, not only along latitude circles.",
+    "由球谐变换得来：各个方向的尺度，不只沿纬圈。",
+  ],
+  "total wavenumber": ["total wavenumber", "总波数"],
+
+  events: ["Events", "事件"],
+  eventsTitle: ["Events", "事件"],
+  eventsCaption: [
+    ">q0.98: above the 98 % quantile, at each grid point, of the training anomalies from the climatology; " +
+      ">273.15: above that value.",
+    ">q0.98：高于各格点训练日期里（相对气候态的）距平的 98 % 分位数；>273.15：高于这个数。",
+  ],
+  event: ["Event", "事件"],
+  reliabilityTitle: ["Reliability (larger dots: said more often)", "可靠性（点越大，说得越多）"],
+  saidAxis: ["probability said", "预报的概率"],
+  seenAxis: ["how often it happened", "实际发生的频率"],
+  rocTitle: ["ROC", "ROC 曲线"],
+  falseAxis: ["false alarm rate", "空报率"],
+  hitAxis: ["hit rate", "命中率"],
+  valueTitle: ["Relative economic value", "相对经济价值"],
+  ratioAxis: ["cost / loss", "花费 / 损失"],
+  valueAxis: ["value", "价值"],
+  fssTitle: ["Fractions skill score", "分数技巧评分"],
+  cellsAxis: ["neighbourhood, cells", "邻域的边长，格"],
+  fssAxis: ["FSS", "FSS"],
+
+  drift: ["Drift", "漂移"],
+  driftTitle: ["Drift of long rolls", "滚动时的漂移"],
+  driftCaption: [
+    "Area mean, variance within a field and kinetic energy by lead time; the truth in black.",
+    "区域平均、场内方差与动能随时效的变化；黑线为真值。",
+  ],
+  quantity: ["Quantity", "哪一样"],
+  driftMean: ["area mean", "区域平均"],
+  driftVariance: ["variance within a field", "场内方差"],
+  driftEnergy: ["kinetic energy", "动能"],
+
   ranks: ["Ranks", "秩直方图"],
   ranksTitle: ["Rank histogram", "秩直方图"],
   ranksCaption: [

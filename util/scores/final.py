@@ -39,6 +39,7 @@ class Metric:
     """一项成绩；各栏的次序就是页面的 METRICS 里的次序。
 
     final: 平均 → (..., C)，物理单位；None：不由统计量来（谱）。members: 0 只看集合平均，否则是至少要几个成员。
+    asked: 它要的统计量，--events 时才有的；不是每个通道都有数。
     """
 
     name: str
@@ -49,6 +50,7 @@ class Metric:
     final: Callable[[Means], Array] | None = None
     members: int = 0
     skill: PowerMean | None = None
+    asked: str | None = None
 
 
 def _root(name: str) -> Callable[[Means], Array]:
@@ -66,6 +68,12 @@ def _acc(m: Means) -> Array:
 def _spread_skill(m: Means) -> Array:
     """离散度与误差之比，含有限成员数的修正 (M+1)/M（Fortin et al. 2014）。"""
     return np.sqrt((m.members + 1) / m.members * m.of["variance"] / m.of["square"])
+
+
+def _asked(
+    name: str, english: str, chinese: str, unit: Unit, final: Callable[[str], Callable[[Means], Array]]
+) -> Metric:
+    return Metric(name, english, chinese, unit, "lower", final(name), asked=name)
 
 
 METRICS = (  # 次序是页面的
@@ -91,7 +99,15 @@ METRICS = (  # 次序是页面的
         lambda m: m.of["plain_square"] * m.std**2,
     ),
     Metric("mae_unweighted", "MAE, unweighted", "平均绝对误差（未加权）", "unit", "lower", _plain("plain_absolute")),
+    _asked("crps_lower", "CRPS, lower tail", "CRPS，低的一端", "unit", _plain),
+    _asked("crps_upper", "CRPS, upper tail", "CRPS，高的一端", "unit", _plain),
+    _asked("energy", "Energy score", "能量评分", "unit", _plain),
+    _asked("variogram", "Variogram score", "变差函数评分", "unit", _plain),
+    _asked("seeps", "SEEPS", "SEEPS（降水）", "", lambda name: lambda m: m.of[name]),
 )  # fmt: skip
+
+
+ASKED = {metric.name for metric in METRICS if metric.asked}
 
 
 def final_scores(means: Means) -> dict[str, Array]:
@@ -105,8 +121,9 @@ def final_scores(means: Means) -> dict[str, Array]:
 
 
 def _have(metric: Metric, means: Means) -> bool:
-    """区域里没有 SSIM：它的窗跨过区域的边。"""
-    return means.members >= metric.members and (metric.name != "ssim" or "ssim" in means.of)
+    """区域里没有 SSIM：它的窗跨过区域的边；--events 才问的，没有问、区域里也没有。"""
+    needed = "ssim" if metric.name == "ssim" else metric.asked
+    return means.members >= metric.members and (needed is None or needed in means.of)
 
 
 def metric_unit(metric: str, unit: str) -> str:

@@ -53,7 +53,7 @@ def pair_statistics(
     brier_k：第 k 个阈值的 (p − o)²，阈值为 NaN 的通道是 NaN。
     """
     found: dict[str, dict[str, Tensor]] = {name: {} for name in forecasts}
-    for windows, channels in _blocks(truth):
+    for windows, channels in blocks(truth):
         target = make_target(truth[windows, channels], normal[windows, channels], weights, cells)
         for name, forecast in forecasts.items():
             block = _one_forecast(forecast[windows, :, channels], target, weights, thresholds[channels], cells)
@@ -63,7 +63,7 @@ def pair_statistics(
     return found
 
 
-def _blocks(fields: Tensor) -> Iterator[tuple[slice, slice]]:
+def blocks(fields: Tensor) -> Iterator[tuple[slice, slice]]:
     """(B, C, H, W) 切成段：几个窗口的全部通道，放不下时一个窗口的几个通道，至少一个场。"""
     (windows, channels, *_), cells = fields.shape, fields[0, 0].numel()
     some = min(channels, max(1, _piece(fields) // cells))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -17,7 +18,7 @@ import numpy as np
 from util.atomic import replacing
 from util.scores.bootstrap import Blocks, block_sums, skill
 from util.scores.common import Array, Common, Contender, common_pairs, unit_of
-from util.scores.final import METRICS, Means, final_scores, metric_unit
+from util.scores.final import ASKED, METRICS, Means, final_scores, metric_unit
 from util.scores.table import WHOLE, Cell, Numbers, ScoreTable, Skill
 
 
@@ -84,11 +85,16 @@ def _score_one(contender: Contender, common: Common, blocks: Blocks) -> dict[str
     scores = final_scores(Means(means, blocks.std, contender.members))
     result: dict[str, dict[str, Numbers]] = {c: {} for c in common.channels}
     for i, channel in enumerate(common.channels):
-        result[channel] = {name: plain(values[:, i]) for name, values in scores.items()}
+        result[channel] = {name: plain(values[:, i]) for name, values in scores.items() if has(name, values[:, i])}
         for k, threshold in enumerate(contender.file.threshold[contender.file.channels.index(channel)]):
             if math.isfinite(threshold):
                 result[channel][f"brier>{threshold:.12g}"] = plain(means[f"brier_{k}"][:, i])
     return result
+
+
+def has(name: str, values: Array) -> bool:
+    """这个通道有没有这项成绩：只在降水上才有的，别的通道不写一列 null。"""
+    return name not in ASKED or bool(np.isfinite(values).any())
 
 
 def _skill_one(model: Blocks, base: Blocks, common: Common) -> dict[str, dict[str, Skill]]:
@@ -114,18 +120,26 @@ def plain(values: Array) -> Numbers:
     return [float(v) if math.isfinite(v) else None for v in values]
 
 
-def write_csv(path: Path, table: ScoreTable, cells: Sequence[Cell] | None = None) -> None:
-    """整齐的长表：每行一个数，model,channel,lead_hours,metric,value,low,high,unit；有 cells 时再加 region,period。"""
+def write_csv(path: Path, table: ScoreTable, cells: Sequence[Cell] | None = None, more: Iterable[Found] = ()) -> None:
+    """整齐的长表：每行一个数，model,channel,lead_hours,metric,value,low,high,unit；有 cells 时再加 region,period。
+
+    more: 另外的，整个网格、全部时间的。
+    """
+    empty: Numbers = [None] * len(table.lead_hours)
+    others = [Line(*one[:3], "1", one[3], empty, empty) for one in more]
     head = ["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*head, "region", "period"] if cells else head)
         for part in (table, *(cells or ())):
             where = [part.region, part.period] if isinstance(part, Cell) else [WHOLE] * 2 if cells else []
-            for model, channel, metric, unit, *columns in _lines(part, table):
+            for model, channel, metric, unit, *columns in chain(_lines(part, table), others if part is table else ()):
                 for lead, *numbers in zip(table.lead_hours, *columns, strict=True):
                     values = ("" if value is None else value for value in numbers)
                     writer.writerow([model, channel, lead, metric, *values, unit, *where])
+
+
+Found = tuple[str, str, str, Numbers]  # 模型、通道、名字、各时效
 
 
 class Line(NamedTuple):

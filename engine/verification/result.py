@@ -1,0 +1,168 @@
+"""累加完了的和 → metrics.json 的 events 一节，与 statistics.nc 里的完整的表；只在零号进程，只用 NumPy。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.verification.record import EventScores
+from util.batch import DataSpec
+from util.scores.table import Numbers, ScoreTable
+from util.scores.tabulate import plain
+from util.verification.drift import USEFUL_ACC, lost_skill, physical_moments, wind_pairs
+from util.verification.events import brier_parts, categorical, economic_value, roc_area
+from util.verification.sphere import effective_wavenumber
+
+Array = np.ndarray
+Sums = Mapping[tuple[str, str], Array]  # （SUMS 之一，模型或 truth）→ (L, C, …) 计的场之和
+SPECTRUM_FLOOR = 1e-8  # 真值的功率低于总量的这一份，只是舍入的噪声
+
+
+class Asked(NamedTuple):
+    """问了什么：事件 → 各通道的名字（没有的是 None），FSS 的窗，误差的几档（标准差），看了几个训练时刻。"""
+
+    events: list[tuple[str | None, ...]]
+    sizes: list[int]
+    exceedance: list[float]
+    times: int
+
+
+def event_scores(
+    asked: Asked, spec: DataSpec, sums: Sums, counts: Array, zonal: Mapping[str, Array], table: ScoreTable, base: str
+) -> EventScores:
+    """counts: (L, C) 计的场数；zonal: 模型与 truth → (L, C, K) 之和；base: 气候态在表上的名字。"""
+    models = list(table.scores)
+    spheres = {name: values for (kind, name), values in sums.items() if kind == "sphere"}
+    spectra = {"zonal": zonal} | ({"spherical": spheres} if spheres else {})
+    moments = {name: mean_of(sums["moments", name], counts) for name in ("truth", *models)}
+    return EventScores(
+        training_times=asked.times,
+        scores={name: by_channel(asked, spec, sums, name) for name in models},
+        error_exceedance={name: exceedance(asked, spec, sums, counts, name) for name in models},
+        effective_wavenumber={
+            kind: {name: resolved(values[name], values["truth"], spec) for name in models}
+            for kind, values in spectra.items()
+        },
+        drift={name: drift(values, spec) for name, values in moments.items()},
+        kinetic_energy={name: kinetic_energy(values, spec) for name, values in moments.items()},
+        **lost(table, models, base),
+    )
+
+
+def mean_of(total: Array, counts: Array) -> Array:
+    """(L, C, …) 之和 → 平均；一个场也没有的是 NaN。"""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return total / counts.reshape(*counts.shape, *[1] * (total.ndim - 2))
+
+
+def by_channel(asked: Asked, spec: DataSpec, sums: Sums, model: str) -> dict[str, dict[str, dict[str, Numbers]]]:
+    """通道 → 事件 → 成绩。"""
+    if not asked.events:
+        return {}
+    tables, errors = sums["table", model], sums.get(("fractions", model))  # (L, C, E, M + 1, 2)、(L, C, E, S, 2)
+    named = {**categorical(tables), **brier_parts(tables), "roc_area": roc_area(tables)}
+    named["best_economic_value"] = np.nan_to_num(economic_value(tables), nan=-np.inf).max(-1)
+    if errors is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            skill = 1 - errors[..., 0] / errors[..., 1]
+        named |= {f"fss_{size}": skill[..., s] for s, size in enumerate(asked.sizes)}
+    return {
+        channel: {
+            label: {name: plain(values[:, c, e]) for name, values in named.items()}
+            for e, names in enumerate(asked.events)
+            if (label := names[c]) is not None
+        }
+        for c, channel in enumerate(spec.channels)
+    }
+
+
+def exceedance(asked: Asked, spec: DataSpec, sums: Sums, counts: Array, model: str) -> dict[str, dict[str, Numbers]]:
+    """通道 → |误差| 的界，物理单位 → 面积的份额。"""
+    if not asked.exceedance:
+        return {}
+    share = mean_of(sums["exceedance", model], counts)  # (L, C, X)
+    return {
+        channel: {f"{x * spec.std[c]:.6g}": plain(share[:, c, i]) for i, x in enumerate(asked.exceedance)}
+        for c, channel in enumerate(spec.channels)
+    }
+
+
+def resolved(forecast: Array, truth: Array, spec: DataSpec) -> dict[str, list[int | None]]:
+    """通道 → 各时效的有效波数；和里的场数相同，不必除。"""
+    return {
+        channel: [effective_wavenumber(forecast[lead, c], truth[lead, c], SPECTRUM_FLOOR) for lead in range(len(truth))]
+        for c, channel in enumerate(spec.channels)
+    }
+
+
+def drift(moments: Array, spec: DataSpec) -> dict[str, dict[str, Numbers]]:
+    """(L, C, 3) → 通道 → 全球平均与场内方差，物理单位。"""
+    found = {}
+    for c, channel in enumerate(spec.channels):
+        physical = physical_moments(moments[:, c], spec.mean[c], spec.std[c])
+        found[channel] = {name: plain(physical[name]) for name in ("mean", "variance")}
+    return found
+
+
+def kinetic_energy(moments: Array, spec: DataSpec) -> dict[str, Numbers]:
+    """一对风的名字 → 各时效的 ½⟨u² + v²⟩，m² s⁻²。"""
+    square = {
+        channel: physical_moments(moments[:, c], spec.mean[c], spec.std[c])["square"]
+        for c, channel in enumerate(spec.channels)
+    }
+    return {f"{u}+{v}": plain((square[u] + square[v]) / 2) for u, v in wind_pairs(spec.channels)}
+
+
+def lost(table: ScoreTable, models: list[str], base: str) -> dict[str, dict[str, dict[str, int | None]]]:
+    """技巧用完的时效，小时。"""
+    hours, useful = table.lead_hours, [-USEFUL_ACC] * len(table.lead_hours)
+    climate, rest = table.scores[base], [name for name in models if name != base]
+
+    def below(values: Numbers) -> Numbers:
+        return [None if v is None else -v for v in values]
+
+    return {
+        "hours_to_climatology": {
+            name: {c: lost_skill(hours, one["rmse"], climate[c]["rmse"]) for c, one in table.scores[name].items()}
+            for name in rest
+        },
+        "hours_to_useful": {
+            name: {c: lost_skill(hours, below(one["acc"]), useful) for c, one in table.scores[name].items()}
+            for name in rest
+        },
+    }
+
+
+def event_variables(
+    asked: Asked, sums: Sums, counts: Array, models: list[str]
+) -> Iterator[tuple[str, tuple[str, ...], Array | list[list[str]]]]:
+    """statistics.nc 里的：完整的表（可靠性、ROC、经济价值都由它画）、邻域的误差、球谐谱；都是计的场上的平均。"""
+    lead = ("prediction_timedelta", "channel")
+    if asked.events:
+        names = [[names[c] or "" for names in asked.events] for c in range(counts.shape[1])]
+        yield "event", ("channel", "event"), names
+    for (kind, name), total in sums.items():
+        mean = mean_of(total, counts)
+        if kind == "table":
+            yield f"event_table_{name}", (*lead, "event", f"count_{mean.shape[-2]}", "outcome"), mean
+        elif kind == "fractions":
+            yield f"fraction_errors_{name}", (*lead, "event", "neighbourhood", "part"), mean
+        elif kind == "sphere":
+            yield f"spherical_spectrum_{name}", (*lead, "total_wavenumber"), mean
+    if asked.sizes:
+        yield "neighbourhood_cells", ("neighbourhood",), np.array(asked.sizes)
+
+
+def csv_lines(scores: EventScores) -> Iterator[tuple[str, str, str, Numbers]]:
+    """metrics.csv 的各行：模型、通道、名字、各时效；都没有单位。"""
+    for model, channels in scores.scores.items():
+        for channel, events in channels.items():
+            for event, found in events.items():
+                for name, values in found.items():
+                    yield model, channel, f"{name}{event}", values
+    for model, channels in scores.error_exceedance.items():
+        for channel, found in channels.items():
+            for limit, values in found.items():
+                yield model, channel, f"error_exceedance>{limit}", values

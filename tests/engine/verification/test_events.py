@@ -1,0 +1,206 @@
+"""evaluate.py --events：与存下的预报、原始的场写开算的相同；爆掉的预报一行说清；坏的 YAML 一行说清。"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import models
+from engine.commands import evaluate_command
+from engine.verification.climate import Tails, wet_climate
+from tests.engine.runs import train_here, write_run
+from util.calendar import parse_time
+from util.checkpoint import load_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("unrendered")
+CHANNELS = ("t2m", "tp", "u10", "v10")
+NAME = "ar_pred_video_vanilla"
+EXPLODES = """
+import torch
+from models.persistence import Config, Model as Persistence
+
+class Model(Persistence):
+    def forecast(self, history, *inputs, **options):
+        found = super().forecast(history, *inputs, **options)
+        large = found[:, :, :, :1].mean((-1, -2), keepdim=True) > 0.0
+        return torch.where(large, found * 1e15, found)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(make_tree, tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("tree") / "tree", CHANNELS, (8, 16), "2000-01-01", "2000-02-20")
+
+
+@pytest.fixture(scope="module")
+def trained(tree, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train_here(write_run(folder, tree, train={"epochs": 1}), "run.name=small")
+    return folder / "checkpoints/small/best.ckpt"
+
+
+def run(checkpoint: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    assert evaluate_command(["--checkpoint", str(checkpoint), "--out", str(out), *arguments]) == 0
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def table(trained, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("events")
+    options = ("--members", "3", "--perturb", "0.4", "--steps", "2", "--stride", "3", "--thresholds", "t2m=285")
+    return out, run(trained, out, "--events", *options)
+
+
+def training_quantile(tree, c: int, q: float) -> tuple[np.ndarray, np.ndarray]:
+    """(各钟点的气候态 (4, H, W)，距平的分位数 (H, W))；目标是训练窗口的末一帧。"""
+    first, last = parse_time("2000-01-01") + 18, parse_time("2000-02-01")
+    rows = [i for i, hour in enumerate(tree.hours) if first <= hour < last]
+    values, clock = tree.fields[rows, c].astype(float), np.array(tree.hours)[rows] % 24 // 6
+    normal = np.stack([values[clock == k].mean(0) for k in range(4)])
+    return normal, np.quantile(values - normal[clock], q, axis=0)
+
+
+def area() -> np.ndarray:
+    edges = np.sin(np.deg2rad(np.linspace(90, -90, 9)))
+    cells = edges[:-1] - edges[1:]
+    return (cells / cells.sum() / 16)[:, None]
+
+
+def test_events_equal_a_loop_over_the_saved_forecasts(tree, table):
+    out, found = table
+    forecast = xr.open_dataset(out / "forecast.nc", decode_timedelta=True)
+    truth = xr.open_dataset(out / "truth.nc")
+    normal, threshold = training_quantile(tree, 0, 0.95)
+    hits = said_yes = yes = both_half = 0.0
+    fraction = np.zeros(2)
+    for one in forecast.t2m.isel(prediction_timedelta=1).transpose("time", "number", ...):
+        when = one.time.values + one.prediction_timedelta.values
+        limit = normal[when.astype("datetime64[h]").astype(int) % 24 // 6] + threshold
+        real, count = truth.t2m.sel(time=when).values > limit, (one.values > limit).sum(0)
+        half = count >= 2
+        hits, yes, said_yes = (
+            hits + (area() * (half & real)).sum(),
+            yes + (area() * real).sum(),
+            said_yes + (area() * half).sum(),
+        )
+        both_half += (area() * (count / 3 - real) ** 2).sum()
+        wide = [np.concatenate([f, f[:, :2]], 1) for f in (count / 3, real.astype(float))]
+        f, o = (np.lib.stride_tricks.sliding_window_view(w, (3, 3)).mean((-1, -2)) for w in wide)
+        inside = area()[1:-1] / area()[1:-1].sum() / 16
+        fraction += [((f - o) ** 2 * inside).sum(), ((f**2 + o**2) * inside).sum()]
+    scores = found["events"]["scores"][NAME]["t2m"][">q0.95"]
+    times = len(forecast.time)
+    assert yes > 0 and scores["base_rate"][1] == pytest.approx(yes / times, rel=1e-3)
+    assert scores["csi"][1] == pytest.approx(hits / (yes + said_yes - hits), rel=1e-3)
+    assert scores["frequency_bias"][1] == pytest.approx(said_yes / yes, rel=1e-3)
+    assert scores["brier"][1] == pytest.approx(both_half / times, rel=1e-3)
+    assert scores["fss_3"][1] == pytest.approx(1 - fraction[0] / fraction[1], rel=1e-3)
+    assert scores["reliability"][1] - scores["resolution"][1] + scores["uncertainty"][1] == pytest.approx(
+        scores["brier"][1]
+    )
+
+
+def test_what_each_channel_is_asked(table):
+    _, found = table
+    events = found["events"]
+    assert set(events["scores"]) == {NAME, "persistence", "climatology"}
+    assert [*events["scores"][NAME]["t2m"]] == ["<q0.02", "<q0.05", ">q0.95", ">q0.98", ">285"]
+    assert [*events["scores"][NAME]["tp"]] == [">q0.95", ">q0.98"]
+    assert events["kinetic_energy"].keys() == {"truth", NAME, "persistence", "climatology"}
+    assert [*events["kinetic_energy"]["truth"]] == ["u10+v10"]
+    assert set(events["effective_wavenumber"]) == {"zonal", "spherical"}
+    brier = found["scores"][NAME]["t2m"]["brier>285"]
+    assert events["scores"][NAME]["t2m"][">285"]["brier"] == pytest.approx(brier, rel=1e-6)
+    assert "seeps" in found["scores"][NAME]["tp"] and "seeps" not in found["scores"][NAME]["t2m"]
+    for name in ("crps_lower", "crps_upper", "energy", "variogram"):
+        assert all(v > 0 for v in found["scores"][NAME]["u10"][name])
+
+
+def test_drift_is_the_mean_and_the_variance_of_the_saved_fields(table):
+    out, found = table
+    forecast = xr.open_dataset(out / "forecast.nc", decode_timedelta=True)
+    drift, energy = found["events"]["drift"][NAME], found["events"]["kinetic_energy"][NAME]["u10+v10"]
+    for lead in range(2):
+        one = forecast.isel(prediction_timedelta=lead).astype(float)
+        mean = (one.t2m.values * area()).sum((-1, -2), keepdims=True)
+        assert drift["t2m"]["mean"][lead] == pytest.approx(mean.mean(), rel=1e-6)
+        spread = (((one.t2m.values - mean) ** 2) * area()).sum((-1, -2)).mean()
+        assert drift["t2m"]["variance"][lead] == pytest.approx(spread, rel=1e-4)
+        kinetic = ((one.u10**2 + one.v10**2).values / 2 * area()).sum((-1, -2)).mean()
+        assert energy[lead] == pytest.approx(kinetic, rel=1e-4)
+
+
+def test_nothing_changes_without_the_option(trained, table, tmp_path):
+    options = ("--members", "3", "--perturb", "0.4", "--steps", "2", "--stride", "3", "--thresholds", "t2m=285")
+    plain, (_, full) = run(trained, tmp_path, *options), table
+    assert "events" not in plain and "blown_up" not in plain
+    for channels in full["scores"].values():
+        for found in channels.values():
+            for name in ("crps_lower", "crps_upper", "energy", "variogram", "seeps"):
+                found.pop(name, None)
+    assert plain["scores"] == full["scores"] and plain["skill"] == full["skill"]
+
+
+def test_a_blow_up_is_told_and_the_rest_is_scored(trained, tmp_path, monkeypatch, caplog):
+    (tmp_path / "explodes.py").write_text(EXPLODES)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    names = [*models.model_names(), "explodes"]
+    monkeypatch.setattr("models.model_names", lambda: names)
+    content = load_checkpoint(trained)
+    config = {**content["config"], "model": {"name": "explodes"}}
+    save_checkpoint(
+        tmp_path / "explodes.ckpt",
+        {**content, "model": {}, "config": config, "model_options": config["model"], "ema": None},
+    )
+    found = run(tmp_path / "explodes.ckpt", tmp_path / "out", "--steps", "3", "--save", "none", "--events")
+    lost = found["blown_up"]
+    assert lost and {one["model"] for one in lost} == {"explodes"} and {one["lead_hours"] for one in lost} == {12}
+    assert found["left_out"]["t2m"] == [0, len(lost), len(lost)]
+    assert 0 < found["pairs"]["t2m"][2] == found["initial_times"] - len(lost)
+    assert f"explodes blew up: the forecast from {lost[0]['initial_time']} UTC" in caplog.text
+    assert found["scores"]["explodes"]["t2m"]["rmse"][2] is not None
+    assert found["events"]["drift"]["explodes"]["t2m"]["mean"][2] is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quantile: [0.9]", "unknown key quantile = .*nearest: quantiles"),
+        ("quantiles: [0.5]", "quantiles = .*the median is no event"),
+        ("neighbourhoods: [4]", r"neighbourhoods = \[4\]: 4 is even"),
+        ("quantiles: [0.0001]", "cannot tell the quantile 0.0001"),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_one_line(trained, tmp_path, text, message):
+    path = tmp_path / "events.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        run(trained, tmp_path / "out", "--events", str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_tails_are_the_quantiles_of_numpy():
+    values = np.random.default_rng(0).standard_normal((157, 2, 3, 4)).astype(np.float32)
+    wanted = [0.02, 0.05, 0.3, 0.95, 0.98]
+    tails = Tails(wanted, len(values))
+    values[[5, 80], 1] = np.nan
+    for part in np.array_split(values, 13):
+        tails.add(torch.from_numpy(part))
+    np.testing.assert_allclose(tails.quantiles(), np.nanquantile(values, wanted, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_wet_climate_is_the_dry_share_and_two_thirds_of_the_wet():
+    values = np.random.default_rng(0).gamma(0.5, 2, (90, 1, 2, 3)).astype(np.float32)
+    values[:, 0, 0, 0] = 0
+    dry, heavy = wet_climate(torch.from_numpy(values), [0.3])
+    for i, j in np.ndindex(2, 3):
+        one = values[:, 0, i, j]
+        assert float(dry[0, i, j]) == pytest.approx((one <= 0.3).mean())
+        expected = np.quantile(one[one > 0.3], 2 / 3) if (one > 0.3).any() else 0.3
+        assert float(heavy[0, i, j]) == pytest.approx(expected, rel=1e-5)
