@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,16 +95,16 @@ def drift_page(scores: EventScores, leads: Sequence[int] | None = None) -> Drift
 
 
 def event_figures(page: EventsPage, baselines: set[str]) -> Figures:
-    """文件的名字 → 图；末一个时效，每个（通道，事件）一格。"""
+    """文件的名字 → 图；末一个时效，每个通道一格：分位数最高的那个事件，没有就是末一个（其余的在页面里）。"""
     last = page.lead_hours[-1]
     models = [name for name in page.curves if name not in baselines] + [n for n in page.curves if n in baselines]
 
     def of(what: str) -> dict[str, dict[str, Numbers]]:
         return {
             name: {
-                f"{channel} {event}": getattr(rows[-1], what)
+                f"{channel} {event}": getattr(events[event][-1], what)
                 for channel, events in page.curves[name].items()
-                for event, rows in events.items()
+                for event in shown_event(events)
             }
             for name in models
         }
@@ -119,6 +119,11 @@ def event_figures(page: EventsPage, baselines: set[str]) -> Figures:
     if page.sizes:
         figures["fractions_skill"] = neighbourhood_figure(page.sizes, of("fss"), last, baselines)
     return figures
+
+
+def shown_event(events: Collection[str]) -> list[str]:
+    """图里的那一个事件；一个也没有时是空的。"""
+    return sorted(event for event in events if event.startswith(">q"))[-1:] or [*events][-1:]
 
 
 def drift_figures(drift: Drift, lead_hours: Sequence[int], units: dict[str, str], baselines: set[str]) -> Figures:

@@ -44,4 +44,6 @@ def read_events(path: str) -> Events:
     Raises:
         ValueError: 没有这个文件，或写错了一个键；一行。
     """
+    if "=" in path:
+        raise ValueError(f"--events {path}: the name of a YAML or nothing; write data.KEY=VALUE before --events")
     return validate(Events, read_mapping(path), path) if path else Events()
