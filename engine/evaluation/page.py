@@ -20,6 +20,7 @@ from engine.evaluation.page_fields import Coast, Maps, Phrase, Series, make_coas
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
 from engine.verification.page import Drift, EventsPage, drift_page, events_page
+from engine.verification.result import SPHERE
 from engine.versions import versions
 from util.calendar import time_text
 from util.config import RunConfig
@@ -192,7 +193,8 @@ def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_pa
         contenders = [Contender(name, statistics, name) for name in task.models]
         channels = [task.spec.channels[c] for c in task.glimpse.channels]
         spectra = make_spectra(result.spectrum_label, contenders, channels, task.glimpse.leads)
-        sphere = make_sphere(contenders, channels, task.glimpse.leads) if task.verifier else None
+        wide = task.verifier is not None and task.verifier.sphere
+        sphere = make_spectra("total wavenumber", contenders, channels, task.glimpse.leads, SPHERE) if wide else None
         maps = make_maps(task, seen, statistics)
     shown = page_leads(result, result.cells)
     page = add_cells(add_table(page, result, shown), result, result.cells, shown)
@@ -324,7 +326,9 @@ def cost_line(name: str, cost: Cost) -> CostLine:
     return CostLine(**vars(cost), name=name)
 
 
-def make_spectra(label: str, contenders: Sequence[Contender], channels: Sequence[str], leads: Sequence[int]) -> Spectra:
+def make_spectra(
+    label: str, contenders: Sequence[Contender], channels: Sequence[str], leads: Sequence[int], name: str = "spectrum"
+) -> Spectra:
     """物理单位的功率谱；contenders 各自的文件里，真值的谱与时效都相同，取头一个的。leads 是序号。"""
 
     def by_channel(file: Statistics, values: np.ndarray | None) -> dict[str, list[Numbers]]:  # (L, C, K)
@@ -333,39 +337,17 @@ def make_spectra(label: str, contenders: Sequence[Contender], channels: Sequence
         return {c: [numbers(values[lead, i] * file.std[i] ** 2, 4) for lead in leads] for c, i in places.items()}
 
     def of(contender: Contender) -> dict[str, list[Numbers]]:
-        spectra, place = contender.file.result("spectrum"), contender.file.models.index(contender.model)
+        spectra, place = contender.file.result(name), contender.file.models.index(contender.model)
         return by_channel(contender.file, None if spectra is None else spectra[place])
 
     file = contenders[0].file
-    truth = by_channel(file, file.result("spectrum_truth"))
+    truth = by_channel(file, file.result(f"{name}_truth"))
     return Spectra(
         label=label,
         lead_hours=[int(file.leads[lead]) for lead in leads],
         wavenumber=list(range(1, len(truth[channels[0]][0]) + 1)),
         truth=truth,
         models={c.label: of(c) for c in contenders},
-    )
-
-
-def make_sphere(contenders: Sequence[Contender], channels: Sequence[str], leads: Sequence[int]) -> Spectra | None:
-    """球谐谱，物理单位；不是整个地球时没有。"""
-    file = contenders[0].file
-
-    def of(name: str) -> dict[str, list[Numbers]]:
-        values = file.result(f"spherical_spectrum_{name}")
-        assert values is not None
-        places = {c: file.channels.index(c) for c in channels}
-        return {c: [numbers(values[lead, i] * file.std[i] ** 2, 4) for lead in leads] for c, i in places.items()}
-
-    if file.result("spherical_spectrum_truth") is None:
-        return None
-    truth = of("truth")
-    return Spectra(
-        label="total wavenumber",
-        lead_hours=[int(file.leads[lead]) for lead in leads],
-        wavenumber=list(range(1, len(truth[channels[0]][0]) + 1)),
-        truth=truth,
-        models={c.label: of(c.model) for c in contenders},
     )
 
 

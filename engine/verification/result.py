@@ -17,6 +17,7 @@ from util.verification.sphere import effective_wavenumber
 
 Array = np.ndarray
 Sums = Mapping[tuple[str, str], Array]  # （SUMS 之一，模型或 truth）→ (L, C, …) 计的场之和
+SPHERE = "spherical_spectrum"  # statistics.nc 里的名字
 SPECTRUM_FLOOR = 1e-8  # 真值的功率低于总量的这一份，只是舍入的噪声
 
 
@@ -149,8 +150,10 @@ def event_variables(
             yield f"event_table_{name}", (*lead, "event", f"count_{mean.shape[-2]}", "outcome"), mean
         elif kind == "fractions":
             yield f"fraction_errors_{name}", (*lead, "event", "neighbourhood", "part"), mean
-        elif kind == "sphere":
-            yield f"spherical_spectrum_{name}", (*lead, "total_wavenumber"), mean
+    spheres = {name: mean_of(total, counts) for (kind, name), total in sums.items() if kind == "sphere"}
+    if spheres:
+        yield SPHERE, ("model", *lead, "total_wavenumber"), np.stack([spheres[name] for name in models])
+        yield f"{SPHERE}_truth", (*lead, "total_wavenumber"), spheres["truth"]
     if asked.sizes:
         yield "neighbourhood_cells", ("neighbourhood",), np.array(asked.sizes)
 
