@@ -127,7 +127,7 @@ def yaml_mutants(draw: Draw, names: Sequence[str] = tuple(YAMLS)) -> Mutant:
     content = text.encode()
     if not draw(st.integers(0, 30)):
         content = content[: len(content) // 2] + b"\xff\xfe" + content[len(content) // 2 :]
-    return Mutant(name, content, draw(st.booleans()), not draw(st.integers(0, 19)))
+    return Mutant(name, content, draw(st.booleans()), not draw(st.integers(0, 199)))
 
 
 # ---- 命令行

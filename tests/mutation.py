@@ -196,7 +196,8 @@ def run_tests(file: str, tree: ast.Module | None) -> int:
         os.dup2(quiet, stream)
     if tree is not None:
         sys.meta_path.insert(0, Replaced(file.removesuffix(".py").replace("/", "."), ROOT / file, tree))
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--durations=0"]
+    imported = "ignore::pytest.PytestAssertRewriteWarning"  # 第三方的插件在 fork 之前引入过了
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", imported]
     return int(pytest.main([*options, *TARGETS[file]]))
 
 

@@ -87,6 +87,15 @@ def checkpoint(folder: Path, run: str, name: str = "last") -> dict[str, Any]:
     return load_checkpoint(folder / "checkpoints" / run / f"{name}.ckpt")
 
 
+def state_digests(content: dict[str, Any]) -> dict[str, str]:
+    """训练的检查点里，续训要逐位相同的：权重、优化器、随机数、走到哪里。"""
+    from util.checkpoint import digests
+
+    progress = {key: content["progress"][key] for key in ("epoch", "step", "batches", "best")}
+    moments = content["optimizer"] and content["optimizer"]["state"]  # 其余的是选项，读回来 betas 由一对成了一列
+    return digests({**{key: content[key] for key in ("model", "ema", "random")}, "optimizer": moments, **progress})
+
+
 def sentences(text: str | Sequence[str]) -> str:
     """错误行便于匹配：空白压成一个空格。"""
     return " ".join((text if isinstance(text, str) else " ".join(text)).split())

@@ -14,8 +14,9 @@ import pytest
 import xarray as xr
 import yaml
 
-from tests.engine.runs import ROOT, train_here, write_run
+from tests.engine.runs import ROOT, state_digests, train_here, write_run
 from util.atomic import LOCK, TEMPORARY
+from util.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.soak
 WAITS = (0.0, 0.6, 0.02, 0.3, 0.1, 0.05)  # 秒：看见它写了什么之后，多久杀
@@ -32,6 +33,7 @@ class Command(NamedTuple):
 
 SOURCE = "--source {source} --variable t2m=t2m --train 2000-01-01 2000-04-30 --val 2000-05-01 2000-05-31 --test"
 SAVED = ("metrics.csv", "statistics.nc", "forecast.nc", "truth.nc")
+TRAINING = "train.py --config {copy} --resume auto run.name=cut train.epochs=4 checkpoint.every_minutes=1e-9"
 COMMANDS = {
     "sample": Command("dataset.py sample --root out --grid 16x32 --years 1979 --interval 24", same=("**/*",)),
     "sample anew": Command("dataset.py sample --root out --grid 16x32 --years 1979 --interval 24 --overwrite"),
@@ -51,6 +53,10 @@ COMMANDS = {
         "inference.py --checkpoint {best} --out out --time 2000-02-01T00 2000-02-08T00 6", same=("**/*.npy", "*.nc")
     ),
     "suite": Command("compare.py --suite {suite} --out out", same=("*.csv",)),
+    "train": Command(TRAINING, same=("last.ckpt", "best.ckpt"), out="checkpoints/cut"),
+    "train on two processes": Command(
+        f"{TRAINING} run.devices=2 run.strategy=ddp", same=("last.ckpt", "best.ckpt"), out="checkpoints/cut"
+    ),
 }
 
 
@@ -103,16 +109,24 @@ BASELINES = ("persistence", "climatology")
 
 
 def contents(folder: Path, command: Command) -> dict[str, bytes]:
+    """文件 → 它的字节；检查点里还有用时之类，比的是权重、优化器与进度。"""
     found = {path for pattern in command.same for path in (folder / command.out).glob(pattern) if path.is_file()}
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    read = {".ckpt": trained}
+    return {str(path.relative_to(folder)): read.get(path.suffix, Path.read_bytes)(path) for path in found}
+
+
+def trained(path: Path) -> bytes:
+    return repr(state_digests(load_checkpoint(path))).encode()
 
 
 def leftovers(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if TEMPORARY.fullmatch(p.name) or p.name.endswith((LOCK, ".partial"))]
 
 
-def names(folder: Path) -> set[tuple[Path, int]]:
-    return {(path, path.stat().st_mtime_ns) for path in list(folder.rglob("*")) if path.exists()}
+def names(folder: Path, command: Command) -> set[tuple[Path, int]]:
+    """看它写了什么没有；训练的日志一起来就写，看的是检查点。"""
+    pattern = "*.ckpt*" if command.out.startswith("checkpoints") else "*"
+    return {(path, path.stat().st_mtime_ns) for path in list(folder.rglob(pattern)) if path.exists()}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -124,10 +138,10 @@ def test_killed_again_and_again(name: str, start: Callable[..., subprocess.Popen
     assert expected
     killed, again = 0, ()
     for wait in WAITS:
-        before = names(tmp_path / "cut") if (tmp_path / "cut").exists() else None
+        before = names(tmp_path / "cut", command) if (tmp_path / "cut").exists() else None
         child = start(command, "cut", *again)
-        before = names(tmp_path / "cut") if before is None else before
-        while child.poll() is None and names(tmp_path / "cut") == before:
+        before = names(tmp_path / "cut", command) if before is None else before
+        while child.poll() is None and names(tmp_path / "cut", command) == before:
             time.sleep(0.01)
         time.sleep(wait)
         killed += child.poll() is None

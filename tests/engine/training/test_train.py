@@ -17,7 +17,7 @@ from engine.training import loop
 from engine.training.preflight import smoke
 from engine.training.state import train_step
 from engine.versions import versions
-from tests.engine.runs import checkpoint, losses, run_script, start_script, train_here, write_run
+from tests.engine.runs import checkpoint, losses, run_script, start_script, state_digests, train_here, write_run
 from tests.holding import held_elsewhere, two_at_once
 from util.checkpoint import load_checkpoint
 from util.config import load_config
@@ -255,7 +255,7 @@ def test_a_log_folder_removed_meanwhile_is_made_again(tree_run, tmp_path, monkey
 
 @pytest.mark.parametrize("kills", [2, pytest.param(60, marks=pytest.mark.soak)])
 def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path, kills):
-    """每一步都在存的训练，反复在写临时文件的当口 kill -9；每次留下的检查点都能读、不倒退，最后能续完。"""
+    """每一步都在存的训练，反复在写临时文件的当口 kill -9；留下的都能读、不倒退，续完的与没有被杀过的逐位相同。"""
     config = tree_run(
         train={"epochs": 20 * kills}, checkpoint={"dir": str(tmp_path / "checkpoints"), "every_minutes": 1e-6}
     )
@@ -282,6 +282,8 @@ def test_kill_9_leaves_loadable_checkpoints(tree_run, tmp_path, kills):
     done = run_script(*arguments, f"train.epochs={more}")
     assert done.returncode == 0, done.stderr
     assert not list(folder.glob(".last*"))
+    assert train_here(config, "run.name=whole", f"train.epochs={more}") == 0
+    assert state_digests(checkpoint(tmp_path, "kill")) == state_digests(checkpoint(tmp_path, "whole"))
 
 
 def test_sigterm_saves_and_says_how_to_resume(tree_run, tmp_path):
