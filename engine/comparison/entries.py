@@ -110,12 +110,20 @@ def choose_labels(names: Sequence[str], places: Sequence[Path], results: Sequenc
 
 
 def choose_contenders(entries: Sequence[Entry]) -> list[Contender]:
-    """每个运行一行，基线排在后面：自己就是一个运行的取那个运行，其余的取自有它的评测里时效最多的第一份。"""
+    """每个运行一行，基线排在后面：自己就是一个运行的取那个运行，其余的取自有它的评测里时效最多的第一份。
+
+    它没有的时效由别的评测补上：标准差须逐个相同（同样的训练数据），基线才是同一个。
+    """
     rows = {e.label: Contender(e.label, e.file, e.result.model) for e in entries}
     for base in baselines.NAMES:
         holder = max((e for e in entries if e.holds(base)), key=lambda e: len(e.file.leads), default=None)
         if base in rows:
             rows[base] = rows.pop(base)
         elif holder is not None:
-            rows[base] = Contender(base, holder.file, base)
+            others = (e.file for e in entries if e.holds(base) and e is not holder)
+            rows[base] = Contender(base, holder.file, base, tuple(f for f in others if same_scale(f, holder.file)))
     return list(rows.values())
+
+
+def same_scale(one: Statistics, other: Statistics) -> bool:
+    return one.channels == other.channels and np.array_equal(one.std, other.std)

@@ -67,7 +67,14 @@ def channel_block(table: Comparison, channel: str, shown: Sequence[int]) -> Bloc
     scores = {model: one[channel] for model, one in table.scores.items() if channel in one}
     none: Numbers = [None] * len(table.lead_hours)
     rows = []
-    for model in sorted(scores, key=lambda m: (m in table.published, mean(scores[m].get("rmse", none)))):
+    own = [one["rmse"] for model, one in scores.items() if model not in table.published]
+    shared = [i for i in range(len(none)) if all(values[i] is not None for values in own)]  # 缺时效的只在共同的上面排
+
+    def order(model: str) -> tuple[bool, float]:
+        values = scores[model].get("rmse", none)
+        return model in table.published, mean([values[i] for i in shared] if shared else values)
+
+    for model in sorted(scores, key=order):
         rows.append([model, *(digits(scores[model].get("rmse", none)[i]) for i in shown)])
         if any(run.members > 1 for run in table.runs) and "crps" in scores[model]:
             rows.append(["· CRPS", *(digits(scores[model]["crps"][i]) for i in shown)])

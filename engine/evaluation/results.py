@@ -155,7 +155,7 @@ def add_spectral_distance(table: Table, contenders: Iterable[Contender]) -> Tabl
     只用真值的功率不低于总量 SPECTRUM_FLOOR 的波数：带限的场在截断以外只有舍入的噪声。
     """
     scores = dict(table.scores)
-    for label, file, model in contenders:
+    for label, file, model, *_ in contenders:
         spectra, truth = file.result("spectrum"), file.result("spectrum_truth")
         assert spectra is not None and truth is not None
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -76,7 +76,7 @@ def _page(
         box = (corner[0] / size[0], corner[1] / size[1], CELL * len(leads) / size[0], CELL * len(channels) / size[1])
         axes = figure.add_axes(box)
         _panel(axes, [c for c in cards if c.region == region], channels, leads)
-        axes.set_title(region, loc="left", size=9, weight="bold", color=INK, pad=3)
+        axes.set_title("whole grid" if region == WHOLE else region, loc="left", size=9, weight="bold", color=INK, pad=3)
         axes.tick_params(labelleft=column == 0)
         axes.tick_params(labelbottom=place + columns >= len(regions))
     figure.text(0.1 / size[0], 1 - 0.1 / size[1], title, size=TITLE_SIZE, weight="bold", color=INK, va="top")

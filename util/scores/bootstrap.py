@@ -38,19 +38,20 @@ def part_sums(
     """同 block_sums，一遍读出几部分的：parts 各是哪些场 (T, L, C) bool，region 同 Statistics.read。"""
     ids = block_ids(common)
     shape = (int(ids.max()) + 1, *common.keep.shape[1:])
-    held = np.isin(common.leads, contender.file.leads)[:, None]  # (L, 1)
-    kept = [part & held for part in parts]
+    kept = [part & contender.held(common.leads)[:, None] for part in parts]
     counts = [np.zeros(shape) for _ in parts]
     for count, keep in zip(counts, kept, strict=True):
         add_rows(count, ids, keep)
     sums: list[dict[str, Array]] = [{} for _ in parts]
     for name in names:
         totals, present = [np.zeros(shape) for _ in parts], False
-        for place, values in read_kept(contender, name, common, region):
-            for total, keep in zip(totals, kept, strict=True):
-                rows = keep[place].any((1, 2))
-                add_rows(total, ids[place[rows]], np.where(keep[place[rows]], values[rows], 0.0))
-            present |= bool(np.isfinite(values[common.keep[place] & held]).any())
+        for place, held, values in read_kept(contender, name, common, region):
+            here = common.keep[place] & held[:, None]
+            present |= bool(np.isfinite(values[here]).any())
+            for total, part in zip(totals, parts, strict=True):
+                keep = part[place] & here
+                rows = keep.any((1, 2))
+                add_rows(total, ids[place[rows]], np.where(keep[rows], values[rows], 0.0))
         if present:
             for one, total in zip(sums, totals, strict=True):
                 one[name] = total

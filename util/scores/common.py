@@ -14,15 +14,23 @@ READ_BYTES = 2**25
 
 
 class Contender(NamedTuple):
-    """一个参加比较的模型：表上的名字、统计量所在的文件、文件里的名字。"""
+    """一个参加比较的模型：表上的名字、统计量所在的文件、文件里的名字。
+
+    more: 同一个模型的别的文件，补上 file 没有的时效。
+    """
 
     label: str
     file: Statistics
     model: str
+    more: tuple[Statistics, ...] = ()
 
     @property
     def members(self) -> int:
         return int(self.file.attributes["members"]) if self.model == self.file.attributes["model"] else 1
+
+    def held(self, leads: Sequence[int]) -> Array:
+        """(L,) bool：有没有这个时效。"""
+        return np.isin(leads, np.concatenate([file.leads for file in (self.file, *self.more)]))
 
 
 class Common(NamedTuple):
@@ -67,8 +75,7 @@ def common_pairs(contenders: Sequence[Contender]) -> Common:
     keep = np.ones((len(hours), len(leads), len(channels)), dtype=bool)
     common = Common(hours, leads, channels, keep)
     for contender in contenders:
-        held = np.isin(leads, contender.file.leads)
-        for place, values in read_kept(contender, "square", common):
+        for place, held, values in read_kept(contender, "square", common):
             keep[place] &= np.isfinite(values) | ~held[:, None]
     if not keep.any():
         raise ValueError(f"no field is valid in all of {', '.join(str(f.path) for f in files)}: nothing to compare")
@@ -85,10 +92,23 @@ def unit_of(file: Statistics, channel: str) -> str:
 
 def read_kept(
     contender: Contender, name: str, common: Common, region: str | None = None
+) -> Iterator[tuple[Array, Array, Array]]:
+    """依次给出（共同时间里的位置 (n,)，这里有哪些时效 (L,) bool，(n, L, C) 的值，别的时效是 NaN）；每次只读一段。
+
+    region: 同 Statistics.read。
+    """
+    missing = np.ones(len(common.leads), dtype=bool)
+    for file in (contender.file, *contender.more):
+        held = np.isin(common.leads, file.leads) & missing
+        missing &= ~held
+        if held.any():
+            for place, values in _read_file(file, name, contender.model, common, held, region):
+                yield place, held, values
+
+
+def _read_file(
+    file: Statistics, name: str, model: str, common: Common, held: Array, region: str | None
 ) -> Iterator[tuple[Array, Array]]:
-    """依次给出（共同时间里的位置，(n, L, C) 的值）；每次只读一段，它没有的时效是 NaN。region: 同 Statistics.read。"""
-    file = contender.file
-    held = np.isin(common.leads, file.leads)
     leads = [file.leads.tolist().index(lead) for lead in np.array(common.leads)[held]]
     channels = [file.channels.index(c) for c in common.channels]
     step = max(1, READ_BYTES // (8 * len(file.leads) * len(file.channels)))
@@ -96,8 +116,7 @@ def read_kept(
     for start in range(0, len(file.hours), step):
         rows = np.flatnonzero(wanted[start : start + step])
         if rows.size:
+            found = file.read(name, model, slice(start, start + step), region)[rows]
             values = np.full((len(rows), len(held), len(channels)), np.nan)
-            values[:, held] = file.read(name, contender.model, slice(start, start + step), region)[rows][:, leads][
-                :, :, channels
-            ]
+            values[:, held] = found[:, leads][:, :, channels]
             yield np.searchsorted(common.hours, file.hours[start + rows]), values

@@ -181,6 +181,22 @@ def test_numbers_on_the_common_pairs(two):
     assert any(note.endswith("which for b are 5 and 4") for note in table["notes"])
 
 
+def test_baselines_have_the_leads_of_every_run(tmp_path):
+    """同样的数据：A 有 +6、+12，B 有 +12、+18，基线三个时效都有，技巧处处算得出；运行没有的才是缺口。"""
+    one = write(tmp_path / "A", "A", models(0.9))
+    other = write(tmp_path / "B", "B", models(0.8), leads=(1, 2))
+    table = table_of(one, other)
+    every = np.arange(len(HOURS))
+    wanted = [pytest.approx(rmse(physical("persistence", 1.5), every, lead, "a"), rel=1e-6) for lead in LEADS]
+    assert table["scores"]["persistence"]["a"]["rmse"] == wanted
+    assert table["scores"]["A"]["a"]["rmse"][2] is None and table["scores"]["B"]["a"]["rmse"][0] is None
+    for run, lead, size in (("A", 6, 0.9), ("B", 18, 0.8)):
+        base = rmse(physical("climatology", 2.0), every, lead, "a")
+        skill = 1 - rmse(physical("ar", size), every, lead, "a") / base
+        found = table["skill"][run]["climatology"]["a"]["rmse"]["value"][LEADS.index(lead)]
+        assert found == pytest.approx(skill, rel=1e-5)
+
+
 def test_outputs_agree(two, tmp_path):
     """文字、Markdown、CSV 里的数都是 JSON 里的；由好到差；报告有链接。"""
     _, _, one, other = two
