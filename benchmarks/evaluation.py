@@ -121,29 +121,31 @@ def shares(checkpoint: Path, rounds: int, members: int) -> list[list[str]]:
     loop(task, (), trained, fabric)  # 预热
     kinds = (*SAVES, EVENTS)
     turns = [{kind: loop(task, kind, trained, fabric) for kind in kinds} for _ in range(rounds)]
-    alone = statistics.median(forecasts for turn in turns for _, forecasts in turn.values())
-    rows = [["", "windows/s", "of the forecasts' time"], ["forecasts alone", f"{len(task.starts) / alone:.1f}", "1"]]
+    alone = statistics.median(forecasts for turn in turns for _, forecasts, _ in turn.values())
+    head = ["", "windows/s", "of the forecasts' time", "CPU, of nothing saved"]
+    rows = [head, ["forecasts alone", f"{len(task.starts) / alone:.1f}", "1", ""]]
     for save in kinds:
         total = statistics.median(turn[save][0] for turn in turns)
         ratio = statistics.median(turn[save][0] / turn[save][1] for turn in turns)
         what = "events, nothing" if save == EVENTS else " ".join(save) or "nothing"
-        rows.append([f"scored, {what} saved", f"{len(task.starts) / total:.1f}", f"{ratio:.2f}"])
+        cpu = statistics.median(turn[save][2] / turn[()][2] for turn in turns)
+        rows.append([f"scored, {what} saved", f"{len(task.starts) / total:.1f}", f"{ratio:.2f}", f"{cpu:.2f}"])
     return rows
 
 
-def loop(task: Task, save: tuple[str, ...], trained: Trained, fabric: Fabric) -> tuple[float, float]:
-    """走一遍：(全部的秒数, 其中各模型的预报)。"""
+def loop(task: Task, save: tuple[str, ...], trained: Trained, fabric: Fabric) -> tuple[float, float, float]:
+    """走一遍：(全部的秒数, 其中各模型的预报, 处理器的秒数：机器忙时只有它作数)。"""
     asked = save == EVENTS
     options = replace(task.options, save=() if asked else save)
     task = replace(task, options=options, verifier=task.verifier if asked else None)
     origin = provenance_of(task, trained)
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         with ExitStack() as stack:
             keep = open_zarr(stack, task, Path(folder), origin, fabric) if "zarr" in save else None
             _, seen = write_statistics(task, score(task, fabric, keep=keep), Path(folder), origin)
-        total = time.perf_counter() - begin
-    return total, sum(len(task.starts) / rate for rate in seen.rates().values() if rate)
+        total, busy = time.perf_counter() - begin, time.process_time() - busy
+    return total, sum(len(task.starts) / rate for rate in seen.rates().values() if rate), busy
 
 
 def split_overrides(windows: int) -> list[str]:

@@ -107,7 +107,11 @@ def test_events_equal_a_loop_over_the_saved_forecasts(tree, table):
 
 
 def test_what_each_channel_is_asked(table):
-    _, found = table
+    out, found = table
+    for name in ("reliability", "roc", "economic_value", "fractions_skill", "spherical_spectra", "drift_variance"):
+        assert (out / f"figures/{name}.png").is_file(), name
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f'"{key}":{{' in page for key in ("events", "drift", "sphere"))
     events = found["events"]
     assert set(events["scores"]) == {NAME, "persistence", "climatology"}
     assert [*events["scores"][NAME]["t2m"]] == ["<q0.02", "<q0.05", ">q0.95", ">q0.98", ">285"]
