@@ -1,6 +1,6 @@
 """改坏的配置、改坏的命令行：走得通，或是一行 `error: …`、退出码 2；没有一个是 traceback。
 
-套件里各几十例，久测里一万份配置、两千条命令行（另有一百条真的起进程）；怎样改见 mutants.py。
+套件里几十份配置，久测里一万份、两千条命令行（另有一百条真的起进程）；怎样改见 mutants.py。
 """
 
 from __future__ import annotations
@@ -284,6 +284,7 @@ def test_lines_as_they_are(script: str, place: Path, tmp_path: Path) -> None:
             assert run_here(Line(script, words.split()), patience=300)[0] == 0, words
 
 
+@pytest.mark.soak  # 走够久的半途打断，进程里会留下什么；套件的别的测试不该与它同一个进程
 @settings(max_examples=LINES[PROFILE], suppress_health_check=[HealthCheck.filter_too_much])
 @given(line=lines())
 def test_mutated_command_lines(place: Path, line: Line) -> None:
