@@ -14,9 +14,9 @@ from util.batch import DataSpec
 SHAPE = (5, 2, 8, 16)  # B、C、H、W
 
 
-def verifier(first_longitude_step: float = 22.5, **settings: list[int]) -> Verifier:
+def verifier(step: float = 22.5, neighbourhoods: tuple[int, ...] = (3, 5)) -> Verifier:
     latitudes = tuple((90 - 22.5 * (np.arange(8) + 0.5)).tolist())
-    longitudes = tuple((np.arange(16) * first_longitude_step).tolist())
+    longitudes = tuple((np.arange(16) * step).tolist())
     spec = DataSpec(
         ("t2m", "tp"), ("K", "m"), (None, None), latitudes, longitudes, 3, 1, 6, (280, 1e-3), (9, 1e-3), False
     )
@@ -24,7 +24,7 @@ def verifier(first_longitude_step: float = 22.5, **settings: list[int]) -> Verif
     quantiles = torch.rand(2, 2, 8, 16, generator=generator) - torch.tensor([1.0, 0.0])[:, None, None, None]
     climate = Climate(quantiles, torch.full((1, 8, 16), 0.4), torch.full((1, 8, 16), 0.5), 99)
     thresholds = torch.tensor([[0.3], [float("nan")]])
-    events = Events(quantiles=[0.05, 0.95], **settings)
+    events = Events(quantiles=[0.05, 0.95], neighbourhoods=[*neighbourhoods])
     return make_verifier(events, spec, climate, thresholds, {"t2m": (282.7,)}, torch.device("cpu"))
 
 
@@ -66,7 +66,7 @@ def test_a_broken_forecast_is_not_in_the_sums():
 
 
 def test_a_region_has_no_spherical_spectrum_and_small_grids_no_wide_neighbourhoods():
-    asked, (forecasts, truth, normal) = verifier(5.0, neighbourhoods=[3, 9]), cases()
+    asked, (forecasts, truth, normal) = verifier(5.0, (3, 9)), cases()
     found = asked.lead(forecasts, truth, normal, torch.ones(5, 2, dtype=torch.bool))
     assert not asked.sphere and ("sphere", "model") not in found
     assert asked.sizes == [3] and found["fractions", "model"].shape == (2, 3, 1, 2)
