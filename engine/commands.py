@@ -280,6 +280,10 @@ def compare_parser() -> argparse.ArgumentParser:
         "--reference", nargs="+", type=Path, default=[], metavar="CSV",
         help="published scores to put beside the runs, e.g. docs/reference_scores.csv",
     )  # fmt: skip
+    parser.add_argument(
+        "--files", nargs="+", type=Path, default=[], metavar="FILE",
+        help="forecasts made elsewhere (NetCDF, Zarr; names as in WeatherBench), scored as the first of --runs was",
+    )  # fmt: skip
     _add_by(parser)
     parser.add_argument(
         "--scorecard", metavar="NAME", help="a scorecard of every run against this run or baseline, e.g. climatology"
@@ -291,6 +295,8 @@ def compare_command(argv: Arguments = None) -> int:
     """compare.py。"""
     args = compare_parser().parse_args(argv)
     by = tuple(dict.fromkeys(args.by))
+    if args.suite and args.files:
+        raise ValueError("--files stands beside --runs: the first of them gives split and truth")
     if args.suite:
         from engine.comparison.suite import run_suite
 
@@ -300,7 +306,7 @@ def compare_command(argv: Arguments = None) -> int:
 
     out = args.out or Path("log/comparison")
     with reserved(out):
-        compare_runs(args.runs, out, reference=args.reference, by=by, scorecard=args.scorecard)
+        compare_runs(args.runs, out, reference=args.reference, by=by, scorecard=args.scorecard, files=args.files)
     return 0
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from engine.comparison.comparison import Comparison, make_comparison
-from engine.comparison.entries import Entry, choose_contenders, open_entries
+from engine.comparison.entries import Entry, choose_contenders, find_evaluation, open_entries
+from engine.comparison.files import score_file
 from engine.comparison.published import add_published, read_published
 from engine.comparison.text import as_markdown, as_text, comparison_blocks, span_of
 from engine.evaluation.glimpse import MAP_CHANNELS, MAP_LEADS, evenly
@@ -54,6 +55,7 @@ def compare_runs(
     reference: Sequence[Path] = (),
     by: Sequence[str] = (),
     scorecard: str | None = None,
+    files: Sequence[Path] = (),
 ) -> None:
     """比较这些运行或评测的文件夹，结果写进 out。
 
@@ -63,13 +65,15 @@ def compare_runs(
         notes: 也要写在结果里的说明。
         reference: 别人发表的成绩的表，放在旁边。
         by, scorecard: 同 make_comparison。
+        files: 别处做的预报，见 score_file；在 folders 的头一个的划分、真值上计分，成绩在 out/files/。
 
     Raises:
         ValueError: 不是一次评测，没有共同的部分，真值不是同一份，或 reference 写得不对。
     """
     published = read_published(reference)
+    made = [score_file(path, find_evaluation(folders[0]), out / "files") for path in files]
     with ExitStack() as stack:
-        entries = open_entries(stack, folders, names)
+        entries = open_entries(stack, [*folders, *made], names)
         setup_logging(out / "compare.log")
         contenders = choose_contenders(entries)
         comparison = make_comparison(entries, contenders, notes, by, scorecard)
@@ -81,6 +85,7 @@ def compare_runs(
         command += ["--reference", *map(str, reference)] if reference else []
         command += ["--by", *by] if by else []
         command += ["--scorecard", scorecard] if scorecard else []
+        command += ["--files", *map(str, files)] if files else []
         page = comparison_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
     write_comparison(out, comparison, text, page)
     write_training(out, entries)

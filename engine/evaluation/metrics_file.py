@@ -33,10 +33,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Cost:
-    """一个模型的代价；运算次数是一个窗口、一个成员的。训练的几栏在没有梯度步的模型上没有。"""
+    """一个模型的代价；运算次数是一个窗口、一个成员的。训练的几栏在没有梯度步的模型上没有，头两栏在别处做的预报上没有。"""
 
-    parameters: int
-    flops_per_sample: int
+    parameters: int | None
+    flops_per_sample: int | None
     inference_samples_per_second: float | None  # 只有一批，量不出来
     inference_peak_memory_bytes: int
     device: str

@@ -33,7 +33,7 @@ FLAGS = {
         *("--thresholds", "--points", "--save", "--overwrite", "--set", "--no-verify", "overrides"),
         *("--regions", "--by", "--compile", "--events"),
     },
-    compare_parser: {"--runs", "--suite", "--out", "--reference", "--by", "--scorecard"},
+    compare_parser: {"--runs", "--suite", "--out", "--reference", "--by", "--scorecard", "--files"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},
 }
 DATA_FLAGS = {

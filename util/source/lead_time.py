@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,15 @@ def read_hours(array: xr.DataArray) -> np.ndarray:
     Raises:
         ValueError: 历法不是公历、有缺、不在整点；是起报时刻而预报时效不明。
     """
+    return _full_hours(array, added_lead)
+
+
+def initial_hours(array: xr.DataArray) -> np.ndarray:
+    """同上，时间坐标本身：一份预报的起报时刻。"""
+    return _full_hours(array, lambda _: None)
+
+
+def _full_hours(array: xr.DataArray, lead_of: Callable[[xr.DataArray], np.ndarray | None]) -> np.ndarray:
     name = time_name(array)
     times = np.atleast_1d(array[name].values)  # 只是坐标，不碰场
     if times.dtype.kind != "M":  # 公历之外的历法，xarray 解成对象
@@ -60,7 +70,7 @@ def read_hours(array: xr.DataArray) -> np.ndarray:
         raise ValueError(f"{name}: calendar {calendar!r}, dtype {times.dtype}; only standard-calendar dates are read")
     if np.isnat(times).any():
         raise ValueError(f"{name}: {int(np.isnat(times).sum())} of {times.size} times are missing")
-    lead = added_lead(array)
+    lead = lead_of(array)
     seconds = _seconds(times) + (0.0 if lead is None else 3600 * lead)
     hours = np.rint(seconds / 3600).astype(np.int64)
     off = np.flatnonzero(np.abs(seconds - hours * 3600.0) > 1)  # 以浮点日数存的时刻有舍入，一秒以内算整点
