@@ -75,9 +75,8 @@ class Archived(nn.Module):
         """一个时效、一个成员的，(起报时刻, …)。"""
         chosen = {self.lead: self.places[place]} | ({} if self.member is None else {self.member: member})
         there = self.dataset.isel(chosen, drop=True)
-        return there.drop_vars(
-            [name for name in TIME_NAMES if name in there.coords and name not in there.dims]
-        )  # 有效时刻
+        valid = [name for name in TIME_NAMES if name in there.coords and name not in there.dims]
+        return there.drop_vars(valid)
 
     def forecast(
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
