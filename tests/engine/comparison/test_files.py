@@ -70,8 +70,9 @@ def test_members_are_an_ensemble(evaluated: Path, tmp_path: Path) -> None:
         for init in there.time.values:
             ours = [one.sel(time=init, prediction_timedelta=step) for one in values]
             fact = target_at(target, init, step)
-            error = sum(abs(one - fact) for one in ours) / 3
-            apart = sum(abs(one - other) for one in ours for other in ours) / (2 * 3 * 2)
+            none = xr.zeros_like(fact)
+            error = sum((abs(one - fact) for one in ours), none) / 3
+            apart = sum((abs(one - other) for one in ours for other in ours), none) / (2 * 3 * 2)
             total.append(float((error - apart).weighted(weights).mean()))
         np.testing.assert_allclose(found["scores"]["ens"]["t2m"]["crps"][lead], np.mean(total), rtol=1e-4)
 
