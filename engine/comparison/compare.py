@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from engine.comparison.comparison import Comparison, make_comparison
 from engine.comparison.entries import Entry, choose_contenders, find_evaluation, open_entries
-from engine.comparison.files import score_file
+from engine.comparison.files import check_names, score_file
 from engine.comparison.published import add_published, read_published
 from engine.comparison.text import as_markdown, as_text, comparison_blocks, span_of
 from engine.evaluation.glimpse import MAP_CHANNELS, MAP_LEADS, evenly
@@ -71,6 +71,7 @@ def compare_runs(
         ValueError: 不是一次评测，没有共同的部分，真值不是同一份，或 reference 写得不对。
     """
     published = read_published(reference)
+    check_names(files)
     made = [score_file(path, find_evaluation(folders[0]), out / "files") for path in files]
     with ExitStack() as stack:
         entries = open_entries(stack, [*folders, *made], names)

@@ -37,6 +37,7 @@ from util.source.lead_time import TIME_NAMES, initial_hours, is_lead, lead_hours
 from util.source.opening import open_source
 
 log = logging.getLogger("ar_pred")
+BATCH_BYTES = 2**28  # 一批预报至多，一个窗口总是要的
 MEMBER_NAMES = ("number", "member", "realization", "ensemble", "sample")
 
 
@@ -82,7 +83,7 @@ class Archived(nn.Module):
         self, history: Tensor, time: Tensor | None, num_members: int = 1, generator: Generators | None = None
     ) -> Tensor:
         """(B, T_in, C, H, W) → (B, M, L, C, H, W)，标准化；history 不看，time 的第 T_in 个是起报时刻。"""
-        assert time is not None and num_members in (1, self.members)
+        assert time is not None and num_members == self.members, "members cut apart; see keep_starts"
         rows = [self.rows[int(hour)] for hour in time[:, history.shape[1] - 1]]
         made = [
             torch.stack([self.fields(rows, place, member) for place in range(len(self.places))], 1)
@@ -123,8 +124,6 @@ def score_file(path: Path, beside: Path, out: Path) -> Path:
     """
     origin = read_scores(beside / "metrics.json", Result)
     config = checkpoint_config(load_training(origin.checkpoint), origin.checkpoint, ())
-    if name_of(path) in NAMES:
-        raise ValueError(f"--files {path}: {name_of(path)} is the name of a baseline; rename the file")
     try:
         with open_source(path) as dataset:
             return _score(path, dataset, config, origin, out / name_of(path))
@@ -134,6 +133,20 @@ def score_file(path: Path, beside: Path, out: Path) -> Path:
 
 def name_of(path: Path) -> str:
     return path.stem
+
+
+def check_names(paths: Sequence[Path]) -> None:
+    """文件名就是表上的名字。
+
+    Raises:
+        ValueError: 是一个基线的名字，或者重了。
+    """
+    names = [name_of(path) for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        if name in NAMES:
+            raise ValueError(f"--files {path}: {name} is the name of a baseline; rename the file")
+        if names.count(name) > 1:
+            raise ValueError(f"--files {path}: another file is called {name} too; rename one")
 
 
 def _score(path: Path, dataset: xr.Dataset, config: RunConfig, origin: Provenance, out: Path) -> Path:
@@ -163,7 +176,7 @@ def _score(path: Path, dataset: xr.Dataset, config: RunConfig, origin: Provenanc
 
 
 def keep_starts(task: Task, model: Archived) -> Task:
-    """只留文件里有的起报时刻。
+    """只留文件里有的起报时刻；一次调用总是一个窗口的全部成员、全部时效，批的大小照 BATCH_BYTES 定。
 
     Raises:
         ValueError: 一个也没有。
@@ -175,4 +188,8 @@ def keep_starts(task: Task, model: Archived) -> Task:
             f"initial times {time_text(mine[0])} to {time_text(mine[-1])}: none of them starts a forecast in the "
             f"{task.options.split} split with all its lead times, {time_text(int(first))} to {time_text(int(last))}"
         )
-    return replace(task, starts=kept, glimpse=choose_glimpse(task.spec, len(kept), task.steps, []))
+    spec = task.spec
+    window = 4 * model.members * task.steps * spec.num_channels * spec.height * spec.width  # 字节
+    windows = min(max(1, task.batch_size // model.members), max(1, BATCH_BYTES // window))
+    glimpse = choose_glimpse(spec, len(kept), task.steps, [])
+    return replace(task, starts=kept, glimpse=glimpse, batch_size=windows * model.members)

@@ -95,6 +95,8 @@ def read_kept(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """依次给出（共同时间里的位置 (n,)，这里有哪些时效 (L,) bool，(n, L, C) 的值，别的时效是 NaN）；每次只读一段。
 
+    补时效的文件里没有这一项（只有集合、--events 才有的）时，那里是 NaN。
+
     region: 同 Statistics.read。
     """
     missing = np.ones(len(common.leads), dtype=bool)
@@ -116,7 +118,8 @@ def _read_file(
     for start in range(0, len(file.hours), step):
         rows = np.flatnonzero(wanted[start : start + step])
         if rows.size:
-            found = file.read(name, model, slice(start, start + step), region)[rows]
             values = np.full((len(rows), len(held), len(channels)), np.nan)
-            values[:, held] = found[:, leads][:, :, channels]
+            if name in (file.regional_names if region else file.names):
+                found = file.read(name, model, slice(start, start + step), region)[rows]
+                values[:, held] = found[:, leads][:, :, channels]
             yield np.searchsorted(common.hours, file.hours[start + rows]), values

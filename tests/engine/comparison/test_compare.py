@@ -356,6 +356,18 @@ def test_ensembles_show_crps(tmp_path):
     assert "· CRPS" not in text_of(folders[0])
 
 
+def test_a_file_that_lends_leads_may_lack_a_score(tmp_path):
+    """甲另有一项（如 --events 的），乙有更远的时效：那里没有这一项，别的照比。"""
+    more = models(0.9)
+    for one in more.values():
+        one["energy"] = one["square"] * 0.5
+    first = write(tmp_path / "A", "A", more, leads=(0, 1))
+    second = write(tmp_path / "B", "B", models(0.8), leads=(1, 2))
+    table = table_of(first, second)
+    assert all(one["rmse"][2] is not None for one in table["scores"]["persistence"].values())
+    assert "A" in table["scores"] and "B" in table["scores"]
+
+
 def test_other_climatology_is_noted(tmp_path, caplog):
     folders = [write(tmp_path / "A", "A", models(0.9)), write(tmp_path / "B", "B", models(0.8, climatology=2.1))]
     table = table_of(*folders)

@@ -77,6 +77,29 @@ def test_members_are_an_ensemble(evaluated: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found["scores"]["ens"]["t2m"]["crps"][lead], np.mean(total), rtol=1e-4)
 
 
+def test_members_are_never_cut_apart(evaluated: Path, tmp_path: Path) -> None:
+    """批比成员少时也是全部成员：离散度与成员自己的相同。"""
+    there = elsewhere(evaluated).isel(time=slice(0, 3))
+    members = [there + 10.0 * k for k in range(6)]  # 批是 4
+    for member in members:
+        for name, field in member.items():
+            field.attrs = there[name].attrs
+    xr.concat(members, "number").to_netcdf(tmp_path / "many.nc")
+    out = tmp_path / "compared"
+    compare_command(["--runs", str(evaluated / "own"), "--files", str(tmp_path / "many.nc"), "--out", str(out)])
+    spread = json.loads((out / "files/many/metrics.json").read_text())["scores"]["many"]["t2m"]["spread"]
+    np.testing.assert_allclose(spread, np.std(10.0 * np.arange(6), ddof=1), rtol=1e-3)
+
+
+def test_names_are_told_apart(evaluated: Path, tmp_path: Path) -> None:
+    files = [str(tmp_path / "a/x.nc"), str(tmp_path / "b/x.nc")]
+    words = ["--runs", str(evaluated / "own"), "--out", str(tmp_path / "c"), "--files"]
+    with pytest.raises(ValueError, match=r"a/x\.nc: another file is called x too"):
+        compare_command([*words, *files])
+    with pytest.raises(ValueError, match="climatology is the name of a baseline"):
+        compare_command([*words, str(tmp_path / "climatology.nc")])
+
+
 def target_at(target: xr.DataArray, init: np.datetime64, step: np.timedelta64) -> xr.DataArray:
     if "prediction_timedelta" in target.dims:
         return target.sel(time=init, prediction_timedelta=step)

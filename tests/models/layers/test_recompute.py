@@ -90,3 +90,18 @@ def test_a_checkpoint_around_it_keeps_nothing_inside() -> None:
     x.grad = None
     second(watched(first(x))).sum().backward()
     assert mine is not None and x.grad is not None and torch.equal(mine, x.grad)
+
+
+def test_half_precision_is_recomputed_as_it_was() -> None:
+    """噪声调制的归一化里有矩阵乘：重算也要在自动的半精度里。"""
+    first, cheap, second, x = parts(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+    modules, found = nn.ModuleList([first, cheap, second]), []
+    for plain in (True, False):
+        modules.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = first(x)
+            y = second(cheap(hidden)) if plain else through(cheap, second, hidden)
+        y.float().square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in modules.parameters())])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
