@@ -30,7 +30,8 @@ def throughput(scene: Scene) -> Found:
         starts, thresholds = find_starts(data, "test", spec.frames_out, 1), threshold_tensor(None, spec)
         glimpse = choose_glimpse(spec, len(starts), spec.frames_out, parse_points([], spec))
         models = {**fit_baselines(data, config, size, fabric, lambda: None), name: model}
-        task = Task(models, name, data, options, spec.frames_out, starts, size, config.run.seed, glimpse, thresholds)
+        seed = config.run.seed
+        task = Task(models, name, data, options, spec.frames_out, starts, size, seed, glimpse, thresholds, {})
         total = forecasts = 0.0
         for turn in range(2 if scene.small else REPEATS):
             begin = time.perf_counter()
