@@ -37,7 +37,7 @@ from util.logger import read_metrics, setup_logging
 from util.plot.curves import runs_figure
 from util.plot.scorecard import save_scorecards
 from util.plot.scores import scores_figure
-from util.plot.style import save_figures
+from util.plot.style import remove_figures, save_figures
 from util.report import write_report
 from util.scores.common import Contender
 from util.scores.scorecard import make_cards, write_cards
@@ -98,7 +98,7 @@ def comparison_page(
 ) -> Page:
     """报告的内容；地图与序列在各自的报告里，给出链接。"""
     leads = comparison.lead_hours
-    shown = page_leads(comparison, comparison.cells)
+    shown = page_leads(comparison)
     thinned = "" if len(shown) == len(leads) else f", {len(shown)} of them here, all in comparison.csv"
     first, last = comparison.first_initial_time, comparison.last_initial_time
     what = ", ".join(e.label for e in entries) if len(entries) <= 4 else f"{len(entries)} runs"
@@ -150,7 +150,7 @@ def joined_spectra(contenders: Sequence[Contender], comparison: Comparison) -> S
 
 
 def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -> None:
-    """comparison.{json,csv,md,txt}、scorecard.csv、figures/、report.html。"""
+    """comparison.{json,csv,md,txt}、scorecard.csv、figures/、report.html；上一次留下的图与评分卡先去掉。"""
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "comparison.txt": text,
@@ -161,6 +161,8 @@ def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -
         with replacing(out / name) as temporary:
             temporary.write_text(body + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", comparison, comparison.cells)
+    remove_figures(out / "figures", ("rmse", "scorecard", "training"))
+    (out / "scorecard.csv").unlink(missing_ok=True)
     if comparison.scorecard:
         cards = make_cards(comparison, comparison.cells, comparison.scorecard)
         write_cards(out / "scorecard.csv", cards)

@@ -78,7 +78,7 @@ def make_comparison(
     各份评测都有的区域总在其中；by 同 tabulate_cells；scorecard 是表上的一个名字，各运行都与它成对地比。
 
     Raises:
-        ValueError: 没有共同的部分，真值不是同一份，或没有 scorecard 这一行。
+        ValueError: 没有共同的部分，真值不是同一份，没有 scorecard 这一行，或没有别的运行与它比。
     """
     labels = [c.label for c in contenders]
     if scorecard is not None and scorecard not in labels:
@@ -87,6 +87,9 @@ def make_comparison(
     notes = [*notes, *entry_notes(entries, common), *check_baselines(entries, contenders, common)]
     known = [c.label for c in contenders if c.label in baselines.NAMES]
     runs = [c.label for c in contenders if c.label not in baselines.NAMES]
+    if scorecard is not None and not set(runs) - {scorecard}:
+        rest = ", ".join(label for label in labels if label != scorecard)
+        raise ValueError(f"--scorecard {scorecard}: no other run to compare with it; add one, or choose among {rest}")
     references = [*runs[:1], *([scorecard] if scorecard in runs[1:] else [])]
     table, label = tabulate(contenders, known, references), None
     cells = tabulate_cells(contenders, known, references, by)

@@ -13,12 +13,12 @@ from typing import IO, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from engine.evaluation.metrics_file import Provenance, read_scores
+from engine.evaluation.metrics_file import NAMES, Provenance, read_scores
 from util.atomic import reserved
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
 from util.signals import STOPS, die_with_parent
-from util.strict import Name, PositiveInt, Strict, validate
+from util.strict import Name, PositiveInt, Strict, nearest, validate
 
 log = logging.getLogger("ar_pred")
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,9 +94,11 @@ def run_suite(
     """compare.py --suite：reference、by、scorecard 同 compare_runs；返回 0；有成员失败时 1，其余的照样比较。
 
     Raises:
-        ValueError: 文件不对，或没有一个成员走完。
+        ValueError: 文件不对，没有 scorecard 这一行，或没有一个成员走完。
     """
     suite: Suite = validate(Suite, read_mapping(path), str(path))
+    if scorecard is not None:
+        check_scorecard(scorecard, [member.label for member in suite.members])
     name = f"suite-{path.stem}"  # 不叫 <suite>-：train.py --resume auto 会把它当成同名配置的运行
     out = out or Path("log") / name
     with reserved(out):
@@ -118,6 +120,19 @@ def run_suite(
         command = ["--suite", str(path), "--out", str(out)]
         compare_runs(list(done.values()), out, command, list(done), notes, reference, by, scorecard)
         return 1 if failed else 0
+
+
+def check_scorecard(name: str, labels: Sequence[str]) -> None:
+    """训练之前就看 --scorecard 对着的一行会不会有，有没有别的成员与它比；名字与基线相同的成员接着 (run)。
+
+    Raises:
+        ValueError: 没有。
+    """
+    known = [*labels, *NAMES, *(f"{label} (run)" for label in labels if label in NAMES)]
+    if name not in known:
+        raise ValueError(f"--scorecard {name}: not among those compared; {nearest(name, known, 'names')}")
+    if [*labels] == [name]:
+        raise ValueError(f"--scorecard {name}: no other member to compare with it; give a baseline: {', '.join(NAMES)}")
 
 
 def finish_member(suite: Suite, member: Member, run: str, own: str) -> Path:

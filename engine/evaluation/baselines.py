@@ -8,6 +8,10 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
+from engine.evaluation.metrics_file import BASELINES, FITTED
+from engine.evaluation.metrics_file import CLIMATOLOGY as CLIMATOLOGY
+from engine.evaluation.metrics_file import NAMES as NAMES
+from engine.evaluation.metrics_file import PERSISTENCE as PERSISTENCE
 from engine.loading import load_forecaster, load_weights
 from engine.one_pass import Check, fit_cache, fit_one_pass, load_fit
 from engine.parallel import from_main
@@ -21,10 +25,7 @@ from util.data.dataset import WeatherData
 from util.files.training_checkpoint import load_training
 
 log = logging.getLogger("ar_pred")
-PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"  # 前者查真值是不是同一份，距平相对后者；都少不了
-BASELINES = (PERSISTENCE, CLIMATOLOGY)  # models/ 里的名字，加一个基线就是在这里加一个
-FITTED, VARIANT = "linear_regression", "ridge"  # 训练过就算一个基线；只认一种，表上的名字才只有一个意思
-NAMES = (*BASELINES, FITTED)  # 成绩表上可以作基线的
+VARIANT = "ridge"  # FITTED 只认一种，表上的名字才只有一个意思
 
 
 def fit_baselines(

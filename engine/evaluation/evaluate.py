@@ -18,7 +18,7 @@ from engine.device import peak_memory, reset_peak_memory
 from engine.evaluation.baselines import CLIMATOLOGY, fit_baselines
 from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
-from engine.evaluation.metrics_file import Provenance, Result
+from engine.evaluation.metrics_file import NAMES, Provenance, Result
 from engine.evaluation.page import Facts, Page, Spectra, add_scores, make_page
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.saved_fields import open_zarr
@@ -30,7 +30,7 @@ from engine.one_pass import Check
 from engine.parallel import check_launch, environment, from_main
 from engine.progress import Progress
 from engine.verification.climate import climate_cache, load_climate
-from engine.verification.page import drift_figures, drift_page, event_figures
+from engine.verification.page import FIGURES, drift_figures, drift_page, event_figures
 from engine.verification.settings import Events, read_events
 from engine.verification.verifier import Verifier, make_verifier
 from models.interface import ForecastModel, can_forecast
@@ -42,7 +42,7 @@ from util.files.training_checkpoint import load_training
 from util.logger import setup_logging
 from util.plot.scorecard import save_scorecards
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
-from util.plot.style import save_figures
+from util.plot.style import remove_figures, save_figures
 from util.report import write_report
 from util.scores.regions import read_regions
 from util.scores.scorecard import make_cards, write_cards
@@ -157,12 +157,14 @@ def provenance_of(task: Task, trained: Trained) -> Provenance:
 
 
 def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[Path]:
-    """成绩的报告和图；page 里是与成绩无关的各节（来历、数据、曲线）。返回 PNG 的路径。"""
+    """成绩的报告和图；page 里是与成绩无关的各节（来历、数据、曲线）；上一次评测留下的图先去掉。返回 PNG 的路径。"""
     task, result, seen = evaluated
     page = add_scores(page, task, result, seen, out / "statistics.nc")
     write_report(report, as_json(page))
     log.info("report: %s", report)
     figures = out / "figures"
+    remove_figures(figures, ("rmse", "spectra", "ranks", *(f"scorecard-{base}" for base in NAMES), *FIGURES))
+    (out / "scorecard.csv").unlink(missing_ok=True)
     paths = draw_scores(result, page, figures) + draw_events(result, page, seen.task.steps, figures)
     return paths + draw_cards(result, out)
 

@@ -10,6 +10,11 @@ from util.files.bounded import read_json
 from util.files.records import Record, read_record
 from util.scores.table import Cell, Numbers, ScoreTable
 
+PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"  # 前者查真值是不是同一份，距平相对后者；都少不了
+BASELINES = (PERSISTENCE, CLIMATOLOGY)  # models/ 里的名字，加一个基线就是在这里加一个
+FITTED = "linear_regression"  # 训练过就算一个基线
+NAMES = (*BASELINES, FITTED)  # 成绩表上可以作基线的
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -59,7 +64,8 @@ class BlowUp:
 class Scores(ScoreTable):
     """由 statistics.nc 得来的全部成绩。
 
-    rank_histogram: 通道 → 时效 → M + 1 个份额，只有集合有；cells: 各区域、各段时间的，给了 --regions、--by 才有。
+    rank_histogram: 通道 → 时效 → M + 1 个份额，只有集合有；cells: 各区域、各段时间的，给了 --regions、--by 才有，
+    只在内存里与 metrics.csv 里。
     events: --events 才有；blown_up: 有才有，从那个时效起不在任何成绩里。
     """
 
@@ -72,7 +78,7 @@ class Scores(ScoreTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Scores, Provenance):
-    """metrics.json 的全部。samples_per_second: 模型 → 每秒的预报数。"""
+    """metrics.json 的全部，再加 cells。samples_per_second: 模型 → 每秒的预报数。"""
 
     samples_per_second: dict[str, float | None]
     cost: Cost

@@ -41,6 +41,7 @@ REGION_CELLS = 12_000  # 各区域、时段的合起来，模型 × 通道 × �
 Said = str | int | Phrase  # 照原样，或两种语言各说一句
 Facts = list[tuple[str, Said]]  # 标签与值
 Value = TypeVar("Value")
+Places = Sequence[int | None]  # 各时效在表里的序号，None 是空着的
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_pa
         wide = task.verifier is not None and task.verifier.sphere
         sphere = make_spectra("total wavenumber", contenders, channels, task.glimpse.leads, SPHERE) if wide else None
         maps = make_maps(task, seen, statistics)
-    shown = page_leads(result, result.cells)
+    shown = page_leads(result)
     page = add_cells(add_table(page, result, shown), result, result.cells, shown)
     if task.verifier and result.events:
         glimpse = task.glimpse
@@ -251,12 +252,9 @@ def model_lines(names: Sequence[str], baselines: Sequence[str], published: Seque
     return [*judged, *others]
 
 
-def page_leads(table: ScoreTable, cells: Sequence[Cell] | None = None) -> list[int]:
-    """页面里放哪些时效（序号）：通道、时效、区域都多时均匀地取一些。"""
-    most = SCORE_CELLS // len(table.channels)
-    if cells:
-        most = min(most, REGION_CELLS // (len(table.scores) * len(table.channels) * len(cells)))
-    return evenly(len(table.lead_hours), max(2, most))
+def page_leads(table: ScoreTable) -> list[int]:
+    """页面里放哪些时效（序号）：通道、时效都多时均匀地取一些；有没有分区都一样。"""
+    return evenly(len(table.lead_hours), max(2, SCORE_CELLS // len(table.channels)))
 
 
 def add_table(page: Page, table: ScoreTable, leads: Sequence[int]) -> Page:
@@ -272,34 +270,41 @@ def add_table(page: Page, table: ScoreTable, leads: Sequence[int]) -> Page:
 
 
 def add_cells(page: Page, table: ScoreTable, cells: Sequence[Cell] | None, leads: Sequence[int]) -> Page:
-    """各区域、各段时间；放不下时先舍去既分区域又分时段的。"""
+    """各区域、各段时间；放不下时先舍去既分区域又分时段的，再少放几个时效（别的时效空着），末了才舍去别的格。"""
     if not cells:
         return page
-    most = max(1, REGION_CELLS // (len(table.scores) * len(table.channels) * len(leads)))
-    kept = sorted(cells, key=lambda cell: WHOLE not in (cell.region, cell.period))[:most]
-    facts = [*page.facts, ("regions and periods", phrase("factCells", len(kept), len(cells)))]
+    room = REGION_CELLS // (len(table.scores) * len(table.channels))  # 格 × 时效
+    ordered = sorted(cells, key=lambda cell: WHOLE not in (cell.region, cell.period))
+    simple = sum(WHOLE in (cell.region, cell.period) for cell in cells)
+    kept = ordered[: max(1, simple, room // len(leads))]
+    held = {leads[i] for i in evenly(len(leads), max(2, room // len(kept)))}
+    kept = kept[: max(1, room // len(held))]
+    places = [i if i in held else None for i in leads]
+    said = phrase("factCells", len(kept), len(cells), len(held), len(table.lead_hours))
+    facts = [*page.facts, ("regions and periods", said)]
     none = [0] * len(leads)
     lines = [
         CellLine(
             cell.region,
             cell.period,
-            thin_scores(cell, leads),
-            thin_skills(cell, leads),
+            thin_scores(cell, places),
+            thin_skills(cell, places),
             {c: FieldCounts(thin(counts, leads), none) for c, counts in cell.pairs.items()},
         )
         for cell in kept
     ]
-    return replace(page, facts=facts if len(kept) < len(cells) else page.facts, cells=lines)
+    whole = len(kept) == len(cells) and len(held) == len(leads)
+    return replace(page, facts=page.facts if whole else facts, cells=lines)
 
 
-def thin_scores(table: ScoreTable | Cell, leads: Sequence[int]) -> dict[str, dict[str, dict[str, Numbers]]]:
+def thin_scores(table: ScoreTable | Cell, leads: Places) -> dict[str, dict[str, dict[str, Numbers]]]:
     return {
-        model: {c: {name: thin(values, leads) for name, values in found.items()} for c, found in one.items()}
+        model: {c: {name: pick(values, leads) for name, values in found.items()} for c, found in one.items()}
         for model, one in table.scores.items()
     }
 
 
-def thin_skills(table: ScoreTable | Cell, leads: Sequence[int]) -> dict[str, dict[str, dict[str, dict[str, Skill]]]]:
+def thin_skills(table: ScoreTable | Cell, leads: Places) -> dict[str, dict[str, dict[str, dict[str, Skill]]]]:
     return {
         model: {
             base: {c: {name: thin_skill(s, leads) for name, s in found.items()} for c, found in one.items()}
@@ -309,12 +314,16 @@ def thin_skills(table: ScoreTable | Cell, leads: Sequence[int]) -> dict[str, dic
     }
 
 
+def thin_skill(skill: Skill, leads: Places) -> Skill:
+    return replace(skill, **{key: pick(values, leads) for key, values in vars(skill).items() if values is not None})
+
+
+def pick(values: Numbers, leads: Places) -> Numbers:
+    return [None if i is None else values[i] for i in leads]
+
+
 def thin(values: Sequence[Value], leads: Sequence[int]) -> list[Value]:
     return [values[i] for i in leads]
-
-
-def thin_skill(skill: Skill, leads: Sequence[int]) -> Skill:
-    return replace(skill, **{key: thin(values, leads) for key, values in vars(skill).items() if values is not None})
 
 
 def channel_line(name: str, unit: str) -> ChannelLine:

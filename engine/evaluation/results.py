@@ -168,10 +168,14 @@ def add_spectral_distance(table: Table, contenders: Iterable[Contender]) -> Tabl
 
 
 def write_result(out: Path, result: Result) -> Path:
-    """metrics.json 与 metrics.csv；返回前者的路径。"""
+    """metrics.json 与 metrics.csv；返回前者的路径。
+
+    各区域、时段的只进 CSV：几百格的 JSON 读不回来，比较也从 statistics.nc 重算。
+    """
     target = out / "metrics.json"
     with replacing(target) as temporary:
-        temporary.write_text(json.dumps(as_json(result), indent=1, allow_nan=False), encoding="utf-8")
+        record = as_json(replace(result, cells=None))
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
     more = csv_lines(result.events) if result.events else ()
     write_csv(out / "metrics.csv", result, result.cells, more)
     return target

@@ -16,6 +16,10 @@ from util.scores.tabulate import plain
 from util.verification.events import LOSS_RATIOS, economic_value, rates, reliability
 
 Figures = dict[str, list]
+FIGURES = (  # --events 的图的名字，再评一次时先去掉
+    *("reliability", "roc", "economic_value", "fractions_skill", "spherical_spectra"),
+    *("drift_mean", "drift_variance", "drift_energy"),
+)
 
 
 @dataclass(frozen=True)

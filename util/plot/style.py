@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,13 @@ def pretty_unit(unit: str, exponent: int = 0) -> str:
     """`m2 s-2` → `m² s⁻²`；数值除以了 10 的 exponent 次方时，单位前写上这个幂。"""
     unit = re.sub(r"(?<=[A-Za-z])-?\d+", lambda found: _superscript(int(found[0])), unit)
     return f"10{_superscript(exponent)} {unit}" if exponent else unit
+
+
+def remove_figures(folder: Path, names: Iterable[str]) -> None:
+    """去掉 save_figures 从前以这些名字写下的：与这一次的结果不是一回事。别的文件不动。"""
+    for name in names:
+        for path in [*folder.glob(f"{name}.p[nd][gf]"), *folder.glob(f"{name}-[0-9]*.p[nd][gf]")]:
+            path.unlink(missing_ok=True)
 
 
 def save_figures(figures: Sequence[Figure], path_stem: Path) -> list[Path]:

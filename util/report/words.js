@@ -248,7 +248,10 @@ const WORDS = {
   factMembers: ["{0}", "{0} 个"],
   factMembersNoise: ["{0}, initial noise {1} std", "{0} 个，初值噪声为 {1} 倍标准差"],
   factLeads: ["{0} of {1} on this page, all in metrics.csv", "本页 {0} 个，共 {1} 个，全部见 metrics.csv"],
-  factCells: ["{0} of {1} on this page, all in the CSV beside it", "本页 {0} 个，共 {1} 个，全部见旁边的 CSV"],
+  factCells: [
+    "{0} of {1} on this page, at {2} of {3} lead times; all in the CSV beside it",
+    "本页 {0} 个（共 {1} 个），各 {2} 个时效（共 {3} 个），全部见旁边的 CSV",
+  ],
   mapsPooled: ["maps are means over {0} x {0} grid points", "地图为每 {0} × {0} 个格点的平均"],
   mapsChannels: ["{0} of {1} channels", "{1} 个通道中的 {0} 个"],
   mapsLeads: ["{0} of {1} lead times", "{1} 个时效中的 {0} 个"],

@@ -260,7 +260,7 @@ def test_spectra_when_the_windows_are_the_same(tmp_path):
     assert '"spectra":{"label":"zonal wavenumber"' in page
 
 
-def test_regions_hours_and_a_scorecard(tmp_path):
+def test_regions_hours_and_a_scorecard(tmp_path, monkeypatch):
     """几份都有的区域、各有效钟点；评分卡对着一个运行，文件、图、页面里都有。"""
     masks = {"north": np.arange(4)[:, None] + np.zeros(8) < 2, "east": np.zeros((4, 1)) + np.arange(8) > 3}
     a = write(tmp_path / "A", "A", models(0.9), regions=masks)
@@ -302,6 +302,20 @@ def test_regions_hours_and_a_scorecard(tmp_path):
     assert set(json.loads((out / "comparison.json").read_text())["skill"]["A"]) == {"persistence", "climatology", "B"}
     with pytest.raises(ValueError, match="--scorecard climatlogy: not among those compared; nearest: climatology"):
         compare_command([*words[:-1], "climatlogy"])
+    assert (out / "scorecard.csv").is_file()
+    with pytest.raises(ValueError, match="--scorecard A: no other run to compare with it; .* among persistence, clim"):
+        compare_command(["--runs", str(a), "--out", str(tmp_path / "one"), "--scorecard", "A"])
+    assert not (tmp_path / "one/scorecard.csv").exists()
+    monkeypatch.setattr("engine.evaluation.page.REGION_CELLS", 5 * 2 * 9)  # 九格，一个时效也放不下
+    assert compare_command([*words[:4], str(out), "--by", "hour"]) == 0
+    assert not (out / "scorecard.csv").exists() and not [*(out / "figures").glob("scorecard*")]
+    found = re.search(
+        r'<script type="application/json"[^>]*>(.*?)</script>', (out / "report.html").read_text(), re.DOTALL
+    )
+    assert found is not None
+    fewer = json.loads(found[1])
+    assert len(fewer["cells"]) < len(content["cells"])
+    assert [fewer[key] for key in ("lead_hours", "scores")] == [content[key] for key in ("lead_hours", "scores")]
 
 
 def test_a_baseline_run_is_that_baseline(tmp_path):

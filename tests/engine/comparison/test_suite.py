@@ -80,6 +80,20 @@ def test_two_members_one_failing_and_again(config, calls, tmp_path):
     assert calls == []
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("climatlogy", "--scorecard climatlogy: not among those compared; nearest: climatology"),
+        ("only", "--scorecard only: no other member to compare with it; give a baseline: persistence, climatology"),
+    ],
+)
+def test_a_scorecard_of_nobody_is_told_before_training(config, calls, tmp_path, name, message):
+    path = write_suite(tmp_path, {"config": str(config), "name": "only"})
+    with pytest.raises(ValueError, match=message):
+        compare_command(["--suite", str(path), "--out", str(tmp_path / "out"), "--scorecard", name])
+    assert calls == [] and not (tmp_path / "out").exists()
+
+
 def test_changed_config_goes_to_train(config, calls, tmp_path):
     """加了轮数就接着训练并重评；改了模型，train.py 说明为什么不能接着，成员算失败。"""
     member: dict[str, Any] = {"config": str(config), "overrides": ["data.eval_stride=1"]}

@@ -14,6 +14,7 @@ import xarray as xr
 import models
 from engine.commands import evaluate_command
 from engine.verification.climate import Tails, wet_climate
+from engine.verification.page import FIGURES
 from tests.engine.runs import train_here, write_run
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint, save_checkpoint
@@ -110,6 +111,8 @@ def test_what_each_channel_is_asked(table):
     out, found = table
     for name in ("reliability", "roc", "economic_value", "fractions_skill", "spherical_spectra", "drift_variance"):
         assert (out / f"figures/{name}.png").is_file(), name
+    drawn = {path.stem for path in (out / "figures").iterdir()}
+    assert drawn <= {"rmse", "spectra", "ranks", *FIGURES}  # 再评一次时先去掉的
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(f'"{key}":{{' in page for key in ("events", "drift", "sphere"))
     events = found["events"]
