@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from engine.evaluation.page import REGION_CELLS, Page, add_cells, add_table, page_leads
-from util.scores.table import Cell, ScoreTable, Skill
+from util.scores.table import Cell, Numbers, ScoreTable, Skill
 
 CHANNELS = [f"c{i}" for i in range(69)]
 LEADS = [6 * (i + 1) for i in range(40)]
@@ -13,7 +13,7 @@ MODELS = ("model", "persistence", "climatology")
 
 
 def parts(scale: float) -> dict:
-    numbers = [scale * lead for lead in LEADS]
+    numbers: Numbers = [scale * lead for lead in LEADS]
     return {
         "bootstrap_blocks": 30,
         "pairs": {c: [9] * len(LEADS) for c in CHANNELS},
