@@ -27,31 +27,40 @@ def block_ids(common: Common) -> Array:
     return np.unique((common.hours - common.hours[0]) // BLOCK_HOURS, return_inverse=True)[1]
 
 
+class Part(NamedTuple):
+    """一段时间：哪些起报时间与时效 (T, L) bool，和碰到的块 (N,)，升序。"""
+
+    chosen: Array
+    weeks: Array
+
+
 def block_sums(contender: Contender, common: Common, names: Sequence[str] | None = None) -> Blocks:
     """各统计量（names，默认全部）按块求和；这个模型没有的统计量（全是 NaN）不在其中。"""
-    return part_sums(contender, common, [common.keep], names or contender.file.names)[0]
+    whole = Part(np.ones(common.keep.shape[:2], dtype=bool), np.unique(block_ids(common)))
+    return part_sums(contender, common, [whole], names or contender.file.names)[0]
 
 
 def part_sums(
-    contender: Contender, common: Common, parts: Sequence[Array], names: Sequence[str], region: str | None = None
+    contender: Contender, common: Common, parts: Sequence[Part], names: Sequence[str], region: str | None = None
 ) -> list[Blocks]:
-    """同 block_sums，一遍读出几部分的：parts 各是哪些场 (T, L, C) bool，region 同 Statistics.read。"""
-    ids = block_ids(common)
-    shape = (int(ids.max()) + 1, *common.keep.shape[1:])
-    kept = [part & contender.held(common.leads)[:, None] for part in parts]
-    counts = [np.zeros(shape) for _ in parts]
-    for count, keep in zip(counts, kept, strict=True):
-        add_rows(count, ids, keep)
+    """同 block_sums，一遍读出几段时间的，各只有自己碰到的块；region 同 Statistics.read。"""
+    ids, shape = block_ids(common), common.keep.shape[1:]
+    places = [np.searchsorted(part.weeks, ids) for part in parts]  # (T,) 各起报时间在这一段的第几块
+    had = contender.held(common.leads)
+    counts = [np.zeros((len(part.weeks), *shape)) for part in parts]
+    for count, part, own in zip(counts, parts, places, strict=True):
+        for t in np.flatnonzero((part.chosen & common.keep.any(2)).any(1)):
+            count[own[t]] += common.keep[t] & (part.chosen[t] & had)[:, None]
     sums: list[dict[str, Array]] = [{} for _ in parts]
     for name in names:
-        totals, present = [np.zeros(shape) for _ in parts], False
+        totals, present = [np.zeros_like(count) for count in counts], False
         for place, held, values in read_kept(contender, name, common, region):
             here = common.keep[place] & held[:, None]
             present |= bool(np.isfinite(values[here]).any())
-            for total, part in zip(totals, parts, strict=True):
-                keep = part[place] & here
+            for total, part, own in zip(totals, parts, places, strict=True):
+                keep = part.chosen[place][..., None] & here
                 rows = keep.any((1, 2))
-                add_rows(total, ids[place[rows]], np.where(keep[rows], values[rows], 0.0))
+                add_rows(total, own[place[rows]], np.where(keep[rows], values[rows], 0.0))
         if present:
             for one, total in zip(sums, totals, strict=True):
                 one[name] = total

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from util.scores.bootstrap import Blocks, block_ids, part_sums
+from util.scores.bootstrap import Blocks, Part, block_ids, part_sums
 from util.scores.common import Array, Common, Contender, common_pairs
 from util.scores.table import WHOLE, Cell
 from util.scores.tabulate import finish
 
+BATCH = 2  # 一批里的块至多是全部时间的几倍
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -27,36 +28,47 @@ def tabulate_cells(
     regions = [None, *common_regions(contenders)]
     cells = []
     for region in regions if found or len(regions) > 1 else []:
-        parts = {WHOLE: common.keep, **found} if region else found
-        sums = {c.label: _sums(c, common, list(parts.values()), region) for c in contenders}
-        for i, (period, keep) in enumerate(parts.items()):
-            blocks = {label: several[i] for label, several in sums.items()}
-            counts = keep.sum(0)  # (L, C)
-            cell = Cell(
-                region=region or WHOLE,
-                period=period,
-                bootstrap_blocks=len(next(iter(blocks.values())).counts),
-                pairs={c: counts[:, k].tolist() for k, c in enumerate(common.channels)},
-                **finish(contenders, common, blocks, baselines, references),
-            )
-            cells.append(cell)
+        whole = {WHOLE: np.ones(common.keep.shape[:2], dtype=bool)} if region else {}
+        for parts in batches(common, whole | found):
+            sums = {c.label: _sums(c, common, list(parts.values()), region) for c in contenders}
+            for i, (period, part) in enumerate(parts.items()):
+                blocks = {label: several[i] for label, several in sums.items()}
+                counts = np.stack([common.keep[rows, lead].sum(0) for lead, rows in enumerate(part.chosen.T)])  # (L, C)
+                cell = Cell(
+                    region=region or WHOLE,
+                    period=period,
+                    bootstrap_blocks=len(part.weeks),
+                    pairs={c: counts[:, k].tolist() for k, c in enumerate(common.channels)},
+                    **finish(contenders, common, blocks, baselines, references),
+                )
+                cells.append(cell)
     return cells
 
 
-def _sums(contender: Contender, common: Common, parts: Sequence[Array], region: str | None) -> list[Blocks]:
-    """只留有场的块：一季之外的各周不该抽到。"""
+def _sums(contender: Contender, common: Common, parts: Sequence[Part], region: str | None) -> list[Blocks]:
     names = contender.file.regional_names if region else contender.file.names
-    weeks = block_ids(common)
-    sums = part_sums(contender, common, parts, names, region)
-    kept = [np.unique(weeks[part.any((1, 2))]) for part in parts]
-    return [
-        Blocks({name: total[rows] for name, total in one.sums.items()}, one.counts[rows], one.std)
-        for one, rows in zip(sums, kept, strict=True)
-    ]
+    return part_sums(contender, common, parts, names, region)
+
+
+def batches(common: Common, chosen: Mapping[str, Array]) -> list[dict[str, Part]]:
+    """几段时间一批，一批读一遍文件：合起来的块不过全部时间的 BATCH 倍，--by 再细，内存也有界。
+
+    只留有场的块：一季之外的各周不该抽到。
+    """
+    ids, valid = block_ids(common), common.keep.any(2)
+    room, result = 0, []
+    for name, some in chosen.items():
+        part = Part(some, np.unique(ids[(some & valid).any(1)]))
+        if len(part.weeks) > room:
+            result.append({})
+            room = BATCH * len(np.unique(ids))
+        result[-1][name] = part
+        room -= len(part.weeks)
+    return result
 
 
 def periods(common: Common, by: Sequence[str]) -> dict[str, Array]:
-    """名字 → 哪些场 (T, L, C)，按有效时间（起报 + 时效，UTC）分；没有场的不在其中。"""
+    """名字 → 哪些起报时间与时效 (T, L)，按有效时间（起报 + 时效，UTC）分；没有场的不在其中。"""
     valid = (common.hours[:, None] + np.array(common.leads)).astype("datetime64[h]")  # (T, L)
     month = valid.astype("datetime64[M]").astype(int) % 12
     hour = valid.astype(int) % 24
@@ -65,8 +77,9 @@ def periods(common: Common, by: Sequence[str]) -> dict[str, Array]:
         "month": {name: month == i for i, name in enumerate(MONTHS)},
         "hour": {f"{h:02d} UTC": hour == h for h in range(24)},
     }
-    kept = {name: common.keep & chosen[..., None] for one in by for name, chosen in groups[one].items()}
-    return {name: keep for name, keep in kept.items() if keep.any()}
+    there = common.keep.any(2)
+    chosen = {name: some for one in by for name, some in groups[one].items()}
+    return {name: some for name, some in chosen.items() if (some & there).any()}
 
 
 def common_regions(contenders: Sequence[Contender]) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.util.scores.test_scores import NAMES, spec_with
 from util.files.records import as_json
-from util.scores.bootstrap import BLOCK_HOURS, RESAMPLES
+from util.scores.bootstrap import BLOCK_HOURS, RESAMPLES, part_sums
 from util.scores.cells import tabulate_cells
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics, StatisticsFile
@@ -173,3 +173,20 @@ def test_a_missing_lead_is_a_gap(tmp_path: Path) -> None:
         assert [v is None for v in table.scores["B"][channel]["rmse"]] == [False, True, False]
         assert table.skill["B"]["A"][channel]["rmse"].value[1] is None
     assert table.mean_rmse_ratio["P"]["B"][1] is None and table.mean_rmse_ratio["P"]["A"][1] is not None
+
+
+def test_finer_periods_hold_no_more_weeks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """季、月、钟点一起分：一次留着的各块的和，不过全部时间的两倍。"""
+    monkeypatch.setattr("util.scores.bootstrap.RESAMPLES", 10)
+    write(tmp_path / "s.nc", days=100, regions=None)
+    held = []
+
+    def counted(*given: Any) -> Any:
+        found = part_sums(*given)
+        held.append(sum(len(blocks.counts) for blocks in found))
+        return found
+
+    monkeypatch.setattr("util.scores.cells.part_sums", counted)
+    with Statistics(tmp_path / "s.nc") as file:
+        tabulate_cells(contenders(file), ["persistence"], by=("season", "month", "hour"))
+    assert max(held) <= 2 * math.ceil(100 / 7) < sum(held) / 2
