@@ -44,7 +44,7 @@ from util.plot.scorecard import save_scorecards
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import remove_figures, save_figures
 from util.report import write_report
-from util.scores.regions import read_regions
+from util.scores.regions import check_regions, read_regions
 from util.scores.scorecard import make_cards, write_cards
 
 if TYPE_CHECKING:
@@ -232,6 +232,10 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
     Raises:
         ValueError: 检查点、数据、选项的任何一处不对；别的进程正往 out 里写。
     """
+    if options.events is not None:  # 写错的 YAML 先说，不等读完检查点与数据
+        read_events(options.events)
+    if options.regions:
+        check_regions(options.regions)
     content = load_training(path, verify=options.verify)
     config = checkpoint_config(content, path, options.overrides)
     fabric = make_evaluation_fabric(config)

@@ -176,7 +176,7 @@ def write_result(out: Path, result: Result) -> Path:
     with replacing(target) as temporary:
         record = as_json(replace(result, cells=None))
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
-    more = csv_lines(result.events) if result.events else ()
+    more = csv_lines(result.events, result) if result.events else ()
     write_csv(out / "metrics.csv", result, result.cells, more)
     return target
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from util.verification.precipitation import LIGHT
 
 log = logging.getLogger("ar_pred")
 MOST_BYTES = 2**30  # 估计分位数时留在内存里的
+MOST_PASSES = 8  # 网格大，一遍放不下时分几遍看，每遍几行纬圈；再多就少用些时刻
 MILLIMETRES = {"m": 1000.0, "mm": 1.0, "kg m-2": 1.0}  # 一个单位的水是几毫米
 
 
@@ -63,11 +65,23 @@ def climate_cache(data: WeatherData, climatology: ForecastModel, events: Events,
     """这份数据、这些分位数的气候存在哪里；还没有的由一个进程估计，同时起的别的命令等它。"""
     asked = [events.quantiles, events.training_times, events.dry_mm]
     cache = fit_cache(f"events-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}", data)
-    if not cache.is_file():
+    if not usable(cache):
         with making(cache, check):
-            if not cache.is_file():
+            if not usable(cache):
                 save_checkpoint(cache, {"climate": fit_climate(data, climatology, events, batch, check)._asdict()})
     return cache
+
+
+def usable(cache: Path) -> bool:
+    """存着的读不读得出；坏了的说一声，重新估计（同 load_fit）。"""
+    if not cache.is_file():
+        return False
+    try:
+        load_climate(cache)
+    except (ValueError, LookupError, TypeError) as error:
+        log.warning("cache %s cannot be used, estimated again: %s", cache, error)
+        return False
+    return True
 
 
 def load_climate(cache: Path) -> Climate:
@@ -75,45 +89,60 @@ def load_climate(cache: Path) -> Climate:
 
 
 def fit_climate(data: WeatherData, climatology: ForecastModel, events: Events, batch: int, check: Check) -> Climate:
-    """看一遍抽出的训练时刻（种子固定，各钟点、各时节都有），内存不过 MOST_BYTES。
+    """看抽出的训练时刻（种子固定，各钟点、各时节都有），一遍几行纬圈，内存不过 MOST_BYTES。
 
     Raises:
         ValueError: 训练的时刻太少，估计不出这样的分位数。
     """
     spec, rain = data.spec, rain_channels(data.spec)
     starts = all_starts(data.segments["train"], spec.window)
-    count = affordable(spec, len(rain), events, len(starts))
-    chosen = np.sort(np.random.default_rng(0).choice(starts, count, replace=False))
-    tails, wet = Tails(events.quantiles, count), []
-    batches = split_batches(chosen, batch)
-    for one in tqdm(feed(data, batches, torch.device("cpu")), "climate of events", len(batches), leave=False):
-        check()
-        normal = climatology.forecast(one.history, one.time)[:, 0, -1].cpu()  # (B, C, H, W)
-        truth = one.future[:, -1].masked_fill(~one.valid[:, -1, :, None, None], float("nan"))
-        tails.add(truth - normal)
-        wet.append(truth[:, rain])
-    log.info("climate of the events: %d of %d training times", count, len(starts))
-    dry, heavy = wet_climate(torch.cat(wet), dry_limits(spec, rain, events.dry_mm))
-    return Climate(tails.quantiles(), dry, heavy, count)
+    count, rows = affordable(spec, len(rain), events, len(starts))
+    batches = split_batches(np.sort(np.random.default_rng(0).choice(starts, count, replace=False)), batch)
+    firsts = range(0, spec.height, rows)
+    log.info("climate of the events: %d of %d training times, passes: %d", count, len(starts), len(firsts))
+
+    def look(first: int) -> tuple[Tensor, Tensor, Tensor]:
+        tails, wet, part = Tails(events.quantiles, count), [], slice(first, first + rows)
+        for one in tqdm(feed(data, batches, torch.device("cpu")), "climate of events", len(batches), leave=False):
+            check()
+            normal = climatology.forecast(one.history, one.time)[:, 0, -1].cpu()  # (B, C, H, W)
+            truth = one.future[:, -1].masked_fill(~one.valid[:, -1, :, None, None], float("nan"))[..., part, :]
+            tails.add(truth - normal[..., part, :])
+            wet.append(truth[:, rain])
+        return tails.quantiles(), *wet_climate(torch.cat(wet), dry_limits(spec, rain, events.dry_mm))
+
+    parts = zip(*map(look, firsts), strict=True)
+    quantiles, dry, heavy = (torch.cat(part, -2) for part in parts)
+    return Climate(quantiles, dry, heavy, count)
 
 
-def affordable(spec: DataSpec, rain: int, events: Events, times: int) -> int:
-    """用几个时刻：有的、要的、放得下的，取最少。
+def affordable(spec: DataSpec, rain: int, events: Events, times: int) -> tuple[int, int]:
+    """用几个时刻（有的、要的、MOST_PASSES 遍看得完的，取最少，但够最极端的分位数），一遍看几行纬圈。
 
     Raises:
-        ValueError: 少于最极端的分位数要的。
+        ValueError: 有的或要的少于最极端的分位数要的。
     """
-    count = min(times, events.training_times)
-    cells = 4 * spec.height * spec.width
-    while (held := cells * (4 * spec.num_channels * tail_size(events.quantiles, count) + rain * count)) > MOST_BYTES:
-        count = int(count * min(0.95, MOST_BYTES / held))
-    rarest = min((min(q, 1 - q) for q in events.quantiles), default=0.5)
-    if count * rarest < 1:
-        raise ValueError(
-            f"--events: {count} training times cannot tell the quantile {rarest:g}; "
-            f"quantiles between {1 / max(count, 2):.2g} and {1 - 1 / max(count, 2):.2g} work"
-        )
-    return count
+    count, needed = min(times, events.training_times), fewest(events.quantiles)
+    if count < needed:
+        rarest = min(events.quantiles, key=lambda q: min(q, 1 - q))
+        least = math.ceil(1e4 / count) / 1e4
+        works = f"quantiles from {least:g} to {1 - least:g}" if least < 0.5 else "quantiles: []"
+        works = f"training_times: {needed} or more, or {works}" if needed <= times else works
+        raise ValueError(f"--events: training_times = {count} cannot tell the quantile {rarest:g}; what works: {works}")
+
+    def rows(count: int) -> int:
+        row = 4 * spec.width * (4 * spec.num_channels * tail_size(events.quantiles, count) + rain * count)
+        return max(1, min(spec.height, MOST_BYTES // row))
+
+    while count > needed and -(-spec.height // rows(count)) > MOST_PASSES:
+        count = max(needed, int(count * 0.95))
+    return count, rows(count)
+
+
+def fewest(quantiles: list[float]) -> int:
+    """要有几个时刻，最极端的分位数以外才有一个。"""
+    rarest = min((min(q, 1 - q) for q in quantiles), default=1.0)
+    return math.ceil(1 / rarest - 1e-9)
 
 
 def tail_size(quantiles: list[float], count: int) -> int:

@@ -158,13 +158,14 @@ def event_variables(
         yield "neighbourhood_cells", ("neighbourhood",), np.array(asked.sizes)
 
 
-def csv_lines(scores: EventScores) -> Iterator[tuple[str, str, str, Numbers]]:
-    """metrics.csv 的各行：模型、通道、名字、各时效；都没有单位。"""
+def csv_lines(scores: EventScores, table: ScoreTable) -> Iterator[tuple[str, str, str, Numbers]]:
+    """metrics.csv 的各行：模型、通道、名字、各时效；都没有单位。table 里有的（--thresholds 的 Brier）不再写。"""
     for model, channels in scores.scores.items():
         for channel, events in channels.items():
             for event, found in events.items():
                 for name, values in found.items():
-                    yield model, channel, f"{name}{event}", values
+                    if f"{name}{event}" not in table.scores[model][channel]:
+                        yield model, channel, f"{name}{event}", values
     for model, channels in scores.error_exceedance.items():
         for channel, found in channels.items():
             for limit, values in found.items():

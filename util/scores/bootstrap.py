@@ -74,16 +74,17 @@ def add_rows(total: Array, ids: Array, values: Array) -> None:
         total[i] += row
 
 
-def skill(model: Blocks, base: Blocks, name: str, power: float) -> dict[str, Array]:
+def skill(model: Blocks, base: Blocks, name: str, power: float, scaled: bool = True) -> dict[str, Array]:
     """相对 base 的技巧 1 − 模型/base 与差值 模型 − base（物理单位），各带 95 % 区间，都是 (L, C)。
 
     Args:
         name, power: 成绩 = (统计量的平均) 的 power 次方：RMSE 为 ("square", 0.5)。
+        scaled: 成绩有通道的单位。
     """
 
     def final(weights: Array, blocks: Blocks) -> Array:
         sums, counts = (np.tensordot(weights, a, axes=1) for a in (blocks.sums[name], blocks.counts))
-        return (sums / counts) ** power * blocks.std
+        return (sums / counts) ** power * (blocks.std if scaled else 1.0)
 
     number = len(model.counts)
     ones, draws = np.ones(number), np.random.default_rng(0).multinomial(number, [1 / number] * number, RESAMPLES)

@@ -28,10 +28,11 @@ class Means(NamedTuple):
 
 
 class PowerMean(NamedTuple):
-    """成绩 = (统计量的平均) 的 power 次方 × 标准差；这样的成绩，相对基线的技巧可以按块重抽。"""
+    """成绩 = (统计量的平均) 的 power 次方 × 标准差（scaled）；这样的成绩，相对基线的技巧可以按块重抽。"""
 
     statistic: str
     power: float
+    scaled: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def _spread_skill(m: Means) -> Array:
 def _asked(
     name: str, english: str, chinese: str, unit: Unit, final: Callable[[str], Callable[[Means], Array]]
 ) -> Metric:
-    return Metric(name, english, chinese, unit, "lower", final(name), asked=name)
+    skill = PowerMean(name, 1.0, scaled=unit == "unit")
+    return Metric(name, english, chinese, unit, "lower", final(name), skill=skill, asked=name)
 
 
 METRICS = (  # 次序是页面的

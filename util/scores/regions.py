@@ -99,37 +99,56 @@ class RegionsFile(Strict):
     regions: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(min_length=1)
 
 
+def check_regions(path: Path) -> tuple[RegionsFile, dict[str, list[Area]]]:
+    """文件，与名字 → 几块地方；不看数据就查得出的都查过了。
+
+    Raises:
+        ValueError: 没有文件；键、值不对。一行。
+    """
+    content: RegionsFile = validate(RegionsFile, read_mapping(path), str(path))
+    land = content.land_sea is not None
+    return content, {name: _areas(_where(path, name), name, given, land) for name, given in content.regions.items()}
+
+
 def read_regions(path: Path, spec: DataSpec) -> dict[str, Array]:
     """名字 → (H, W) bool，次序照文件。
 
     Raises:
         ValueError: 键、值不对；没有海陆的文件或尺寸不对；区域在网格之外，或里面没有格点。一行。
     """
-    content: RegionsFile = validate(RegionsFile, read_mapping(path), str(path))
+    content, regions = check_regions(path)
     land = None
     if content.land_sea is not None:
         land = read_field(Path(content.land_sea), (spec.height, spec.width)) > LAND
-    return {name: _mask(f"{path}: regions.{name}", name, given, land, spec) for name, given in content.regions.items()}
+    latitudes, longitudes = np.array(spec.latitudes), np.array(spec.longitudes)
+    masks = {}
+    for name, areas in regions.items():
+        masks[name] = np.any([area.holds(latitudes, longitudes, land) for area in areas], axis=0)
+        if not masks[name].any():
+            raise ValueError(
+                f"{_where(path, name)} = {brief(content.regions[name])}: no grid point lies inside; the grid has "
+                f"latitudes {_span(latitudes)}, longitudes {_span(longitudes)}"
+            )
+    return masks
 
 
-def _mask(where: str, name: str, given: Mapping[str, Any] | list[Any], land: Array | None, spec: DataSpec) -> Array:
+def _where(path: Path, name: str) -> str:
+    return f"{path}: regions.{name}"
+
+
+def _areas(where: str, name: str, given: Mapping[str, Any] | list[Any], land: bool) -> list[Area]:
+    """land: 有没有海陆的文件。"""
     if name == WHOLE or not name.strip() or "," in name:
         raise ValueError(f"{where}: another name, please: {WHOLE} is the whole grid, and a name has no comma")
-    latitudes, longitudes = np.array(spec.latitudes), np.array(spec.longitudes)
-    found = np.zeros((spec.height, spec.width), dtype=bool)
+    found = []
     pieces = given if isinstance(given, list) else [given]
     for i, piece in enumerate(pieces):
         place = f"{where}[{i}]" if isinstance(given, list) else where
         head, _, key = place.rpartition(": ")
         area: Area = validate(Area, piece, head, key)
-        if area.surface and land is None:
+        if area.surface and not land:
             raise ValueError(f"{place}.surface = {area.surface!r} needs land_sea, a .npy file of the land fraction")
-        found |= area.holds(latitudes, longitudes, land)
-    if not found.any():
-        raise ValueError(
-            f"{where} = {brief(given)}: no grid point lies inside; the grid has latitudes {_span(latitudes)}, "
-            f"longitudes {_span(longitudes)}"
-        )
+        found.append(area)
     return found
 
 

@@ -25,7 +25,7 @@ class ScoreTable:
     """各模型在共同的场上的成绩，物理单位；L 个时效，C 个通道，键的次序就是表的次序。
 
     scores: 模型 → 通道 → 成绩的名字（METRICS 与 brier>阈值）→ L 个数。
-    skill: 被评的模型 → 基线 → 通道 → rmse、crps。
+    skill: 被评的模型 → 基线 → 通道 → rmse、crps、--events 的各项。
     mean_rmse_ratio: 基线 → 被评的模型 → L 个各通道 RMSE 之比的平均。
     pairs、left_out: 通道 → 每个时效计了、没有计多少场。
     """

@@ -98,10 +98,15 @@ def has(name: str, values: Array) -> bool:
 
 
 def _skill_one(model: Blocks, base: Blocks, common: Common) -> dict[str, dict[str, Skill]]:
-    """通道 → 成绩 → 技巧；只有由一个统计量的幂来的成绩有。"""
-    found = {m.name: skill(model, base, *m.skill) for m in METRICS if m.skill is not None}
+    """通道 → 成绩 → 技巧；只有由一个统计量的幂来的、两个模型都有的成绩有。"""
+    both = model.sums.keys() & base.sums.keys()
+    found = {m.name: skill(model, base, *m.skill) for m in METRICS if m.skill and m.skill.statistic in both}
     return {
-        channel: {name: Skill(**{key: plain(v[:, i]) for key, v in one.items()}) for name, one in found.items()}
+        channel: {
+            name: Skill(**{key: plain(v[:, i]) for key, v in one.items()})
+            for name, one in found.items()
+            if has(name, one["value"][:, i])
+        }
         for i, channel in enumerate(common.channels)
     }
 
@@ -165,7 +170,8 @@ def _lines(part: ScoreTable | Cell, table: ScoreTable) -> Iterator[Line]:
         for base, channels in bases.items():
             for channel, metrics in channels.items():
                 for metric, one in metrics.items():
-                    unit, low, high = table.units[channel], one.difference_low or empty, one.difference_high or empty
+                    unit = metric_unit(metric, table.units[channel])
+                    low, high = one.difference_low or empty, one.difference_high or empty
                     name = f"{metric}_skill_vs_{base}"
                     yield Line(model, channel, name, "1", one.value, one.low or empty, one.high or empty)
                     yield Line(model, channel, f"{metric}_difference_vs_{base}", unit, one.difference, low, high)

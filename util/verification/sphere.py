@@ -15,6 +15,7 @@ from torch import Tensor
 from util.grid import latitude_weights
 
 Array = np.ndarray
+TOGETHER = 32  # 个纬向波数排成一张表：l < m 的空行少，乘法的次数也少
 LIKE_ALL = 0.5  # 预报的功率低于真值的这一份，就算没有分辨出来
 
 
@@ -51,30 +52,41 @@ def legendre(order: int, most: int, sine: Array) -> Array:
 
 
 @lru_cache(maxsize=4)
-def analysis(latitudes: tuple[float, ...], width: int) -> Tensor:
-    """(K + 1, K + 1, H) float64：[m, l] 行乘纬圈的第 m 个傅里叶系数，得球谐系数；l < m 的行是零。K 是截断波数。"""
+def analysis(latitudes: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """TOGETHER 个纬向波数一张表，由 m = a 起的是 (≤ TOGETHER, K − a + 1, H)。
+
+    [m − a, l − a] 行乘纬圈的第 m 个傅里叶系数，得球谐系数；l < m 的行是零。K 是截断波数。以 float64 求解，
+    存成要用的样子：721 × 1440、float32 时约 0.7 GiB。
+    """
     degrees = np.array(latitudes)
     most, sine = truncation(degrees, width), np.sin(np.deg2rad(degrees))
     root = np.sqrt(latitude_weights(latitudes).numpy())
-    table = np.zeros((most + 1, most + 1, len(degrees)))
-    for m in range(most + 1):
-        basis = legendre(m, most, sine).T  # (H, K − m + 1)
-        table[m, m:] = np.linalg.pinv(root[:, None] * basis) * root
-    return torch.from_numpy(table)
+    tables = []
+    for first in range(0, most + 1, TOGETHER):
+        orders = range(first, min(first + TOGETHER, most + 1))
+        table = np.zeros((len(orders), most + 1 - first, len(degrees)))
+        for m in orders:
+            q, r = np.linalg.qr(root[:, None] * legendre(m, most, sine).T)  # (H, K − m + 1)、方阵
+            table[m - first, m - first :] = np.linalg.solve(r, q.T) * root
+        tables.append(torch.from_numpy(table).to(device, dtype))
+    return tables
 
 
 def spherical_spectrum(fields: Tensor, latitudes: tuple[float, ...]) -> Tensor:
     """(..., H, W) → (..., K) float64：总波数 1 … K 的功率；加上波数 0（全球平均的平方）就是均方值（Parseval）。"""
-    table = analysis(latitudes, fields.shape[-1]).to(fields)
-    orders = len(table)
+    tables = analysis(latitudes, fields.shape[-1], fields.dtype, fields.device)
+    orders = tables[0].shape[1]  # K + 1
     waves = torch.fft.rfft(fields, norm="forward")[..., :orders]  # (..., H, m)
     columns = waves.reshape(-1, *waves.shape[-2:]).permute(2, 1, 0)  # (m, H, N)
     parts = torch.cat([columns.real, columns.imag], -1)
-    found = (table @ parts).square()  # (m, l, 2N)
-    found[1:] *= 2  # 负的 m
-    half = found.shape[-1] // 2
-    power = (found[..., :half] + found[..., half:]).double().sum(0)[1:]  # (K, N)
-    return power.T.reshape(*fields.shape[:-2], orders - 1)
+    power = parts.new_zeros(orders, columns.shape[-1], dtype=torch.float64)  # (l, N)
+    for i, table in enumerate(tables):
+        first = i * TOGETHER
+        found = (table @ parts[first : first + len(table)]).square()  # (m, l, 2N)
+        found[int(i == 0) :] *= 2  # 负的 m
+        half = found.shape[-1] // 2
+        power[first:] += (found[..., :half] + found[..., half:]).double().sum(0)
+    return power[1:].T.reshape(*fields.shape[:-2], orders - 1)
 
 
 def effective_wavenumber(forecast: Array, truth: Array, floor: float = 0.0) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -145,13 +147,35 @@ def test_drift_is_the_mean_and_the_variance_of_the_saved_fields(table):
 
 def test_nothing_changes_without_the_option(trained, table, tmp_path):
     options = ("--members", "3", "--perturb", "0.4", "--steps", "2", "--stride", "3", "--thresholds", "t2m=285")
-    plain, (_, full) = run(trained, tmp_path, *options), table
+    plain, full = run(trained, tmp_path, *options), copy.deepcopy(table[1])
     assert "events" not in plain and "blown_up" not in plain
     for channels in full["scores"].values():
         for found in channels.values():
             for name in ("crps_lower", "crps_upper", "energy", "variogram", "seeps"):
                 found.pop(name, None)
+    for found in (one for bases in full["skill"].values() for base in bases.values() for one in base.values()):
+        for name in ("crps_lower", "crps_upper", "energy", "variogram", "seeps"):
+            found.pop(name, None)
     assert plain["scores"] == full["scores"] and plain["skill"] == full["skill"]
+
+
+def test_the_added_scores_have_a_skill(table):
+    """--events 的成绩也相对基线作差；SEEPS 没有单位，差值不乘标准差。"""
+    found = table[1]
+    for channel, names in {"t2m": ("crps_lower", "crps_upper", "energy", "variogram"), "tp": ("seeps",)}.items():
+        skill = found["skill"][NAME]["climatology"][channel]
+        for name in names:
+            one, two = (found["scores"][m][channel][name][1] for m in (NAME, "climatology"))
+            assert skill[name]["difference"][1] == pytest.approx(one - two, rel=1e-5)
+            assert skill[name]["value"][1] == pytest.approx(1 - one / two, rel=1e-5)
+    assert "seeps" not in found["skill"][NAME]["climatology"]["t2m"]
+
+
+def test_no_line_of_the_csv_stands_twice(table):
+    with (table[0] / "metrics.csv").open() as file:
+        lines = [(row["model"], row["channel"], row["lead_hours"], row["metric"]) for row in csv.DictReader(file)]
+    assert len(lines) == len(set(lines))
+    assert (NAME, "t2m", "6", "brier>285") in lines and (NAME, "t2m", "6", "brier>q0.95") in lines
 
 
 def test_a_blow_up_is_told_and_the_rest_is_scored(trained, tmp_path, monkeypatch, caplog):
@@ -181,7 +205,11 @@ def test_a_blow_up_is_told_and_the_rest_is_scored(trained, tmp_path, monkeypatch
         ("quantile: [0.9]", "unknown key quantile = .*nearest: quantiles"),
         ("quantiles: [0.5]", "quantiles = .*the median is no event"),
         ("neighbourhoods: [4]", r"neighbourhoods = \[4\]: 4 is even"),
-        ("quantiles: [0.0001]", "cannot tell the quantile 0.0001"),
+        ("quantiles: [0.0001]", r"cannot tell the quantile 0.0001; what works: quantiles from 0\.\d+ to 0\.9\d+$"),
+        (
+            "training_times: 1",
+            r"1 cannot tell the quantile 0.02; what works: training_times: 50 or more, or quan.*\[\]$",
+        ),
     ],
 )
 def test_a_mistake_in_the_yaml_is_one_line(trained, tmp_path, text, message):
@@ -190,6 +218,23 @@ def test_a_mistake_in_the_yaml_is_one_line(trained, tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         run(trained, tmp_path / "out", "--events", str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--events", "quantile: [0.9]", "unknown key quantile"),
+        ("--regions", "regions: {a: {lattitude: [0, 9]}}", "unknown key regions.a.lattitude"),
+        ("--regions", "regions: {a: {surface: land}}", "needs land_sea"),
+    ],
+)
+def test_a_mistake_in_a_yaml_comes_before_checkpoint_and_data(tmp_path, option, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    for given, expected in ((str(path), message), ("data.root=elsewhere", "data.root=elsewhere")):
+        with pytest.raises(ValueError, match=expected):
+            run(tmp_path / "no.ckpt", tmp_path / "out", option, given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_tails_are_the_quantiles_of_numpy():

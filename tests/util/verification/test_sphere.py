@@ -10,7 +10,7 @@ import torch
 from tests.util.scores.test_metrics import fields, weights_of
 from util.grid import latitude_weights
 from util.verification.drift import lost_skill, moments, physical_moments, wind_pairs
-from util.verification.sphere import effective_wavenumber, is_global, legendre, spherical_spectrum, truncation
+from util.verification.sphere import analysis, effective_wavenumber, is_global, legendre, spherical_spectrum, truncation
 
 GRIDS = {
     "cells": np.linspace(87.1875, -87.1875, 32),
@@ -91,3 +91,17 @@ def test_winds_are_paired_and_skill_is_lost_at_the_first_lead() -> None:
     assert wind_pairs(channels) == [("u10", "v10"), ("u_level_01", "v_level_01")]
     assert lost_skill([6, 12, 18, 24], [1, None, 3, 2], [2, 0, 3, 9]) == 18
     assert lost_skill([6], [1.0], [2.0]) is None
+
+
+def test_orders_beyond_one_table_and_no_second_copy() -> None:
+    """总波数 70 以内，纬向波数跨几张表；存的不过全部的六成多，同样的场再来时不再造。"""
+    latitudes = np.linspace(90, -90, 91)
+    most, longitudes = truncation(latitudes, 180), np.arange(180) * 2.0
+    field, expected = np.zeros((91, 180)), np.zeros(most)
+    for degree, order in ((1, 1), (31, 31), (40, 32), (70, 0), (70, 33), (70, 64), (88, 65), (89, 89)):
+        field += (1 + (order > 0)) * np.real(harmonic(degree, order, latitudes, longitudes))
+        expected[degree - 1] += (1 + (order > 0)) / (4 * np.pi)
+    np.testing.assert_allclose(spherical_spectrum(torch.tensor(field), tuple(latitudes)), expected, atol=1e-9)
+    tables = analysis(tuple(latitudes), 180, torch.float64, torch.device("cpu"))
+    assert tables is analysis(tuple(latitudes), 180, torch.float64, torch.device("cpu"))
+    assert sum(table.numel() for table in tables) < 0.7 * (most + 1) ** 2 * 91
