@@ -1,7 +1,7 @@
 # 两条命令：make train 从零走到一张预报图，make test 跑全部测试；其余见 make help。
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: help train test soak mutation audit lock lint format house clean missing
+.PHONY: help train test soak docs mutation audit lock lint format house clean missing
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -51,6 +51,9 @@ audit: $(STAMP)-dev  ## the installed packages beside the lock, their files besi
 
 lock: $(STAMP)-dev  ## requirements-lock-*.txt: every package with the sha256 of its files; LOCKED=1 installs from them
 	bash .ci/lock $(PYTHON)
+
+docs: $(STAMP)-dev  ## run every command of docs/tutorial, write output and pictures into its pages; half an hour
+	$(PYTHON) -m tests.tutorial
 
 lint: $(STAMP)-dev  ## ruff and pyright
 	$(PYTHON) -m ruff check .

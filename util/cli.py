@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +38,7 @@ MACHINE = (  # torch 的 RuntimeError 里，是机器的毛病的那几种，各
 TRANSPORTED = "Original Traceback (most recent call last):"  # DataLoader 转述读取进程的异常时，整段都在消息里
 LONGEST = 400  # 一行错误至多几个字符
 log = logging.getLogger("ar_pred")
+PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -47,8 +50,21 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:  # noqa: BLE001  命令到此为止，哪一种都要给人一个交代
-        status = report_error(error)
+        status = PIPE_CLOSED if isinstance(error, BrokenPipeError) and reader_left() else report_error(error)
     leave(status)
+
+
+def reader_left() -> bool:
+    """标准输出那头（head 之类）走了：照 Unix 的规矩不作声，往后写的也不要了。"""
+    output = sys.__stdout__
+    if output is None or not hasattr(select, "poll"):
+        return False
+    watching = select.poll()
+    watching.register(output, 0)  # 只问 POLLERR：没有人读了
+    if not watching.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    return True
 
 
 @contextmanager

@@ -73,6 +73,13 @@ def test_an_error_in_one_process_waits_for_nobody(tmp_path: Path) -> None:
     assert codes[0] == "2" and codes[1] not in ("0", "-6") and "error: rank 0: it is wrong" in said
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "from util.cli import run_command\nrun_command(lambda: [print(n, flush=True) for n in range(10**6)] and 0)"
+    piped = f"{sys.executable} -c '{code}' | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0\n141\n", "")
+
+
 # ---- 别人的异常
 
 
