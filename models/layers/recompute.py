@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,13 @@ class _Held(torch.autograd.Function):
         return grad_outputs[0]
 
 
+def as_now(kind: str) -> Callable[[], AbstractContextManager[Any]]:
+    """眼下的自动半精度，以后再来一遍；没有这回事的设备（meta）什么也不做。"""
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    return partial(torch.autocast, kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+
+
 def through(cheap: Callable[[Tensor], Tensor], costly: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """costly(cheap(x))；costly 要为反向留下 cheap(x) 时不留，用时再算一遍。
 
@@ -39,8 +48,7 @@ def through(cheap: Callable[[Tensor], Tensor], costly: Callable[[Tensor], Tensor
     node, y = held.grad_fn, cheap(held)
     if node is None:  # 没有梯度要走
         return costly(y)
-    kind = x.device.type
-    half = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)  # 重算时与前向同样的精度
+    precision = as_now(x.device.type)
     ours = weakref.ref(y.untyped_storage())  # 只认得它，不留着它
 
     def pack(saved: Tensor) -> Any:
@@ -51,7 +59,7 @@ def through(cheap: Callable[[Tensor], Tensor], costly: Callable[[Tensor], Tensor
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        with torch.no_grad(), torch.autocast(kind, *half):
+        with torch.no_grad(), precision():
             return cheap(node.saved_tensors[0]).as_strided(*packed)
 
     with saved_tensors_hooks(pack, unpack):
