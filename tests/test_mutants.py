@@ -50,6 +50,7 @@ from util.cli import report_error
 from util.commands.dataset import WORDS, dataset_command
 from util.config import RunConfig, load_config, read_mapping
 from util.data.index import split_hours
+from util.scores.regions import read_regions
 from util.source.request import read_request
 from util.strict import _all_keys, validate
 
@@ -79,7 +80,9 @@ def look(mutant: Mutant, path: Path) -> None:
     """改过的 YAML 照它的用处读，走到造好模型（只有形状）；deep: 走到假的一步。"""
     path.write_bytes(mutant.text)
     kind = Path(mutant.of).parent.name
-    if kind == "maps":
+    if mutant.of == "config/regions.yaml":
+        read_regions(path, imagined_spec(load_config("config/quickstart.yaml").data))
+    elif kind == "maps":
         read_request(str(path), [])
     elif kind == "suites":
         suite = validate(Suite, read_mapping(path), str(path))
