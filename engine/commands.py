@@ -281,7 +281,7 @@ def compare_parser() -> argparse.ArgumentParser:
         help="published scores to put beside the runs, e.g. docs/reference_scores.csv",
     )  # fmt: skip
     parser.add_argument(
-        "--files", nargs="+", type=Path, default=[], metavar="FILE",
+        "--files", nargs="+", default=[], metavar="FILE",
         help="forecasts made elsewhere (NetCDF, Zarr; names as in WeatherBench), scored as the first of --runs was",
     )  # fmt: skip
     _add_by(parser)

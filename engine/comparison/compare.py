@@ -55,7 +55,7 @@ def compare_runs(
     reference: Sequence[Path] = (),
     by: Sequence[str] = (),
     scorecard: str | None = None,
-    files: Sequence[Path] = (),
+    files: Sequence[str] = (),
 ) -> None:
     """比较这些运行或评测的文件夹，结果写进 out。
 
@@ -86,7 +86,7 @@ def compare_runs(
         command += ["--reference", *map(str, reference)] if reference else []
         command += ["--by", *by] if by else []
         command += ["--scorecard", scorecard] if scorecard else []
-        command += ["--files", *map(str, files)] if files else []
+        command += ["--files", *files] if files else []
         page = comparison_page(entries, contenders, comparison, out, f"python compare.py {shlex.join(command)}")
     write_comparison(out, comparison, text, page)
     write_training(out, entries)
@@ -150,12 +150,15 @@ def joined_spectra(contenders: Sequence[Contender], comparison: Comparison) -> S
 
 
 def write_comparison(out: Path, comparison: Comparison, text: str, page: Page) -> None:
-    """comparison.{json,csv,md,txt}、scorecard.csv、figures/、report.html；上一次留下的图与评分卡先去掉。"""
+    """comparison.{json,csv,md,txt}、scorecard.csv、figures/、report.html；上一次留下的图与评分卡先去掉。
+
+    各区域、时段的只进 CSV 与页面，同 metrics.json。
+    """
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "comparison.txt": text,
         "comparison.md": as_markdown(comparison_blocks(comparison)),
-        "comparison.json": json.dumps(as_json(comparison), indent=1, allow_nan=False),
+        "comparison.json": json.dumps(as_json(replace(comparison, cells=None)), indent=1, allow_nan=False),
     }
     for name, body in texts.items():
         with replacing(out / name) as temporary:

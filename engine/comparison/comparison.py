@@ -59,7 +59,10 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(ScoreTable, Span):
-    """comparison.json 的全部；各运行的窗口不同时没有谱。cells: 各区域、各段时间的；scorecard: 评分卡对着谁。"""
+    """comparison.json 的全部，再加 cells；各运行的窗口不同时没有谱。
+
+    cells: 各区域、各段时间的；scorecard: 评分卡对着谁。
+    """
 
     spectrum_label: str | None = None
     cells: list[Cell] | None = None

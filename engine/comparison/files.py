@@ -116,7 +116,7 @@ def find_leads(hours: np.ndarray, spec: DataSpec) -> list[int]:
     return places
 
 
-def score_file(path: Path, beside: Path, out: Path) -> Path:
+def score_file(path: str, beside: Path, out: Path) -> Path:
     """文件里的预报，在 beside（一次评测的文件夹）的划分、真值上计分，写进 out / 文件名；返回那个文件夹。
 
     Raises:
@@ -131,11 +131,12 @@ def score_file(path: Path, beside: Path, out: Path) -> Path:
         raise ValueError(f"--files {path}: {error}") from None
 
 
-def name_of(path: Path) -> str:
-    return path.stem
+def name_of(path: str) -> str:
+    """文件或地址的末一段，去掉后缀。"""
+    return Path(path).stem
 
 
-def check_names(paths: Sequence[Path]) -> None:
+def check_names(paths: Sequence[str]) -> None:
     """文件名就是表上的名字。
 
     Raises:
@@ -149,8 +150,8 @@ def check_names(paths: Sequence[Path]) -> None:
             raise ValueError(f"--files {path}: another file is called {name} too; rename one")
 
 
-def _score(path: Path, dataset: xr.Dataset, config: RunConfig, origin: Provenance, out: Path) -> Path:
-    single = config.data.model_copy(update={"frames_in": 1, "frames_out": 1})
+def _score(path: str, dataset: xr.Dataset, config: RunConfig, origin: Provenance, out: Path) -> Path:
+    single = config.data.model_copy(update={"frames_in": 1, "frames_out": 1, "lead_hours": []})
     model = Archived(dataset, open_data(single, announce=False).spec)
     steps = len(model.places)
     data_config = single.model_copy(update={"frames_out": steps})
@@ -159,7 +160,7 @@ def _score(path: Path, dataset: xr.Dataset, config: RunConfig, origin: Provenanc
     data = open_data(data_config, out / "missing.csv", announce=False)
     options = Options(split=origin.split, members=model.members)
     task = keep_starts(make_task(model, data, config, options, fabric), model)
-    about = provenance_of(task, Trained(name_of(path), str(path), 0, Progress()))
+    about = provenance_of(task, Trained(name_of(path), path, 0, Progress()))
     reset_peak_memory(fabric.device)
     out.mkdir(parents=True, exist_ok=True)
     scores, seen = write_statistics(task, score(task, fabric), out, about)
@@ -172,6 +173,9 @@ def _score(path: Path, dataset: xr.Dataset, config: RunConfig, origin: Provenanc
     )
     write_result(out, Result(**vars(about), **vars(scores), samples_per_second=seen.rates(), cost=cost))
     log.info("%s: %d initial times, %d lead times, %d member(s)", path, len(task.starts), steps, model.members)
+    if left := dataset.sizes[model.lead] - steps:
+        step = data.spec.interval_hours
+        log.warning("%s: %d lead times left out, only steps of %d h in a row are scored", path, left, step)
     return out
 
 

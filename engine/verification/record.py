@@ -18,7 +18,7 @@ class EventScores:
     error_exceedance: 模型 → 通道 → 误差（物理单位）→ 面积的份额。
     effective_wavenumber: zonal、spherical → 模型 → 通道 → 功率头一次低于真值一半的波数。
     drift: 模型与 truth → 通道 → mean、variance；kinetic_energy: 模型与 truth → 一对风 → ½⟨u² + v²⟩。
-    hours_to_climatology、hours_to_acc_0.6 见 lost。
+    hours_to_climatology、hours_to_useful 见 result.py 的 lost。
     """
 
     training_times: int

@@ -73,6 +73,12 @@ def train_here(config: Path, *overrides: str, resume: str | None = None, **flags
     return train(load_config(config, overrides), str(config), resume, **flags)
 
 
+def train_small(folder: Path, tree: Any, **changes: Any) -> Path:
+    """在 folder 里训练一轮，返回 best.ckpt；changes 同 write_run。"""
+    train_here(write_run(folder, tree, **{"train": {"epochs": 1}, **changes}), "run.name=small")
+    return folder / "checkpoints/small/best.ckpt"
+
+
 def losses(folder: Path, run: str, split: str = "train", name: str = "loss") -> list[tuple[int, float]]:
     """metrics.csv 里的 (步, 值)。"""
     from util.logger import read_metrics

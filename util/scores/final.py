@@ -40,7 +40,8 @@ class Metric:
     """一项成绩；各栏的次序就是页面的 METRICS 里的次序。
 
     final: 平均 → (..., C)，物理单位；None：不由统计量来（谱）。members: 0 只看集合平均，否则是至少要几个成员。
-    asked: 它要的统计量，--events 时才有的；不是每个通道都有数。
+    needs: 不总是有的统计量，没有就没有这项成绩（区域里没有 SSIM：它的窗跨过区域的边）。
+    asked: 要它的统计量的是 --events；不是每个通道都有数。
     """
 
     name: str
@@ -51,7 +52,8 @@ class Metric:
     final: Callable[[Means], Array] | None = None
     members: int = 0
     skill: PowerMean | None = None
-    asked: str | None = None
+    needs: str | None = None
+    asked: bool = False
 
 
 def _root(name: str) -> Callable[[Means], Array]:
@@ -75,7 +77,7 @@ def _asked(
     name: str, english: str, chinese: str, unit: Unit, final: Callable[[str], Callable[[Means], Array]]
 ) -> Metric:
     skill = PowerMean(name, 1.0, scaled=unit == "unit")
-    return Metric(name, english, chinese, unit, "lower", final(name), skill=skill, asked=name)
+    return Metric(name, english, chinese, unit, "lower", final(name), skill=skill, needs=name, asked=True)
 
 
 METRICS = (  # 次序是页面的
@@ -91,7 +93,7 @@ METRICS = (  # 次序是页面的
         lambda m: np.sqrt(m.of["forecast_activity"] / m.of["truth_activity"]),
     ),
     Metric("log_spectral_distance", "Log-spectral distance", "对数谱距离", "dB", "lower"),
-    Metric("ssim", "SSIM", "结构相似性 SSIM", "", "higher", lambda m: m.of["ssim"]),
+    Metric("ssim", "SSIM", "结构相似性 SSIM", "", "higher", lambda m: m.of["ssim"], needs="ssim"),
     Metric(
         "psnr", "PSNR", "峰值信噪比 PSNR", "dB", "higher",
         lambda m: 10 * np.log10(IMAGE_RANGE**2 / m.of["plain_square"]),
@@ -123,9 +125,7 @@ def final_scores(means: Means) -> dict[str, Array]:
 
 
 def _have(metric: Metric, means: Means) -> bool:
-    """区域里没有 SSIM：它的窗跨过区域的边；--events 才问的，没有问、区域里也没有。"""
-    needed = "ssim" if metric.name == "ssim" else metric.asked
-    return means.members >= metric.members and (needed is None or needed in means.of)
+    return means.members >= metric.members and (metric.needs is None or metric.needs in means.of)
 
 
 def metric_unit(metric: str, unit: str) -> str:

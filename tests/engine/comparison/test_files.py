@@ -11,7 +11,10 @@ import pytest
 import xarray as xr
 
 from engine.commands import compare_command, evaluate_command
+from engine.comparison import files
 from tests.engine.runs import train_here, write_run
+
+MODEL = "ar_pred_video_vanilla"
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +94,40 @@ def test_members_are_never_cut_apart(evaluated: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(spread, np.std(10.0 * np.arange(6), ddof=1), rtol=1e-3)
 
 
+def test_a_run_of_several_leads_and_a_file_with_a_gap(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """运行一次走几种时效（data.lead_hours）也不要紧；文件里断开以后的时效说出来，不悄悄丢掉。"""
+    real = files.checkpoint_config
+
+    def several(*arguments: Any) -> Any:
+        config = real(*arguments)
+        return config.model_copy(update={"data": config.data.model_copy(update={"lead_hours": [6, 12]})})
+
+    monkeypatch.setattr(files, "checkpoint_config", several)
+    elsewhere(evaluated).isel(prediction_timedelta=[0, 2]).to_netcdf(tmp_path / "gap.nc")
+    folder = files.score_file(str(tmp_path / "gap.nc"), evaluated / "own", tmp_path)
+    found, own = (json.loads((one / "metrics.json").read_text()) for one in (folder, evaluated / "own"))
+    assert found["lead_hours"] == [6]
+    np.testing.assert_allclose(
+        found["scores"]["gap"]["t2m"]["rmse"], own["scores"][MODEL]["t2m"]["rmse"][:1], rtol=1e-2
+    )
+    assert "gap.nc: 1 lead times left out, only steps of 6 h in a row are scored" in caplog.text
+
+
+def test_an_address_stays_one(evaluated: Path, tmp_path: Path) -> None:
+    words = ["--runs", str(evaluated / "own"), "--files", "https://127.0.0.1:1/peer.zarr", "--out", str(tmp_path / "c")]
+    with pytest.raises(
+        ValueError, match=r"^--files https://127\.0\.0\.1:1/peer\.zarr: https://127\.0\.0\.1:1/peer\.zarr"
+    ):
+        compare_command(words)
+
+
 def test_names_are_told_apart(evaluated: Path, tmp_path: Path) -> None:
-    files = [str(tmp_path / "a/x.nc"), str(tmp_path / "b/x.nc")]
+    twins = [str(tmp_path / "a/x.nc"), str(tmp_path / "b/x.nc")]
     words = ["--runs", str(evaluated / "own"), "--out", str(tmp_path / "c"), "--files"]
     with pytest.raises(ValueError, match=r"a/x\.nc: another file is called x too"):
-        compare_command([*words, *files])
+        compare_command([*words, *twins])
     with pytest.raises(ValueError, match="climatology is the name of a baseline"):
         compare_command([*words, str(tmp_path / "climatology.nc")])
 

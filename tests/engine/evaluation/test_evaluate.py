@@ -22,7 +22,7 @@ from engine.commands import compare_command, evaluate_command, inference_command
 from engine.evaluation import evaluate as evaluation
 from engine.evaluation.baselines import BASELINES, NAMES
 from engine.evaluation.task import standardize_thresholds, threshold_tensor
-from tests.engine.runs import ROOT, train_here, write_run
+from tests.engine.runs import ROOT, train_here, train_small, write_run
 from tests.models.small import small_spec
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint, save_checkpoint
@@ -48,10 +48,7 @@ def tree(make_tree, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tree, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    config = write_run(folder, tree._replace(data={**tree.data, "pressure_hpa": [50.0]}), train={"epochs": 1})
-    train_here(config, "run.name=small")
-    return folder / "checkpoints/small/best.ckpt"
+    return train_small(tmp_path_factory.mktemp("run"), tree, data={"pressure_hpa": [50.0]})
 
 
 def run(checkpoint: Path, out: Path, *arguments: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import xarray as xr
 from engine.commands import inference_command
 from engine.forecasting import outputs, starts
 from engine.forecasting.inputs import read_start
-from tests.engine.runs import train_here, write_run
+from tests.engine.runs import train_small
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.data.tree_files import field_path
@@ -28,10 +28,7 @@ def tree(make_tree, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tree, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    config = write_run(folder, tree._replace(data={**tree.data, "pressure_hpa": [50.0]}), train={"epochs": 1})
-    train_here(config, "run.name=small")
-    return folder / "checkpoints/small/best.ckpt"
+    return train_small(tmp_path_factory.mktemp("run"), tree, data={"pressure_hpa": [50.0]})
 
 
 def infer(checkpoint: Path, out: Path, *arguments: str) -> None:

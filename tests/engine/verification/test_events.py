@@ -17,7 +17,7 @@ import models
 from engine.commands import evaluate_command
 from engine.verification.climate import Tails, wet_climate
 from engine.verification.page import FIGURES
-from tests.engine.runs import train_here, write_run
+from tests.engine.runs import train_small
 from util.calendar import parse_time
 from util.checkpoint import load_checkpoint, save_checkpoint
 
@@ -43,9 +43,7 @@ def tree(make_tree, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tree, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    train_here(write_run(folder, tree, train={"epochs": 1}), "run.name=small")
-    return folder / "checkpoints/small/best.ckpt"
+    return train_small(tmp_path_factory.mktemp("run"), tree)
 
 
 def run(checkpoint: Path, out: Path, *arguments: str) -> dict[str, Any]:
