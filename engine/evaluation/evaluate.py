@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -31,6 +32,7 @@ from engine.parallel import check_launch, environment, from_main
 from engine.progress import Progress
 from engine.verification.climate import climate_cache, load_climate
 from engine.verification.page import FIGURES, drift_figures, drift_page, event_figures
+from engine.verification.result import cell_lines
 from engine.verification.settings import Events, read_events
 from engine.verification.verifier import Verifier, make_verifier
 from models.interface import ForecastModel, can_forecast
@@ -135,7 +137,9 @@ def task_verifier(task: Task, events: Events, fabric: Fabric, check: Check) -> V
     fit = partial(climate_cache, task.data, climatology, events, task.batch_size, check)
     climate = load_climate(from_main(fabric, fit))
     thresholds = standardize_thresholds(task.thresholds, spec)
-    return make_verifier(events, spec, climate, thresholds, task.options.thresholds or {}, fabric.device)
+    given, by = task.options.thresholds or {}, task.options.by
+    valid = task.init_hours[:, None] + np.array(spec.leads(task.steps))
+    return make_verifier(events, spec, climate, thresholds, given, fabric.device, task.regions, by, valid)
 
 
 def provenance_of(task: Task, trained: Trained) -> Provenance:
@@ -261,7 +265,9 @@ def score_checkpoint(
         return 0
     for lead in range(evaluated.task.steps):
         log.info("%s\n%s", options.split, scores_text(evaluated.result, lead))
-    log.info("scores: %s", write_result(out, evaluated.result))
+    asked = evaluated.task.verifier.asked if evaluated.task.verifier else None
+    more = cell_lines(asked, data.spec, evaluated.seen.events) if asked else ()
+    log.info("scores: %s", write_result(out, evaluated.result, more))
     facts: Facts = [("checkpoint", path), ("step", str(progress.step))]
     facts += [("set", " ".join(options.set))] if options.set else []
     page = make_page(

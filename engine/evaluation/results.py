@@ -26,7 +26,7 @@ from util.scores.cells import tabulate_cells
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics, StatisticsFile
 from util.scores.table import ScoreTable
-from util.scores.tabulate import plain, tabulate, write_csv
+from util.scores.tabulate import Found, plain, tabulate, write_csv
 
 log = logging.getLogger("ar_pred")
 Table = TypeVar("Table", bound=ScoreTable)
@@ -167,8 +167,8 @@ def add_spectral_distance(table: Table, contenders: Iterable[Contender]) -> Tabl
     return replace(table, scores=scores)
 
 
-def write_result(out: Path, result: Result) -> Path:
-    """metrics.json 与 metrics.csv；返回前者的路径。
+def write_result(out: Path, result: Result, more: Iterable[Found] = ()) -> Path:
+    """metrics.json 与 metrics.csv；返回前者的路径。more: 只进 CSV 的。
 
     各区域、时段的只进 CSV：几百格的 JSON 读不回来，比较也从 statistics.nc 重算。
     """
@@ -176,8 +176,8 @@ def write_result(out: Path, result: Result) -> Path:
     with replacing(target) as temporary:
         record = as_json(replace(result, cells=None))
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
-    more = csv_lines(result.events, result) if result.events else ()
-    write_csv(out / "metrics.csv", result, result.cells, more)
+    whole = csv_lines(result.events, result) if result.events else ()
+    write_csv(out / "metrics.csv", result, result.cells, [*whole, *more])
     return target
 
 

@@ -83,10 +83,11 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     found: list[Found] = []  # 各时效的
     kept = Kept(task, row, len(batch.time), weights)
     alive = {name: torch.ones(len(batch.time), dtype=torch.bool, device=device) for name in task.models}
-    for lead in range(task.steps):
+    init_hours = task.init_hours[row : row + len(batch.time)]
+    for lead, hours in enumerate(spec.leads(task.steps)):
         truth, valid = batch.future[:, lead], batch.valid[:, spec.frames_in + lead]  # (B, C, H, W)、(B, C)
         forecasts = {name: next(roll) for name, roll in rolls.items()}  # 各 (B, M, C, H, W)
-        found.append(score_lead(task, forecasts, truth, valid, weights, thresholds, cells, alive))
+        found.append(score_lead(task, forecasts, truth, valid, init_hours + hours, weights, thresholds, cells, alive))
         kept.take(lead, forecasts[task.judged], truth.masked_fill(~valid[..., None, None], float("nan")))
     results = fetch({key: torch.stack([one[key] for one in found]) for key in found[0]})
     finite = {name: results["finite", name] for name in task.models}
@@ -113,12 +114,13 @@ def score_lead(
     forecasts: Mapping[str, Tensor],
     truth: Tensor,
     valid: Tensor,
+    valid_hours: np.ndarray,
     weights: Tensor,
     thresholds: Tensor,
     cells: Cells | None,
     alive: dict[str, Tensor],
 ) -> Found:
-    """一批的一个时效；forecasts: 各 (B, M, C, H, W)；truth: (B, C, H, W)；valid: (B, C)。
+    """一批的一个时效；forecasts: 各 (B, M, C, H, W)；truth: (B, C, H, W)；valid: (B, C)；valid_hours: (B,) UTC。
 
     （模型，统计量）→ (B, C) 或 (B, C, R)，无效的场为 NaN；（finite，模型）→ (B,)，预报到这个时效为止处处有限；
     （spectrum，模型或 truth）→ (C, K)、（ranks，模型）→ (C, M + 1) 与 Verifier.lead 的各种和：大家都有效的场之和。
@@ -133,7 +135,7 @@ def score_lead(
         square = statistics["square"].float()  # 文件里是单精度，那里放不下的也是爆掉；真值总是有限的
         alive[name] = found["finite", name] = alive[name] & square.isfinite().all(1)
     keep = valid & torch.stack([*alive.values()]).all(0)[:, None]  # 大家都有效的场，(B, C)
-    asked = task.verifier.lead(forecasts, truth, normal, keep) if task.verifier else {}
+    asked = task.verifier.lead(forecasts, truth, normal, keep, valid_hours, cells) if task.verifier else {}
     for name in forecasts:
         scored = pairs[name] | {key: values for (model, key), values in asked.items() if model == name}
         lost = ~(valid & alive[name][:, None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from engine.verification.climate import Climate, dry_limits, rain_channels
-from engine.verification.result import Asked
+from engine.verification.result import PERIODIC, REGIONAL, Asked
 from engine.verification.settings import Events
 from util.batch import DataSpec
 from util.grid import latitude_weights
+from util.scores.cells import periods_of
 from util.scores.metrics import blocks
+from util.scores.regional import Cells, by_region
 from util.verification.areas import mean_over
 from util.verification.drift import moments
 from util.verification.events import happens, joint_table, member_count
@@ -27,7 +29,7 @@ from util.verification.sphere import is_global, spherical_spectrum
 
 log = logging.getLogger("ar_pred")
 Found = dict[tuple[str, str], Tensor]
-SUMS = ("table", "fractions", "exceedance", "moments", "sphere")  # 这些是和，别的键是每一对场的
+SUMS = ("table", REGIONAL, PERIODIC, "fractions", "exceedance", "moments", "sphere")  # 这些是和，别的键是每一对场的
 
 
 class Event(NamedTuple):
@@ -61,26 +63,50 @@ class Verifier:
     rain: list[Rain]
     sphere: bool
     weights: Tensor  # (H,)
+    regions: list[str]  # 事件另在哪里问
+    by: tuple[str, ...]  # 另按什么分
+    periods: list[str]  # 分出来的，有窗口的
 
     @property
     def asked(self) -> Asked:
-        return Asked([event.names for event in self.events], self.sizes, self.settings.exceedance, self.times)
+        events, limits = [event.names for event in self.events], self.settings.exceedance
+        return Asked(events, self.sizes, limits, self.times, self.regions, self.periods)
 
-    def lead(self, forecasts: Mapping[str, Tensor], truth: Tensor, normal: Tensor, keep: Tensor) -> Found:
+    def lead(
+        self,
+        forecasts: Mapping[str, Tensor],
+        truth: Tensor,
+        normal: Tensor,
+        keep: Tensor,
+        valid_hours: np.ndarray,
+        cells: Cells | None = None,
+    ) -> Found:
         """一批的一个时效。forecasts: 各 (B, M, C, H, W)；truth、normal: (B, C, H, W)；keep: (B, C) bool，计的场。
 
         （模型，统计量）→ (B, C)；（SUMS 之一，模型或 truth）→ (C, …)，计的场之和。
+
+        Args:
+            valid_hours: (B,) 有效时间，UTC。
+            cells: 各区域，给了就有（REGIONAL，模型）。
         """
         found: Found = {}
+        inside = periods_of(valid_hours, self.by)
+        periods = None  # (B, P)
+        if self.periods:
+            periods = torch.from_numpy(np.stack([inside[name] for name in self.periods], 1)).double().to(truth.device)
         for windows, channels in blocks(truth):
             part = {name: one[windows, :, channels] for name, one in forecasts.items()}
-            scored = self._block(part, truth[windows, channels], normal[windows, channels], channels)
+            scored = self._block(part, truth[windows, channels], normal[windows, channels], channels, cells)
             for key, values in scored:
                 kept = keep[windows, channels]
                 if key[0] in SUMS:
-                    total = torch.where(kept.view(*kept.shape, *[1] * (values.ndim - 2)), values, 0.0).sum(0)
-                    whole = found.setdefault(key, values.new_zeros(truth.shape[1], *values.shape[2:]))
-                    whole[channels] += total
+                    counted = torch.where(kept.view(*kept.shape, *[1] * (values.ndim - 2)), values, 0.0)
+                    totals = {key: counted.sum(0)}
+                    if key[0] == "table" and periods is not None:
+                        totals[PERIODIC, key[1]] = torch.einsum("bp,b...->...p", periods[windows], counted)
+                    for one, total in totals.items():
+                        whole = found.setdefault(one, values.new_zeros(truth.shape[1], *total.shape[1:]))
+                        whole[channels] += total
                 else:
                     whole = found.setdefault(key, values.new_empty(truth.shape[:2]))
                     whole[windows, channels] = values
@@ -90,10 +116,18 @@ class Verifier:
         return found
 
     def _block(
-        self, forecasts: Mapping[str, Tensor], truth: Tensor, normal: Tensor, channels: slice
+        self,
+        forecasts: Mapping[str, Tensor],
+        truth: Tensor,
+        normal: Tensor,
+        channels: slice,
+        cells: Cells | None,
     ) -> Iterator[tuple[tuple[str, str], Tensor]]:
         """一段（几个窗口、几个通道）的全部答案，各 (b, c, …)。"""
-        tables: dict[str, list[Tensor]] = {name: [] for name in forecasts}
+        means = {"table": lambda field: mean_over(field, self.weights)}
+        if cells is not None:
+            means[REGIONAL] = lambda field: by_region(field, cells.area)
+        tables: dict[tuple[str, str], list[Tensor]] = {(kind, name): [] for kind in means for name in forecasts}
         errors: dict[str, list[Tensor]] = {name: [] for name in forecasts}
         for event in self.events:
             threshold = event.threshold[channels] + normal if event.relative else event.threshold[channels]
@@ -102,12 +136,14 @@ class Verifier:
             for name, forecast in forecasts.items():
                 members = forecast.shape[1]
                 count = member_count(forecast, threshold, event.above)
-                tables[name].append(joint_table(count, real, members, self.weights))
+                for kind, mean in means.items():
+                    tables[kind, name].append(joint_table(count, real, members, mean))
                 pairs = zip(self._fractions(count, members), windows, strict=True)
                 errors[name] += [fraction_errors(one, other, self.weights) for one, other in pairs]
+        if self.events:
+            for key, rows in tables.items():
+                yield key, torch.stack(rows, 2)  # (b, c, E, M + 1, 2[, R])
         for name, forecast in forecasts.items():
-            if self.events:
-                yield ("table", name), torch.stack(tables[name], 2)  # (b, c, E, M + 1, 2)
             if errors[name]:
                 stacked = torch.stack(errors[name], 2)
                 yield ("fractions", name), stacked.unflatten(2, (-1, len(self.sizes)))  # (b, c, E, S, 2)
@@ -152,8 +188,14 @@ def make_verifier(
     thresholds: Tensor,
     given: Mapping[str, tuple[float, ...]],
     device: torch.device,
+    regions: Collection[str] = (),
+    by: tuple[str, ...] = (),
+    valid_hours: np.ndarray | None = None,
 ) -> Verifier:
-    """thresholds: (C, K) 标准化的，不足的是 NaN；given: 命令行的 --thresholds，物理单位。"""
+    """thresholds: (C, K) 标准化的，不足的是 NaN；given: 命令行的 --thresholds，物理单位。
+
+    regions: 各区域的名字；by: season、month、hour，那时 valid_hours 是全部有效时间，UTC。
+    """
     fits = [size for size in settings.neighbourhoods if size <= min(spec.height, spec.width)]
     if left := sorted(set(settings.neighbourhoods) - set(fits)):
         log.warning("no FSS for neighbourhoods %s: the grid has %d x %d cells", left, spec.height, spec.width)
@@ -165,6 +207,7 @@ def make_verifier(
     rain = rain_channels(spec)
     limits = dry_limits(spec, rain, settings.dry_mm)
     rows = zip(rain, limits, climate.dry.to(device), climate.heavy.to(device), strict=True)
+    periods = {} if valid_hours is None else periods_of(valid_hours, by)
     return Verifier(
         settings=settings,
         spec=spec,
@@ -175,6 +218,9 @@ def make_verifier(
         rain=[Rain(i, torch.tensor(wet, device=device), heavy, penalties(dry)) for i, wet, dry, heavy in rows],
         sphere=sphere,
         weights=latitude_weights(spec.latitudes).to(device),
+        regions=[*regions],
+        by=by,
+        periods=[name for name, there in periods.items() if there.any()],
     )
 
 

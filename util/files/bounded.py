@@ -92,11 +92,11 @@ def _shape(text: str | None) -> tuple[int, ...]:
 
 def _dtype(text: str | None) -> np.dtype[Any]:
     if text is None or not PLAIN.fullmatch(text):
-        raise ValueError(f"values of type {text}, not plain numbers; objects (pickle) are not read")
+        raise ValueError(f"values of type {text!r}, not plain numbers; objects (pickle) are not read")
     try:
         return np.dtype(text)
     except TypeError:
-        raise ValueError(f"values of type {text}") from None
+        raise ValueError(f"values of type {text!r}") from None
 
 
 def _flag(text: str | None) -> bool:

@@ -68,8 +68,15 @@ def batches(common: Common, chosen: Mapping[str, Array]) -> list[dict[str, Part]
 
 
 def periods(common: Common, by: Sequence[str]) -> dict[str, Array]:
-    """名字 → 哪些起报时间与时效 (T, L)，按有效时间（起报 + 时效，UTC）分；没有场的不在其中。"""
-    valid = (common.hours[:, None] + np.array(common.leads)).astype("datetime64[h]")  # (T, L)
+    """名字 → 哪些起报时间与时效 (T, L)，按有效时间分；没有场的不在其中。"""
+    there = common.keep.any(2)
+    found = periods_of(common.hours[:, None] + np.array(common.leads), by)
+    return {name: some for name, some in found.items() if (some & there).any()}
+
+
+def periods_of(valid_hours: Array, by: Sequence[str]) -> dict[str, Array]:
+    """名字 → 哪些有效时间（起报 + 时效，UTC 小时）在里面，同样的形状；空的也在其中。"""
+    valid = valid_hours.astype("datetime64[h]")
     month = valid.astype("datetime64[M]").astype(int) % 12
     hour = valid.astype(int) % 24
     groups = {
@@ -77,9 +84,7 @@ def periods(common: Common, by: Sequence[str]) -> dict[str, Array]:
         "month": {name: month == i for i, name in enumerate(MONTHS)},
         "hour": {f"{h:02d} UTC": hour == h for h in range(24)},
     }
-    there = common.keep.any(2)
-    chosen = {name: some for one in by for name, some in groups[one].items()}
-    return {name: some for name, some in chosen.items() if (some & there).any()}
+    return {name: some for one in by for name, some in groups[one].items()}
 
 
 def common_regions(contenders: Sequence[Contender]) -> list[str]:

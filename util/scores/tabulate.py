@@ -128,23 +128,34 @@ def plain(values: Array) -> Numbers:
 def write_csv(path: Path, table: ScoreTable, cells: Sequence[Cell] | None = None, more: Iterable[Found] = ()) -> None:
     """整齐的长表：每行一个数，model,channel,lead_hours,metric,value,low,high,unit；有 cells 时再加 region,period。
 
-    more: 另外的，整个网格、全部时间的。
+    more: 另外的，没有单位、没有区间。
     """
     empty: Numbers = [None] * len(table.lead_hours)
-    others = [Line(*one[:3], "1", one[3], empty, empty) for one in more]
+    others: dict[tuple[str, str], list[Line]] = {}
+    for model, channel, name, values, *cell in more:
+        others.setdefault(tuple(cell), []).append(Line(model, channel, name, "1", values, empty, empty))
     head = ["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*head, "region", "period"] if cells else head)
         for part in (table, *(cells or ())):
-            where = [part.region, part.period] if isinstance(part, Cell) else [WHOLE] * 2 if cells else []
-            for model, channel, metric, unit, *columns in chain(_lines(part, table), others if part is table else ()):
+            cell = (part.region, part.period) if isinstance(part, Cell) else (WHOLE, WHOLE)
+            where = cell if cells else ()
+            for model, channel, metric, unit, *columns in chain(_lines(part, table), others.get(cell, ())):
                 for lead, *numbers in zip(table.lead_hours, *columns, strict=True):
                     values = ("" if value is None else value for value in numbers)
                     writer.writerow([model, channel, lead, metric, *values, unit, *where])
 
 
-Found = tuple[str, str, str, Numbers]  # 模型、通道、名字、各时效
+class Found(NamedTuple):
+    """CSV 里另外的一项成绩的各个时效。"""
+
+    model: str
+    channel: str
+    metric: str
+    value: Numbers
+    region: str = WHOLE
+    period: str = WHOLE
 
 
 class Line(NamedTuple):

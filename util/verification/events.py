@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
-
-from util.verification.areas import mean_over
 
 Array = np.ndarray
 LOSS_RATIOS = np.linspace(0.02, 0.98, 49)  # 经济价值的横轴：花费 / 损失
@@ -29,20 +29,23 @@ def member_count(forecast: Tensor, threshold: Tensor, above: bool) -> Tensor:
     return total
 
 
-def joint_table(count: Tensor, event: Tensor, members: int, weights: Tensor) -> Tensor:
+def joint_table(count: Tensor, event: Tensor, members: int, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """(B, C, H, W) 几个成员说有、真的有没有 → (B, C, M + 1, 2) float64，见本文件的头。
 
     先数「至少 k 个」，相邻的相减：一个成员时只数三次。
+
+    Args:
+        mean: (B, C, H, W) bool → (B, C)，面积平均；给出各区域的 (B, C, R) 时，表是 (B, C, M + 1, 2, R)。
     """
-    both, either = [mean_over(event, weights)], []
+    both, either = [mean(event)], []
     either.append(torch.ones_like(both[0]))
     for k in range(1, members + 1):
         said = count >= k
-        either.append(mean_over(said, weights))
-        both.append(mean_over(said & event, weights))
-    hits, all_ = (torch.stack([*rows, torch.zeros_like(rows[0])], -1) for rows in (both, either))  # (B, C, M + 2)
-    yes, whole = (rows[..., :-1] - rows[..., 1:] for rows in (hits, all_))
-    return torch.stack([whole - yes, yes], -1)
+        either.append(mean(said))
+        both.append(mean(said & event))
+    hits, all_ = (torch.stack([*rows, torch.zeros_like(rows[0])], 2) for rows in (both, either))  # (B, C, M + 2[, R])
+    yes, whole = (rows[:, :, :-1] - rows[:, :, 1:] for rows in (hits, all_))
+    return torch.stack([whole - yes, yes], 3)
 
 
 def reliability(table: Array) -> tuple[Array, Array, Array]:

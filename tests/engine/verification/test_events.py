@@ -107,6 +107,37 @@ def test_events_equal_a_loop_over_the_saved_forecasts(tree, table):
     )
 
 
+def test_events_of_a_region_and_of_an_hour_equal_a_loop(tree, trained, tmp_path):
+    regions = tmp_path / "regions.yaml"
+    regions.write_text("regions: {box: {latitude: [-30, 60], longitude: [300, 90]}}", encoding="utf-8")
+    run(trained, tmp_path, "--events", "--save", "netcdf", "--regions", str(regions), "--by", "hour")
+    forecast = xr.open_dataset(tmp_path / "forecast.nc", decode_timedelta=True)
+    truth = xr.open_dataset(tmp_path / "truth.nc")
+    normal, threshold = training_quantile(tree, 0, 0.95)
+    latitudes, longitudes = forecast.latitude.values, forecast.longitude.values
+    north = ((latitudes >= -30) & (latitudes <= 60))[:, None] & ((longitudes >= 300) | (longitudes <= 90))
+    box, sums = area() * north / (area() * north).sum(), {"box": np.zeros(3), "06 UTC": np.zeros(3)}
+    for one in forecast.t2m.isel(prediction_timedelta=0):
+        when = one.time.values + one.prediction_timedelta.values
+        clock = int(when.astype("datetime64[h]").astype(int) % 24)
+        limit = normal[clock // 6] + threshold
+        real, said = truth.t2m.sel(time=when).values > limit, one.values > limit
+        for name, weights in (("box", box), *([("06 UTC", area())] if clock == 6 else [])):
+            sums[name] += [(weights * both).sum() for both in (real & said, real, said)]
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == NAME and row["channel"] == "t2m"]
+    for name, (hits, yes, told) in sums.items():
+        found = {row["metric"]: row["value"] for row in rows if name in (row["region"], row["period"])}
+        assert yes > 0 and float(found["csi>q0.95"]) == pytest.approx(hits / (yes + told - hits), rel=1e-3)
+        assert float(found["frequency_bias>q0.95"]) == pytest.approx(told / yes, rel=1e-3)
+        assert "brier>q0.95" in found and "roc_area>q0.95" in found
+    with xr.open_dataset(tmp_path / "statistics.nc") as statistics:
+        table = statistics[f"event_table_{NAME}_by_region"]
+        assert table.dims[-1] == "region" and np.allclose(table.sum(table.dims[-3:-1]), 1)
+        assert statistics.period.values.tolist() == ["00 UTC", "06 UTC", "12 UTC", "18 UTC"]
+        assert f"event_table_{NAME}_by_period" in statistics
+
+
 def test_what_each_channel_is_asked(table):
     out, found = table
     for name in ("reliability", "roc", "economic_value", "fractions_skill", "spherical_spectra", "drift_variance"):

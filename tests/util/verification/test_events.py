@@ -14,6 +14,7 @@ from scores.probability import brier_score_for_ensemble
 from scores.spatial import fss_2d_binary
 
 from tests.util.scores.test_metrics import fields, labelled, weights_of
+from util.verification.areas import mean_over
 from util.verification.events import (
     brier_parts,
     categorical,
@@ -41,7 +42,7 @@ def cases(members: int) -> tuple[torch.Tensor, torch.Tensor]:
 def table_of(forecast: torch.Tensor, truth: torch.Tensor, above: bool = True) -> np.ndarray:
     count = member_count(forecast, THRESHOLD, above)
     real = happens(truth, THRESHOLD, above)
-    return joint_table(count, real, forecast.shape[1], weights_of(SHAPE[-2])).numpy()
+    return joint_table(count, real, forecast.shape[1], lambda field: mean_over(field, weights_of(SHAPE[-2]))).numpy()
 
 
 @pytest.mark.parametrize("members", [1, 2, 5])
