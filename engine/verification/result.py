@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -144,7 +144,7 @@ def lost(table: ScoreTable, models: list[str], base: str) -> dict[str, dict[str,
 
 def event_variables(
     asked: Asked, sums: Sums, counts: Array, models: list[str]
-) -> Iterator[tuple[str, tuple[str, ...], Array | list[list[str]]]]:
+) -> Iterator[tuple[str, tuple[str, ...], Array | Sequence[object]]]:
     """statistics.nc 里的：完整的表（可靠性、ROC、经济价值都由它画）、邻域的误差、球谐谱；都是计的场上的平均。"""
     lead = ("prediction_timedelta", "channel")
     if asked.events:

@@ -97,6 +97,21 @@ def test_damage_names_the_tensor_or_the_record(tmp_path: Path) -> None:
         load_checkpoint(path, verify=False)
 
 
+def test_what_was_never_saved_is_one_line(tmp_path: Path) -> None:
+    path, tensor = tmp_path / "x.ckpt", torch.zeros(2)
+    circle: dict[str, Any] = {}
+    circle["model"] = circle
+    twice = {"model.a": tensor, "model": {"a": tensor}}
+    for content, said in (
+        ({"model": circle}, "RecursionError"),
+        (twice, "AssertionError"),
+        ({"digests": {"a\nb": "0"}}, r"'a\\nb' is damaged"),
+    ):
+        torch.save({"format": 2, "digests": {}, **content}, path)
+        with pytest.raises(ValueError, match=rf"\A[^\n]*x.ckpt: [^\n]*{said}[^\n]*\Z"):
+            load_checkpoint(path)
+
+
 def test_one_from_before_says_that_it_cannot_be_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "old.ckpt"
     torch.save({"format": 1, **SMALL}, path)

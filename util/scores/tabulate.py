@@ -132,8 +132,9 @@ def write_csv(path: Path, table: ScoreTable, cells: Sequence[Cell] | None = None
     """
     empty: Numbers = [None] * len(table.lead_hours)
     others: dict[tuple[str, str], list[Line]] = {}
-    for model, channel, name, values, *cell in more:
-        others.setdefault(tuple(cell), []).append(Line(model, channel, name, "1", values, empty, empty))
+    for one in more:
+        line = Line(one.model, one.channel, one.metric, "1", one.value, empty, empty)
+        others.setdefault((one.region, one.period), []).append(line)
     head = ["model", "channel", "lead_hours", "metric", "value", "low", "high", "unit"]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

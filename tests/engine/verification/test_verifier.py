@@ -50,7 +50,10 @@ def test_window_by_window_is_all_at_once():
     parts = [
         asked.lead(
             {k: v[i : i + 1] for k, v in forecasts.items()},
-            *(v[i : i + 1] for v in (truth, normal, keep, HOURS)),
+            truth[i : i + 1],
+            normal[i : i + 1],
+            keep[i : i + 1],
+            HOURS[i : i + 1],
             CELLS,
         )
         for i in range(5)
