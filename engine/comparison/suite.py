@@ -67,8 +67,12 @@ Members = Annotated[list[Annotated[Member, BeforeValidator(_member)]], BeforeVal
 
 
 class Suite(Strict):
-    """config/suites/ 下的一个文件；overrides 先于各成员自己的改动；split、steps、stride 同 evaluate.py。"""
+    """config/suites/ 下的一个文件；overrides 先于各成员自己的改动；split、steps、stride 同 evaluate.py。
 
+    stages 先训练、不比较：潜变量里的成员的阶段一，成员以 model.first_stage 指着它的 best.ckpt。
+    """
+
+    stages: Members = Field(default=[])
     members: Members = Field(min_length=1)
     overrides: Overrides = Field(default=[])
     split: Literal["train", "val", "test"] = "test"
@@ -77,7 +81,7 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
-        labels = [member.label for member in self.members]
+        labels = [member.label for member in (*self.stages, *self.members)]
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"two members are called {label}; give one of them another name")
@@ -105,10 +109,14 @@ def run_suite(
         setup_logging(out / "compare.log")
         done: dict[str, Path] = {}
         failed: dict[str, str] = {}
-        for number, member in enumerate(suite.members, 1):
-            log.info("suite %s, member %d of %d: %s", path.stem, number, len(suite.members), member.label)
+        everyone = [*suite.stages, *suite.members]
+        for number, member in enumerate(everyone, 1):
+            log.info("suite %s, member %d of %d: %s", path.stem, number, len(everyone), member.label)
+            run = member.run or f"{name}-{member.label}"
             try:
-                done[member.label] = finish_member(suite, member, member.run or f"{name}-{member.label}", name)
+                config = train_member(suite, member, run)
+                if member in suite.members:
+                    done[member.label] = evaluate_member(suite, member, config, name)
             except ValueError as error:
                 failed[member.label] = str(error)
                 log.error("member %s failed, going on without it: %s", member.label, error)
@@ -135,19 +143,35 @@ def check_scorecard(name: str, labels: Sequence[str]) -> None:
         raise ValueError(f"--scorecard {name}: no other member to compare with it; give a baseline: {', '.join(NAMES)}")
 
 
-def finish_member(suite: Suite, member: Member, run: str, own: str) -> Path:
-    """训练并评测一个成员，做过的不再做；返回评测的文件夹。own 是这套评测自己的文件夹名，几套互不覆盖。
+def train_member(suite: Suite, member: Member, run: str) -> RunConfig:
+    """训练一个成员，训练过的不再训练；返回它的配置，run.name 是 run。
 
     Raises:
         ValueError: 配置不对，或子进程失败（它最后的一行）。
     """
     changes = [*suite.overrides, *member.overrides, f"run.name={run}"]
     config = load_config(member.config, changes)
-    folder, best = Path(config.log.dir) / run, Path(config.checkpoint.dir) / run / "best.ckpt"
+    folder, best = places(config)
     if is_trained(folder, best, config):
         log.info("%s is trained already, in %s", run, folder)
     else:
         run_script("train.py", "--config", member.config, "--resume", "auto", *changes)
+    return config
+
+
+def places(config: RunConfig) -> tuple[Path, Path]:
+    """运行的文件夹，最优的检查点。"""
+    run = config.run.name
+    return Path(config.log.dir) / run, Path(config.checkpoint.dir) / run / "best.ckpt"
+
+
+def evaluate_member(suite: Suite, member: Member, config: RunConfig, own: str) -> Path:
+    """评测一个训练好的成员，评测过的不再评；返回评测的文件夹。own 是这套评测自己的文件夹名，几套互不覆盖。
+
+    Raises:
+        ValueError: 子进程失败（它最后的一行）。
+    """
+    run, (folder, best) = config.run.name, places(config)
     for place in (folder / "test", folder / own):  # 训练末了的成绩，或上一次在这里评的
         if is_evaluated(place, best, suite, member, config):
             log.info("%s is evaluated already, in %s", run, place)

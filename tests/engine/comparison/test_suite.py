@@ -80,6 +80,17 @@ def test_two_members_one_failing_and_again(config, calls, tmp_path):
     assert calls == []
 
 
+def test_stages_are_trained_first_and_not_compared(config, calls, tmp_path):
+    first, bad = ({"config": str(config), "name": name, "overrides": PERSISTENCE} for name in ("first", "bad"))
+    member = {"config": str(config), "overrides": ["data.eval_stride=1", *PERSISTENCE]}
+    path, out = write_suite(tmp_path, member, stages=[first, bad]), tmp_path / "out"
+    assert compare_command(["--suite", str(path), "--out", str(out)]) == 1
+    assert calls == ["train.py suite-small-first", "train.py suite-small-bad", "train.py suite-small-run"]
+    table = json.loads((out / "comparison.json").read_text())
+    assert [run["name"] for run in table["runs"]] == ["persistence"]
+    assert "member bad failed" in (out / "comparison.txt").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
