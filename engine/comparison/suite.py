@@ -116,7 +116,7 @@ def run_suite(
             try:
                 config = train_member(suite, member, run)
                 if member in suite.members:
-                    done[member.label] = evaluate_member(suite, member, config, name)
+                    done[member.label] = evaluate_member(suite, member, run, config, name)
             except ValueError as error:
                 failed[member.label] = str(error)
                 log.error("member %s failed, going on without it: %s", member.label, error)
@@ -144,14 +144,14 @@ def check_scorecard(name: str, labels: Sequence[str]) -> None:
 
 
 def train_member(suite: Suite, member: Member, run: str) -> RunConfig:
-    """训练一个成员，训练过的不再训练；返回它的配置，run.name 是 run。
+    """训练一个成员，训练过的不再训练；返回它的配置。
 
     Raises:
         ValueError: 配置不对，或子进程失败（它最后的一行）。
     """
     changes = [*suite.overrides, *member.overrides, f"run.name={run}"]
     config = load_config(member.config, changes)
-    folder, best = places(config)
+    folder, best = places(config, run)
     if is_trained(folder, best, config):
         log.info("%s is trained already, in %s", run, folder)
     else:
@@ -159,19 +159,18 @@ def train_member(suite: Suite, member: Member, run: str) -> RunConfig:
     return config
 
 
-def places(config: RunConfig) -> tuple[Path, Path]:
+def places(config: RunConfig, run: str) -> tuple[Path, Path]:
     """运行的文件夹，最优的检查点。"""
-    run = config.run.name
     return Path(config.log.dir) / run, Path(config.checkpoint.dir) / run / "best.ckpt"
 
 
-def evaluate_member(suite: Suite, member: Member, config: RunConfig, own: str) -> Path:
+def evaluate_member(suite: Suite, member: Member, run: str, config: RunConfig, own: str) -> Path:
     """评测一个训练好的成员，评测过的不再评；返回评测的文件夹。own 是这套评测自己的文件夹名，几套互不覆盖。
 
     Raises:
         ValueError: 子进程失败（它最后的一行）。
     """
-    run, (folder, best) = config.run.name, places(config)
+    folder, best = places(config, run)
     for place in (folder / "test", folder / own):  # 训练末了的成绩，或上一次在这里评的
         if is_evaluated(place, best, suite, member, config):
             log.info("%s is evaluated already, in %s", run, place)
