@@ -291,7 +291,7 @@ def test_regions_and_hours_from_the_raw_fields(tree, trained, tmp_path, regions)
 
 def test_two_processes_equal_one(trained, tmp_path, regions):
     arguments = ["--checkpoint", str(trained), "--steps", "2", "--members", "2", "--perturb", "0.2"]
-    arguments += ["--regions", regions, "--by", "hour", "--save", "netcdf", "zarr"]
+    arguments += ["--regions", regions, "--by", "hour", "--events", "--save", "netcdf", "zarr"]
     one = run(trained, tmp_path / "one", *arguments[2:])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "evaluate.py"]
     done = subprocess.run(
@@ -299,7 +299,8 @@ def test_two_processes_equal_one(trained, tmp_path, regions):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two/metrics.json").read_text())
-    assert one["scores"] == two["scores"] and one["rank_histogram"] == two["rank_histogram"]
+    for key in ("scores", "rank_histogram", "events"):
+        assert one[key] == two[key], key
     assert (tmp_path / "one/metrics.csv").read_text() == (tmp_path / "two/metrics.csv").read_text()
     for name in ("forecast.nc", "truth.nc", "statistics.nc"):
         left, right = (xr.open_dataset(tmp_path / f / name, decode_timedelta=True) for f in ("one", "two"))

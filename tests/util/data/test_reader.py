@@ -227,6 +227,35 @@ def test_edges_farther_than_max_gap_are_not_held(tree):
     assert int(data.segments["train"][0][0]) == T0 + 6
 
 
+def test_the_nearest_files_are_no_farther_than_the_limit(tree):
+    for h in (24, 30, 36):
+        damage(tree, "t2m", T0 + h, "removed")
+    reader = open_reader(tree)
+    assert [*reader.near(0, T0 + 30, 12)] == [T0 + 18, T0 + 42]  # 正好 12 小时
+    assert [*reader.near(0, T0 + 24, 12)] == [T0 + 18]
+    assert reader.near(0, T0 + 30, 11) == {}
+
+
+def test_what_is_missing_is_announced_once(tree, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    damage(tree, "t2m", T0 + 30, "removed")
+    open_data(config_of(tree), tmp_path / "quiet.csv", announce=False)
+    assert "interpolated" not in caplog.text and not (tmp_path / "quiet.csv").exists()
+    open_data(config_of(tree), tmp_path / "missing.csv")
+    assert caplog.text.count("interpolated") == 1
+    lines = (tmp_path / "missing.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 and lines[1].startswith("t2m,2000-01-02T06")
+
+
+def test_which_of_several_hours_is_broken(tree):
+    damage(tree, "t2m", T0 + 12, "cut in the values")
+    for standardize in ("yes", "no"):  # 一个个读，几个一起读
+        reader = open_reader(tree, standardize=standardize)
+        frames = reader.frames([T0, T0 + 6, T0 + 12, T0 + 18], np.empty((4, 2, *SHAPE), np.float32))
+        assert [frame.valid.tolist() for frame in frames] == [[True] * 2] * 2 + [[False, True]] + [[True] * 2]
+        assert [*reader.faults] == [(0, T0 + 12)] and frames[2].sources == [(0, T0 + 6), (0, T0 + 18)]
+        assert not reader.raw and reader.wire().raw is (standardize == "yes")
+
+
 @pytest.mark.parametrize("how", [h for h in DAMAGE if h != "removed"])
 def test_bad_file_is_interpolated_and_logged(tree, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str):
     path = damage(tree, "z_level_00", T0 + 30, how)
