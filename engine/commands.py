@@ -199,6 +199,11 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "SEDI, FSS), SEEPS, tails, energy and variogram scores, spherical spectra, drift; YAML changes the defaults",
     )  # fmt: skip
     parser.add_argument(
+        "--cases", type=Path, metavar="YAML",
+        help="a page for each of these cases (name, dates, box, channels): maps, members, spaghetti, plume, scores "
+        "of the box; e.g. config/cases.yaml",
+    )  # fmt: skip
+    parser.add_argument(
         "--points",
         nargs="+",
         default=[],
@@ -245,6 +250,7 @@ def evaluate_command(argv: Arguments = None) -> int:
         regions=args.regions,
         by=tuple(dict.fromkeys(args.by)),
         events=args.events,
+        cases=args.cases,
         set=tuple(args.set),
         overrides=tuple(args.overrides),
         verify=not args.no_verify,

@@ -36,7 +36,7 @@ from tests.house import (
 FILE_LINES, FUNCTION_LINES, FOLDER_DEPTH, SIDE_BY_SIDE = 400, 60, 2, 14
 FLOORS = ("script", "engine", "model", "models", "layers", "util")  # 由上到下；tests 与 benchmarks 看得见全部
 STANDS_ON = {  # engine 的一翼站在底层上，此外只有这些
-    "engine/evaluation": {"engine/forecasting", "engine/verification"},
+    "engine/evaluation": {"engine/cases", "engine/forecasting", "engine/verification"},
     "engine/comparison": {"engine/evaluation", "engine/forecasting"},  # 后者：别处做的预报怎样读
     "engine/reference": {"engine/evaluation", "engine/memory"},
     "engine/studies": {"engine/evaluation"},

@@ -30,6 +30,8 @@ from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from engine.cases.plan import plan_cases
+from engine.cases.settings import read_cases
 from engine.commands import (
     compare_command,
     compare_parser,
@@ -46,6 +48,7 @@ from engine.memory.estimate import estimate, this_machine
 from models import build_config, build_model
 from tests.engine.runs import train_here, write_run
 from tests.mutants import ROOT, YAMLS, Mutant, changed_words, is_safe, options_of, yaml_mutants
+from util.calendar import year_start
 from util.cli import report_error
 from util.commands.dataset import WORDS, dataset_command
 from util.config import RunConfig, load_config, read_mapping
@@ -82,6 +85,10 @@ def look(mutant: Mutant, path: Path) -> None:
     kind = Path(mutant.of).parent.name
     if mutant.of == "config/regions.yaml":
         read_regions(path, imagined_spec(load_config("config/quickstart.yaml").data))
+    elif mutant.of == "config/cases.yaml":
+        spec = imagined_spec(load_config("config/quickstart.yaml").data)
+        inits = np.arange(year_start(1981), year_start(1982), 6)
+        plan_cases(read_cases(path), spec, inits, 4, 2, np.ones(spec.height))
     elif kind == "maps":
         read_request(str(path), [])
     elif kind == "suites":

@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from engine.cases.collect import join
+from engine.cases.page import About, remove_cases, write_cases
+from engine.cases.plan import plan_cases
+from engine.cases.settings import read_cases
 from engine.device import peak_memory, reset_peak_memory
 from engine.evaluation.baselines import CLIMATOLOGY, fit_baselines
 from engine.evaluation.cost import model_cost
@@ -41,6 +45,7 @@ from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json, read_record
 from util.files.training_checkpoint import load_training
+from util.grid import latitude_weights
 from util.logger import setup_logging
 from util.plot.scorecard import save_scorecards
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
@@ -124,10 +129,14 @@ def make_task(
     thresholds = threshold_tensor(options.thresholds, spec)
     events = None if options.events is None else read_events(options.events)
     regions = read_regions(options.regions, spec) if options.regions else {}
+    cases = read_cases(options.cases) if options.cases else []
     glimpse = choose_glimpse(spec, len(starts), steps, parse_points(list(options.points), spec))
     batch_size = eval_batch_size(config)
     models = {**fit_baselines(data, config, batch_size, fabric, check), name: model}
     task = Task(models, name, data, options, steps, starts, batch_size, config.run.seed, glimpse, thresholds, regions)
+    if cases:
+        area = latitude_weights(spec.latitudes).numpy()
+        task = replace(task, cases=plan_cases(cases, spec, task.init_hours, steps, options.members, area))
     return task if events is None else replace(task, verifier=task_verifier(task, events, fabric, check))
 
 
@@ -164,13 +173,26 @@ def publish(evaluated: Evaluated, out: Path, report: Path, page: Page) -> list[P
     """成绩的报告和图；page 里是与成绩无关的各节（来历、数据、曲线）；上一次评测留下的图先去掉。返回 PNG 的路径。"""
     task, result, seen = evaluated
     page = add_scores(page, task, result, seen, out / "statistics.nc")
+    paths, links = publish_cases(evaluated, out, page)
+    page = replace(page, links=[*(page.links or []), *links] or None)
     write_report(report, as_json(page))
     log.info("report: %s", report)
     figures = out / "figures"
     remove_figures(figures, ("rmse", "spectra", "ranks", *(f"scorecard-{base}" for base in NAMES), *FIGURES))
     (out / "scorecard.csv").unlink(missing_ok=True)
-    paths = draw_scores(result, page, figures) + draw_events(result, page, seen.task.steps, figures)
+    paths += draw_scores(result, page, figures) + draw_events(result, page, seen.task.steps, figures)
     return paths + draw_cards(result, out)
+
+
+def publish_cases(evaluated: Evaluated, out: Path, page: Page) -> tuple[list[Path], list[tuple[str, str]]]:
+    """--cases 的，各一个文件夹、一页；返回 PNG 的路径与主页上的链接。"""
+    task, result, seen = evaluated
+    remove_cases(out)
+    if not task.cases:
+        return [], []
+    origin = {field.name: getattr(result, field.name) for field in fields(Provenance)}
+    about = About(task.judged, CLIMATOLOGY, task.init_hours, task.steps, origin, page.title, page.reproduce or [])
+    return write_cases(out, task.cases, [join(found) for found in seen.cases], about)
 
 
 def draw_scores(result: Result, page: Page, folder: Path) -> list[Path]:
@@ -240,6 +262,8 @@ def evaluate_checkpoint(path: str, options: Options, out: Path) -> int:
         read_events(options.events)
     if options.regions:
         check_regions(options.regions)
+    if options.cases:
+        read_cases(options.cases)
     content = load_training(path, verify=options.verify)
     config = checkpoint_config(content, path, options.overrides)
     fabric = make_evaluation_fabric(config)
@@ -300,6 +324,7 @@ def command_line(path: str, options: Options, out: Path) -> list[str]:
         words += ["--points", *options.points]
     words += ["--regions", str(options.regions)] if options.regions else []
     words += ["--by", *options.by] if options.by else []
+    words += ["--cases", str(options.cases)] if options.cases else []
     if options.events is not None:
         words += ["--events", *([options.events] if options.events else [])]
     if options.set:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from engine.cases.collect import Found
 from engine.evaluation.baselines import CLIMATOLOGY
 from engine.evaluation.metrics_file import BlowUp, Provenance, Result, Scores
 from engine.evaluation.saved_fields import open_savers, remove_others
@@ -34,7 +35,7 @@ LINES_SHOWN = 20
 
 
 class Seen:
-    """流过之后留下的小东西：谱与秩的和、序列、地图、各模型预报的时间。"""
+    """流过之后留下的小东西：谱与秩的和、序列、地图、个例、各模型预报的时间。"""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -45,6 +46,7 @@ class Seen:
         self.series: list[Pair] = []
         self.pictures: dict[int, Pair] = {}
         self.seconds: dict[str, float] = {}
+        self.cases: list[list[Found]] = [[] for _ in task.cases]
         self.windows = 0
         self.counts = np.zeros((task.steps, task.spec.num_channels))  # 有效场数
 
@@ -63,6 +65,8 @@ class Seen:
         chosen = [i for i in range(count) if scored.row + i in rows]
         self.series.append(Pair(*(values[chosen] for values in scored.series)))
         self.pictures |= scored.pictures
+        for held, found in zip(self.cases, scored.cases, strict=True):
+            held += [found] if found else []
         if self.windows:  # 第一批要预热，不计
             for name, value in scored.seconds.items():
                 self.seconds[name] = self.seconds.get(name, 0.0) + value

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.cases.collect import Collector
 from engine.device import Span, elapsed, now
 from engine.evaluation.baselines import CLIMATOLOGY
 from engine.evaluation.kept import Kept
@@ -82,12 +83,14 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
     rolls = {name: timed(roll_model(task, name, batch), spans[name], device) for name in task.models}
     found: list[Found] = []  # 各时效的
     kept = Kept(task, row, len(batch.time), weights)
+    cases = Collector(task.cases, task.judged, kept.rows)
     alive = {name: torch.ones(len(batch.time), dtype=torch.bool, device=device) for name in task.models}
     init_hours = task.init_hours[row : row + len(batch.time)]
     for lead, hours in enumerate(spec.leads(task.steps)):
         truth, valid = batch.future[:, lead], batch.valid[:, spec.frames_in + lead]  # (B, C, H, W)、(B, C)
         forecasts = {name: next(roll) for name, roll in rolls.items()}  # 各 (B, M, C, H, W)
         found.append(score_lead(task, forecasts, truth, valid, init_hours + hours, weights, thresholds, cells, alive))
+        cases.take(lead, forecasts, truth, valid, alive, forecasts[CLIMATOLOGY][:, 0])
         kept.take(lead, forecasts[task.judged], truth.masked_fill(~valid[..., None, None], float("nan")))
     results = fetch({key: torch.stack([one[key] for one in found]) for key in found[0]})
     finite = {name: results["finite", name] for name in task.models}
@@ -106,6 +109,7 @@ def score_batch(task: Task, batch: Batch, row: int, device: torch.device) -> Sco
         kept.pictures(),
         kept.fields(batch),
         {name: sum(elapsed(*span) for span in found) for name, found in spans.items()},
+        cases.found(),
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.cases.collect import Found
+from engine.cases.plan import Plan
 from engine.evaluation.glimpse import Glimpse
 from engine.verification.verifier import Verifier
 from models.interface import ForecastModel
@@ -25,7 +27,7 @@ class Options:
     """一次评测的选项，与命令行同名。
 
     thresholds: 通道 → 物理单位的阈值；regions: 分区评分的 YAML；by: season、month、hour；
-    events: 事件的 YAML，空的是全部缺省，None 不问；
+    events: 事件的 YAML，空的是全部缺省，None 不问；cases: 个例的 YAML；
     set: 改过的模型选项；overrides: 数据在哪里、怎样读，见 checkpoint_config；
     verify: 检查点核对校验和；compile: 模型的块编译了再走。
     """
@@ -43,6 +45,7 @@ class Options:
     regions: Path | None = None
     by: tuple[str, ...] = ()
     events: str | None = None
+    cases: Path | None = None
     set: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     verify: bool = True
@@ -65,6 +68,7 @@ class Task:
     thresholds: Tensor  # (C, K) 物理单位，不足 K 个的补 NaN
     regions: Mapping[str, np.ndarray]  # 名字 → (H, W) bool
     verifier: Verifier | None = None
+    cases: tuple[Plan, ...] = ()
 
     @property
     def spec(self) -> DataSpec:
@@ -114,6 +118,7 @@ class Scored(NamedTuple):
     pictures: dict[int, Pair]  # 起报时间的序号 → (L', C', h, w)
     fields: Fields | None  # 什么也不存时没有
     seconds: dict[str, float]  # 模型 → 预报所用的时间
+    cases: tuple[Found | None, ...] = ()  # 各个例的，次序照 Task.cases；这一批里没有的是 None
 
 
 def find_starts(data: WeatherData, split: str, steps: int, stride: int) -> np.ndarray:

@@ -26,7 +26,10 @@ LISTS = {
     "data": "数据集：运行的 `data.set`",
     "maps": "别人的名字与单位：`python dataset.py import --preset`",
 }
-OTHERS = {"regions.yaml": "评测的区域：`python evaluate.py --regions`"}
+OTHERS = {
+    "regions.yaml": "评测的区域：`python evaluate.py --regions`",
+    "cases.yaml": "评测的个例：`python evaluate.py --cases`",
+}
 NONE = "—"
 HEADING = "| YAML | 模型 | 任务 | 帧，通道 × 网格 | 参数 | GFLOP | MB | 成绩 |"
 INTRO = """# 有哪些 YAML

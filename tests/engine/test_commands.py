@@ -31,7 +31,7 @@ FLAGS = {
     evaluate_parser: {
         *("--checkpoint", "--split", "--steps", "--stride", "--out", "--members", "--perturb", "--smooth"),
         *("--thresholds", "--points", "--save", "--overwrite", "--set", "--no-verify", "overrides"),
-        *("--regions", "--by", "--compile", "--events"),
+        *("--regions", "--by", "--compile", "--events", "--cases"),
     },
     compare_parser: {"--runs", "--suite", "--out", "--reference", "--by", "--scorecard", "--files"},
     reconstruct_parser: {"--checkpoint", "--config", "--split", "--stride", "--out", "overrides"},

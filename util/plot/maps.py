@@ -83,7 +83,7 @@ def _page(
         below = len(channels) - 1 - row
         bottom = BOTTOM + TICKS + below * (HEADER + PANEL_TITLE + layout.panel_height + SPACE)
         header = bottom + layout.panel_height + PANEL_TITLE + 0.07
-        sheet.text(LEFT, header, _describe(spec, i), 10.5, INK, weight="bold", va="bottom")
+        sheet.text(LEFT, header, describe_channel(spec, i), 10.5, INK, weight="bold", va="bottom")
         fields = [f[i][grid.rows][:, grid.columns] for f in (truth, forecast) if f is not None]  # (H, W)，北在上
         if truth is not None:
             fields.append(fields[1] - fields[0])
@@ -94,7 +94,7 @@ def _page(
         for column, box in enumerate(boxes):
             sheet.graticule(box, (below == 0, column == 0))
         for x, image in zip(layout.bars, images[-2:], strict=True):
-            _color_bar(sheet, Box(x, bottom, BAR, layout.panel_height), image)
+            color_bar(sheet, Box(x, bottom, BAR, layout.panel_height), image)
     return sheet.page()
 
 
@@ -149,7 +149,7 @@ def _layout(extent: Extent, aspect: float, num_maps: int, num_rows: int, title: 
     return Layout(page_width, page_height, width, width * ratio, columns, bars), lines
 
 
-def _color_bar(sheet: Sheet, box: Box, image: AxesImage) -> None:
+def color_bar(sheet: Sheet, box: Box, image: AxesImage) -> None:
     """色标，上面写着单位；长的单位向左伸。"""
     sheet.bar(box, image)
     unit = str(image.get_label())
@@ -157,7 +157,7 @@ def _color_bar(sheet: Sheet, box: Box, image: AxesImage) -> None:
     sheet.text(x, box.y + box.height + 0.055, unit, 8.5, ha=side, va="baseline")
 
 
-def _describe(spec: DataSpec, channel: int) -> str:
+def describe_channel(spec: DataSpec, channel: int) -> str:
     """`z_level_00 — geopotential, 500 hPa`。"""
     name, pressure = spec.channels[channel], spec.pressures[channel]
     about = variable_info(name).long_name

@@ -80,8 +80,8 @@ class Sheet:
     def line(self, pen: Pen, points: Sequence[Point]) -> None:
         self.lines.setdefault(pen, []).append(points)
 
-    def place(self, box: Box, longitude: float, latitude: float) -> Point:
-        """一格里的一点在页上哪里。"""
+    def place(self, box: Box, longitude: Any, latitude: Any) -> tuple[Any, Any]:
+        """一格里的一点在页上哪里；也可以是数组。"""
         west, east, south, north = self.view
         x = box.x + box.width * (longitude - west) / (east - west)
         return x, box.y + box.height * (latitude - south) / (north - south)
@@ -95,9 +95,24 @@ class Sheet:
         image = self._image(field.astype(np.float64), (left, right, bottom, top), colors, limits)
         image.set_clip_box(TransformedBbox(Bbox.from_bounds(*box), self.canvas.transData))
         image.set_label(unit)
+        self.frame(box)
+        return image
+
+    def frame(self, box: Box) -> None:
+        """一格的边；海岸线盖在里面。"""
         self.line(EDGE, box.corners)
         self.boxes.append(box)
-        return image
+
+    def contour(
+        self, box: Box, places: tuple[np.ndarray, np.ndarray], field: np.ndarray, level: float, pen: Pen
+    ) -> None:
+        """field (H, W) 的一条等值线；places: 各列的经度、各行的纬度。没有到这个值的不画。"""
+        if field.shape[0] < 2 or not np.nanmin(field) < level < np.nanmax(field):
+            return
+        x, _ = self.place(box, places[0], places[1][0])
+        _, y = self.place(box, places[0][0], places[1])
+        look = {"colors": [pen.color], "linewidths": [pen.width], "alpha": pen.alpha, "zorder": pen.order}
+        self.canvas.contour(x, y, field, levels=[level], linestyles="solid", **look)
 
     def _image(
         self, values: np.ndarray, sides: Extent, colors: str | Colormap, limits: tuple[float, float]
@@ -143,7 +158,7 @@ class Sheet:
             self.line(EDGE, [(right, y), (right + TICK, y)])
             self.text(right + TICK + PAD, y, label, LABELS, va="center_baseline")
 
-    def page(self) -> Figure:
+    def page(self, coast_pens: Sequence[Pen] = COAST) -> Figure:
         """成组的线一并画上，各格盖上海岸线。"""
         from matplotlib.collections import LineCollection
 
@@ -152,11 +167,11 @@ class Sheet:
             self.canvas.add_collection(group, autolim=False)
         coast = coastlines(*self.view)
         if coast and self.boxes:
-            self._stamp(coast)
+            self._stamp(coast, coast_pens)
         self.canvas.set(xlim=(0, self.width), ylim=(0, self.height))  # imshow 会按图像改动它
         return self.figure
 
-    def _stamp(self, lines: Sequence[np.ndarray]) -> None:
+    def _stamp(self, lines: Sequence[np.ndarray], pens: Sequence[Pen]) -> None:
         """同样的折线（经度、纬度）盖在每一格上。"""
         from matplotlib.collections import PathCollection
         from matplotlib.path import Path
@@ -165,7 +180,7 @@ class Sheet:
         scale = np.array([self.boxes[0].width / (east - west), self.boxes[0].height / (north - south)])
         path = Path.make_compound_path(*(Path((line - [west, south]) * scale) for line in lines))
         places = [(box.x, box.y) for box in self.boxes]
-        for pen in COAST:
+        for pen in pens:
             stamp = PathCollection(
                 [path], offsets=places, offset_transform=self.canvas.transData, facecolors="none",
                 edgecolors=pen.color, linewidths=pen.width, alpha=pen.alpha, zorder=pen.order,

@@ -23,6 +23,7 @@ ASSETS = Path(__file__).parent
 FIRST = ("words.js", "tools.js", "frame.js", "plots.js")  # 各节都要用的，前面的定义后面的要用
 PANELS = (
     "summary.js",
+    "pictures.js",
     "scores.js",
     "cards.js",
     "curves.js",

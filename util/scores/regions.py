@@ -31,17 +31,11 @@ def _two(value: object) -> object:
 Degrees = Annotated[tuple[float, float], BeforeValidator(_two)]
 
 
-class Area(Strict):
-    """一块地方：写了的条件都满足的格点。
-
-    latitude: 南、北两界；longitude: 西、东两界，由西向东走，可以跨过 0° 与 180°；两界都算在内。
-    polygon: 各顶点的 [纬度, 经度]，相邻两点取经度近的一边连直线。surface: 要有 land_sea。
-    """
+class Box(Strict):
+    """经纬度的框；latitude: 南、北两界；longitude: 西、东两界，由西向东走，可以跨过 0° 与 180°；两界都算在内。"""
 
     latitude: Degrees | None = None
     longitude: Degrees | None = None
-    polygon: list[Degrees] | None = None
-    surface: Literal["land", "sea"] | None = None
 
     @field_validator("latitude")
     @classmethod
@@ -56,6 +50,29 @@ class Area(Strict):
         if value is not None and not (all(-180 <= v <= 360 for v in value) and value[0] != value[1]):
             raise ValueError("write [west, east] in degrees, -180 to 360, from west to east: [350, 20] crosses 0")
         return value
+
+    def rows(self, latitudes: Array) -> Array:
+        """(H,) → (H,) bool。"""
+        south, north = self.latitude or (-90.0, 90.0)
+        return (latitudes >= south - NEAR) & (latitudes <= north + NEAR)
+
+    def columns(self, longitudes: Array) -> Array:
+        """(W,) → (W,) bool。"""
+        if self.longitude is None:
+            return np.ones(len(longitudes), dtype=bool)
+        west, east = self.longitude
+        width = (east - west) % 360 or 360.0
+        return (longitudes - west + NEAR) % 360 <= width + 2 * NEAR
+
+
+class Area(Box):
+    """一块地方：写了的条件都满足的格点。
+
+    polygon: 各顶点的 [纬度, 经度]，相邻两点取经度近的一边连直线。surface: 要有 land_sea。
+    """
+
+    polygon: list[Degrees] | None = None
+    surface: Literal["land", "sea"] | None = None
 
     @field_validator("polygon")
     @classmethod
@@ -72,14 +89,7 @@ class Area(Strict):
 
     def holds(self, latitudes: Array, longitudes: Array, land: Array | None) -> Array:
         """(H,)、(W,)、(H, W) 陆地为真 → (H, W) bool。"""
-        inside = np.ones((len(latitudes), len(longitudes)), dtype=bool)
-        if self.latitude is not None:
-            south, north = self.latitude
-            inside &= ((latitudes >= south - NEAR) & (latitudes <= north + NEAR))[:, None]
-        if self.longitude is not None:
-            west, east = self.longitude
-            width = (east - west) % 360 or 360.0
-            inside &= (longitudes - west + NEAR) % 360 <= width + 2 * NEAR
+        inside = self.rows(latitudes)[:, None] & self.columns(longitudes)
         if self.polygon is not None:
             inside &= in_polygon(self.polygon, latitudes, longitudes)
         if self.surface is not None:
