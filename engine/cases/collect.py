@@ -24,7 +24,7 @@ class Shot(NamedTuple):
     members: np.ndarray
 
 
-class Found(NamedTuple):
+class CaseFound(NamedTuple):
     """一个个例的 n 对（起报时间，时效）。
 
     keep: (n, C)，真值有效、各模型都还有限的；values: 真值与各模型 → (n, M, C) 羽状图的数，物理单位；
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """一批里一个时效上的；各栏同 Found，还在设备上。"""
+    """一批里一个时效上的；各栏同 CaseFound，还在设备上。"""
 
     rows: list[int]
     lead: int
@@ -107,7 +107,7 @@ class Collector:
                 shots[row, lead] = tuple(map(spec.to_physical, fields))
         return Piece(rows, lead, keep, values, statistics, shots)
 
-    def found(self) -> tuple[Found | None, ...]:
+    def found(self) -> tuple[CaseFound | None, ...]:
         """各个例的；一对也没有的是 None。"""
         return tuple(gathered(pieces) if pieces else None for pieces in self.pieces)
 
@@ -127,14 +127,14 @@ def at_place(plan: Plan, fields: Tensor, weights: Tensor) -> Tensor:
     return fields[..., row, column].double()
 
 
-def gathered(pieces: list[Piece]) -> Found:
+def gathered(pieces: list[Piece]) -> CaseFound:
     """取到主机。"""
 
     def joined(parts: list[Tensor]) -> np.ndarray:
         return torch.cat(parts).cpu().numpy()
 
     first = pieces[0]
-    return Found(
+    return CaseFound(
         rows=np.concatenate([piece.rows for piece in pieces]),
         leads=np.concatenate([[piece.lead] * len(piece.rows) for piece in pieces]),
         keep=joined([piece.keep for piece in pieces]),
@@ -151,7 +151,7 @@ def gathered(pieces: list[Piece]) -> Found:
     )
 
 
-def join(parts: Sequence[Found]) -> Found:
+def join(parts: Sequence[CaseFound]) -> CaseFound:
     """各批的接起来，先排起报时间、再排时效。"""
 
     def joined(arrays: list[np.ndarray]) -> np.ndarray:
@@ -160,7 +160,7 @@ def join(parts: Sequence[Found]) -> Found:
     rows, leads = np.concatenate([part.rows for part in parts]), np.concatenate([part.leads for part in parts])
     order = np.lexsort((leads, rows))
     first = parts[0]
-    return Found(
+    return CaseFound(
         rows=rows[order],
         leads=leads[order],
         keep=joined([part.keep for part in parts]),

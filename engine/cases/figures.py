@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engine.cases.collect import TRUTH, Found, Shot
+from engine.cases.collect import TRUTH, CaseFound, Shot
 from engine.cases.plan import Plan
 from util.calendar import moment_of, time_text
 from util.plot.cases import MEMBERS_SHOWN, Line, compared_figure, members_figure, plume_figure, spaghetti_figure
@@ -42,7 +42,9 @@ class Picture(NamedTuple):
     small: bytes
 
 
-def draw_case(plan: Plan, found: Found, judged: str, normal: str, inits: np.ndarray, folder: Path) -> Iterator[Picture]:
+def draw_case(
+    plan: Plan, found: CaseFound, judged: str, normal: str, inits: np.ndarray, folder: Path
+) -> Iterator[Picture]:
     """一张张画、存；normal: 气候态在 found 里的名字。"""
     for c, channel in enumerate(plan.spec.channels):
         figure = draw_plume(plan, found, judged, normal, inits, c)
@@ -114,7 +116,7 @@ def contour_levels(plan: Plan, c: int, truth: np.ndarray, normal: np.ndarray) ->
     return [round(level / step) * step]
 
 
-def draw_plume(plan: Plan, found: Found, judged: str, normal: str, inits: np.ndarray, c: int) -> Figure:
+def draw_plume(plan: Plan, found: CaseFound, judged: str, normal: str, inits: np.ndarray, c: int) -> Figure:
     """各起报时间一束；每次起报在这几天里只有一个时刻的（不滚动），各时效一束。"""
     spec, case = plan.spec, plan.case
     hours = inits[found.rows] + (found.leads + 1) * spec.interval_hours  # (n,) 有效时刻

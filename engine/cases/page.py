@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.cases.collect import Found
+from engine.cases.collect import CaseFound
 from engine.cases.figures import KINDS, Picture, draw_case
 from engine.cases.plan import Plan
 from engine.cases.result import case_scores, write_plume, write_scores
@@ -37,7 +37,7 @@ class About(NamedTuple):
     reproduce: Sequence[str]
 
 
-def write_cases(out: Path, plans: Sequence[Plan], founds: Sequence[Found], about: About) -> tuple[list[Path], list]:
+def write_cases(out: Path, plans: Sequence[Plan], founds: Sequence[CaseFound], about: About) -> tuple[list[Path], list]:
     """各个例一个文件夹；返回 PNG 的路径，与主页上的链接（文字，地址）。"""
     paths: list[Path] = []
     links = []
@@ -69,7 +69,7 @@ def remove_cases(out: Path) -> None:
 
 
 def page_content(
-    plan: Plan, found: Found, table: ScoreTable, pictures: Sequence[Picture], about: About
+    plan: Plan, found: CaseFound, table: ScoreTable, pictures: Sequence[Picture], about: About
 ) -> dict[str, Any]:
     """页面的 JSON；写法同 engine/evaluation/page.py 的 Page，另有 pictures。"""
     baselines = [name for name in table.scores if name != about.judged]

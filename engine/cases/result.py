@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.cases.collect import TRUTH, Found
+from engine.cases.collect import TRUTH, CaseFound
 from engine.cases.plan import Plan
 from util.atomic import replacing
 from util.calendar import time_text
@@ -21,7 +21,7 @@ from util.scores.tabulate import plain, write_csv
 SHOWN = ("rmse", "mae", "bias", "acc", "crps", "spread", "spread_skill", "activity_ratio")
 
 
-def case_scores(plan: Plan, found: Found, judged: str, steps: int) -> ScoreTable:
+def case_scores(plan: Plan, found: CaseFound, judged: str, steps: int) -> ScoreTable:
     """框里、日期里的成绩；同 --regions 的一个区域，只是时刻少。"""
     spec = plan.spec
     at = found.leads == np.arange(steps)[:, None]  # (L, n)
@@ -42,7 +42,7 @@ def case_scores(plan: Plan, found: Found, judged: str, steps: int) -> ScoreTable
 
 
 def scores_of(
-    plan: Plan, found: Found, name: str, judged: str, at: np.ndarray, counts: np.ndarray
+    plan: Plan, found: CaseFound, name: str, judged: str, at: np.ndarray, counts: np.ndarray
 ) -> dict[str, dict[str, list[float | None]]]:
     """一个模型：通道 → 成绩 → 各时效；先平均，再开方、相除。"""
     members = found.values[judged].shape[1] if name == judged else 1
@@ -64,7 +64,7 @@ def write_scores(folder: Path, plan: Plan, table: ScoreTable, about: dict[str, A
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def write_plume(path: Path, plan: Plan, found: Found, judged: str, inits: np.ndarray) -> None:
+def write_plume(path: Path, plan: Plan, found: CaseFound, judged: str, inits: np.ndarray) -> None:
     """一行一对（通道，起报时间，时效）：真值、各基线、集合平均、各成员，物理单位；没有的空着。"""
     names = [name for name in found.values if name not in (TRUTH, judged)]
     members = found.values[judged].shape[1]

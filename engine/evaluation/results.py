@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.cases.collect import Found
+from engine.cases.collect import CaseFound
 from engine.evaluation.baselines import CLIMATOLOGY
 from engine.evaluation.metrics_file import BlowUp, Provenance, Result, Scores
 from engine.evaluation.saved_fields import open_savers, remove_others
@@ -46,7 +46,7 @@ class Seen:
         self.series: list[Pair] = []
         self.pictures: dict[int, Pair] = {}
         self.seconds: dict[str, float] = {}
-        self.cases: list[list[Found]] = [[] for _ in task.cases]
+        self.cases: list[list[CaseFound]] = [[] for _ in task.cases]
         self.windows = 0
         self.counts = np.zeros((task.steps, task.spec.num_channels))  # 有效场数
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.cases.collect import Found
+from engine.cases.collect import CaseFound
 from engine.cases.plan import Plan
 from engine.evaluation.glimpse import Glimpse
 from engine.verification.verifier import Verifier
@@ -118,7 +118,7 @@ class Scored(NamedTuple):
     pictures: dict[int, Pair]  # 起报时间的序号 → (L', C', h, w)
     fields: Fields | None  # 什么也不存时没有
     seconds: dict[str, float]  # 模型 → 预报所用的时间
-    cases: tuple[Found | None, ...] = ()  # 各个例的，次序照 Task.cases；这一批里没有的是 None
+    cases: tuple[CaseFound | None, ...] = ()  # 各个例的，次序照 Task.cases；这一批里没有的是 None
 
 
 def find_starts(data: WeatherData, split: str, steps: int, stride: int) -> np.ndarray:
