@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ from engine.comparison.suite import Suite
 from engine.imagined import imagined_spec
 from engine.memory.estimate import estimate, this_machine
 from models import build_config, build_model
-from tests.engine.runs import train_here, write_run
+from tests.engine.runs import write_run
 from tests.mutants import ROOT, YAMLS, Mutant, changed_words, is_safe, options_of, yaml_mutants
 from util.calendar import year_start
 from util.cli import report_error
@@ -58,7 +58,8 @@ from util.source.request import read_request
 from util.strict import _all_keys, validate
 
 pytestmark = pytest.mark.usefixtures("unrendered")
-CONFIGS, LINES, PROCESSES = {"suite": 40, "soak": 10_000}, {"suite": 25, "soak": 2000}, {"suite": 2, "soak": 100}
+CONFIGS, LINES, PROCESSES = {"suite": 40, "soak": 10_000}, {"suite": 25, "soak": 250}, {"suite": 2, "soak": 100}
+PARTS = 8  # 一次走完要一个多小时
 PROFILE = settings.get_current_profile_name()
 PATIENCE = 2.0  # 秒：一条命令走了这么久，就是走得通
 MOST_MEMORY = 12 * 2**30  # 字节，地址空间
@@ -228,8 +229,11 @@ def place(make_tree: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = {"root": "tree", "cache_dir": "tmp"}
     write_run(folder, tree, train={"epochs": 1}, data=here, checkpoint={"dir": "checkpoints"}, log={"dir": "log"})
     with inside(folder):
-        assert train_here(Path("run.yaml"), "run.name=trained") == 0
-        assert dataset_command(["pack", "--config", "run.yaml", "--out", "store"]) == 0
+        for script, words in (
+            ("train.py", "run.name=trained --config run.yaml"),
+            ("dataset.py", "pack --config run.yaml --out store"),
+        ):
+            assert run_here(Line(script, words.split()), patience=300)[0] == 0
     content = (folder / "checkpoints/trained/best.ckpt").read_bytes()
     (folder / "best.ckpt").write_bytes(content)
     (folder / "broken.ckpt").write_bytes(content[:999] + b"broken" + content[1005:])
@@ -245,36 +249,43 @@ def place(make_tree: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Enough(BaseException):
-    """走够久了。"""
-
-
 def run_here(line: Line, patience: float = PATIENCE) -> tuple[int, str]:
-    """退出码、标准错误；走够久的算 0。"""
-    said, memory, tired = io.StringIO(), resource.getrlimit(resource.RLIMIT_AS), threading.Event()
-
-    def give_up(*_: object) -> None:
-        tired.set()  # 抛在 __del__ 里的会被吞掉，只印出来
-        raise Enough
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, memory[1]))
-    signal.setitimer(signal.ITIMER_REAL, patience, 1.0)
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    """退出码、标准错误；走够久的杀了，算 0。在 fork 出来的进程里走：不必各等 torch，半途打断也弄不坏测试自己的进程。"""
+    with TemporaryFile() as said:
+        child = os.fork()
+        if not child:
+            os.setsid()
+            status = 70
             try:
-                status = SCRIPTS[line.script][0](line.words) or 0
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-            except Exception as error:  # noqa: BLE001  run_command 也这样
-                status = report_error(error)
-    except Enough:
-        status = 0
+                status = _run(line, said.fileno())
+            finally:
+                os._exit(status)
+        until, ended = time.monotonic() + patience, 0
+        while not ended and time.monotonic() < until:
+            time.sleep(0.005)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        with contextlib.suppress(ProcessLookupError):  # 它起的读取进程也在内
+            os.killpg(child, signal.SIGKILL)
+        if not ended:
+            os.waitpid(child, 0)
+            return 0, ""
+        said.seek(0)
+        return os.waitstatus_to_exitcode(status), said.read().decode(errors="replace")
+
+
+def _run(line: Line, said: int) -> int:
+    """fork 出来的进程里的。"""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    sys.stderr, sys.stdout = (os.fdopen(one, "w", buffering=1, errors="replace") for one in (said, nowhere))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    try:
+        return SCRIPTS[line.script][0](line.words) or 0
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception as error:  # noqa: BLE001  run_command 也这样
+        return report_error(error)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, memory)
-    return (0, "") if tired.is_set() else (status, said.getvalue())
+        sys.stderr.flush()
 
 
 def judge(status: int, said: str) -> None:
@@ -294,10 +305,11 @@ def test_lines_as_they_are(script: str, place: Path, tmp_path: Path) -> None:
             assert run_here(Line(script, words.split()), patience=300)[0] == 0, words
 
 
-@pytest.mark.soak  # 走够久的半途打断，进程里会留下什么；套件的别的测试不该与它同一个进程
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(PARTS))
 @settings(max_examples=LINES[PROFILE], suppress_health_check=[HealthCheck.filter_too_much])
 @given(line=lines())
-def test_mutated_command_lines(place: Path, line: Line) -> None:
+def test_mutated_command_lines(place: Path, part: int, line: Line) -> None:
     note(f"{line.script} {line.words}")
     with TemporaryDirectory() as folder, inside(Path(shutil.copytree(place, f"{folder}/here"))):
         judge(*run_here(line))
