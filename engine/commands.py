@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.atomic import reserved
-from util.cli import loading
+from util.cli import Parser, loading
 from util.config import load_config
 
 Arguments = Sequence[str] | None
@@ -16,7 +16,7 @@ DIGITS = 6  # 步数、成员：更多的先把内存用尽
 
 
 def train_parser(default_config: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Train a forecast model from one YAML file.", allow_abbrev=False)
+    parser = Parser(description="Train a forecast model from one YAML file.")
     parser.add_argument("--config", default=default_config, help="run YAML, see config/README.md")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -73,7 +73,7 @@ def train_command(argv: Arguments = None, default_config: str | None = None) -> 
 
 
 def inference_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Forecast from a checkpoint.", allow_abbrev=False)
+    parser = Parser(description="Forecast from a checkpoint.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="e.g. checkpoints/RUN/best.ckpt, or a folder that --package wrote")
     source.add_argument("--program", metavar="FILE.pt2", help="what --export wrote, instead of a checkpoint")
@@ -174,7 +174,7 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Score a checkpoint beside the baselines.", allow_abbrev=False)
+    parser = Parser(description="Score a checkpoint beside the baselines.")
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -268,9 +268,7 @@ def merge_thresholds(given: list[tuple[str, tuple[float, ...]]]) -> dict[str, tu
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Compare runs on the (initial time, lead time) pairs all have.", allow_abbrev=False
-    )
+    parser = Parser(description="Compare runs on the (initial time, lead time) pairs all have.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIR",

@@ -260,7 +260,7 @@ def run_here(line: Line, patience: float = PATIENCE) -> tuple[int, str]:
                 status = _run(line, said.fileno())
             finally:
                 os._exit(status)
-        until, ended = time.monotonic() + patience, 0
+        until, ended, status = time.monotonic() + patience, 0, 0
         while not ended and time.monotonic() < until:
             time.sleep(0.005)
             ended, status = os.waitpid(child, os.WNOHANG)

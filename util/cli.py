@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import gc
 import logging
@@ -39,6 +40,16 @@ TRANSPORTED = "Original Traceback (most recent call last):"  # DataLoader 转述
 LONGEST = 400  # 一行错误至多几个字符
 log = logging.getLogger("ar_pred")
 PIPE_CLOSED = 128 + signal.SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """不认写了一半的选项；错误总是一行：认不得的参数照抄在里面，也许有换行。"""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(" ".join(message.split()))
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

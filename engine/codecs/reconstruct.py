@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from util.atomic import reserved
-from util.cli import run_command
+from util.cli import Parser, run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
     import torch
@@ -150,10 +150,9 @@ def compare_codecs(
 
 
 def reconstruct_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.codecs.reconstruct",
         description="Compare autoencoders by what is left of a field after encoding and decoding.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", action="append", default=[], metavar="FILE", help="a trained autoencoder; may be repeated"

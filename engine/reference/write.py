@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
-from util.cli import run_command
+from util.cli import Parser, run_command
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.reference.write",
         description="Write docs/config.md and config/README.md anew.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--texts", action="store_true", help="keep the costs that config/README.md holds: seconds, not minutes"

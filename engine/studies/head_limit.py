@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from util.cli import aligned, run_command
+from util.cli import Parser, aligned, run_command
 from util.config import load_config
 
 if TYPE_CHECKING:  # --help 不必等 torch
@@ -87,10 +87,9 @@ def limits_table(data: WeatherData, windows: int, token: Sequence[int], width: i
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.studies.head_limit",
         description="The least loss that AR_pred's output layer allows on the data of a run YAML, without training.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="a run YAML of ar_pred_video_vanilla")
     parser.add_argument("--windows", type=int, default=150, help="windows of a split (default: %(default)s)")

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from util.cli import run_command
+from util.cli import Parser, run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
     import torch
@@ -149,10 +149,9 @@ def measure_checkpoint(path: str, windows: int, neighbours: int) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.studies.intrinsic_dimension",
         description="Estimate the intrinsic dimension of PastNet's latents on the training dates.",
-        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
     parser.add_argument(

@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from util.cli import loading, run_command
+from util.cli import Parser, loading, run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
     from torch import Tensor, nn
@@ -167,10 +166,9 @@ def replay(path: str, overrides: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """命令行入口，返回退出码。"""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.studies.replay",
         description="Walk a training step again whose loss or gradient was not finite; name the first layer.",
-        allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="bad-step-N.ckpt", help="what the training has left beside last.ckpt")
     parser.add_argument("overrides", nargs="*", metavar="data.KEY=VALUE", help="where the data are now")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from engine.evaluation.metrics_file import Result, read_scores
 from util.atomic import replacing, reserved
-from util.cli import run_command
+from util.cli import Parser, run_command
 
 if TYPE_CHECKING:  # --help 不必等 torch
     from torch import nn
@@ -112,10 +112,9 @@ def write_half(module: nn.Module, path: Path) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.studies.stage1_direct",
         description="Scores, an example and half-precision weights of a trained rae_direct.",
-        allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", required=True, help="e.g. checkpoints/RUN/best.ckpt")
     parser.add_argument("--out", required=True, type=Path, help="folder for the scores, the picture and the weights")

@@ -22,14 +22,14 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from tests.engine.runs import ROOT
-from util.cli import only_new_garbage, run_command
+from util.cli import Parser, only_new_garbage, run_command
 from util.logger import setup_logging
 
 PAIR = """
 import os, sys
 import torch
 import torch.distributed as dist
-from util.cli import only_new_garbage, run_command
+from util.cli import Parser, only_new_garbage, run_command
 
 fails = sys.argv[2] == "fails"
 children = []
@@ -227,3 +227,14 @@ def test_garbage_of_before_is_not_looked_at() -> None:
         looked_at = {id(one) for one in gc.get_objects()}  # 冻住的不在里面
         assert id(new) in looked_at and id(old[0]) not in looked_at
     assert id(old[0]) in {id(one) for one in gc.get_objects()}
+
+
+def test_an_unknown_argument_is_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="x.py")
+    parser.add_argument("--config")
+    for words in (["--conf", "a"], ["a=- 1\n- 2"]):
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(words)
+        assert caught.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said == f"x.py: error: unrecognized arguments: {' '.join(' '.join(words).split())}"

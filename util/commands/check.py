@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.atomic import replacing
+from util.cli import Parser
 from util.config import load_config
 from util.inspection.check import check_static, check_tree, describe_bad, report_json, table
 from util.workers import add_workers_option, check_worker_options
@@ -16,7 +17,7 @@ LINES_SHOWN = 20
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dataset.py check", description="Check a whole tree of .npy fields.")
+    parser = Parser(prog="dataset.py check", description="Check a whole tree of .npy fields.")
     parser.add_argument("--config", required=True, help="run YAML; its channels and split dates say what is checked")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
     parser.add_argument("--out", type=Path, help="write a JSON report there, with every bad file")

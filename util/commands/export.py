@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.cli import Parser
 from util.exchange.export import export
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dataset.py export", description="Write a packed store back as a tree of .npy fields or as NetCDF."
     )
     parser.add_argument("--store", type=Path, required=True, help="what dataset.py pack has written")

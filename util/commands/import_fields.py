@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from util.atomic import replacing
+from util.cli import Parser
 from util.config import Axis
 from util.data.index import SPLITS
 from util.exchange.into_store import import_to_store
@@ -35,7 +36,7 @@ from util.workers import recorded_command
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dataset.py import",
         description="Write NetCDF, Zarr or GRIB fields into a tree of .npy files, or into a packed store.",
     )

@@ -11,13 +11,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.cli import Parser
 from util.config import load_config
 from util.files.zarr_metadata import FILE_TYPES
 from util.workers import add_worker_options, check_worker_options, recorded_command
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dataset.py pack", description="Pack a tree of .npy fields into one Zarr folder for data.source=store."
     )
     parser.add_argument("--config", required=True, help="run YAML; its channels, years and interval are packed")

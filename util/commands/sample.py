@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from util.cli import Parser
 from util.sample.tree import MARKER, Settings, already_there, channels_of, create
 from util.sample.weather import PRESSURES
 from util.strict import nearest
@@ -18,8 +19,8 @@ SHOWN = 20  # 损坏的文件逐行列出的上限，全部名单在标记里
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dataset.py sample", allow_abbrev=False,
+    parser = Parser(
+        prog="dataset.py sample",
         description="Write a sample tree of .npy fields from a small simulation of atmospheric turbulence.",
     )  # fmt: skip
     parser.error = _refuse

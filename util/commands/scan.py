@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from util.calendar import years_text
+from util.cli import Parser
 from util.config import load_config
 from util.data.index import scan, split_years
 from util.data.tree_files import select_channels
@@ -18,9 +19,7 @@ from util.inspection.scan import summarize
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dataset.py scan", description="List which files of a tree are there, by name."
-    )
+    parser = Parser(prog="dataset.py scan", description="List which files of a tree are there, by name.")
     parser.add_argument("--config", required=True, help="run YAML; its channels and the years of its splits are listed")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. data.root=data/sample")
     parser.add_argument("--rebuild", action="store_true", help="list the folders anew and rewrite the cached index")

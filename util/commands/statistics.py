@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from util.cli import Parser
 from util.config import load_config
 from util.data.tree_files import holds_tendency
 from util.inspection.statistics import (
@@ -24,7 +25,7 @@ from util.workers import add_worker_options, check_worker_options
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dataset.py statistics",
         description="Mean, std, min and max of every channel of a tree over the training dates.",
     )

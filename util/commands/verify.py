@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.cli import Parser
 from util.workers import add_workers_option, check_worker_options
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dataset.py verify", description="Compare every file of a packed store with its checksum; write nothing."
     )
     parser.add_argument(
