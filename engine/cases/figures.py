@@ -103,7 +103,7 @@ def contour_levels(plan: Plan, c: int, truth: np.ndarray, normal: np.ndarray) ->
     """面条图的等值线：YAML 写的，或那一刻气候态在框里的中位数（降水是九成分位数），取到整；真值到不了就取真值的。"""
     channel = plan.spec.channels[c]
     if channel in plan.case.contours:
-        return plan.case.contours[channel]
+        return list(dict.fromkeys(plan.case.contours[channel]))
     share = 0.9 if variable_info(channel).kind == "rain" else 0.5
     shown = truth if np.isfinite(truth).all() else normal
     level = float(np.quantile(normal, share))

@@ -15,6 +15,7 @@ from util.strict import nearest
 
 log = logging.getLogger("ar_pred")
 CHANNELS, LEADS, MEMBERS = 9, 4, 30  # 没有写 channels、leads 时至多几个；地图与面条图至多几个成员
+SOME_MEMBERS = 4  # 没有写 channels 时，宁可少看几个通道，也画得下这么多成员
 FIELD_VALUES = 2**26  # 一次评测里各个例的场一共留多少个数：256 MiB
 LINE_VALUES = 2**24  # 一个个例的羽状图一共多少个数：128 MiB
 BESIDE = 3  # 与成员的场一起留的：真值、集合平均、气候态
@@ -71,7 +72,7 @@ def plan_case(
     rows, columns, longitudes = find_box(case, spec)
     shots = {hour: choose_leads(case, spec, valid, hour) for hour in choose_moments(case, valid, inside)}
     one = sum(map(len, shots.values())) * len(rows) * len(columns)  # 一个通道、一个成员的场
-    channels = choose_channels(case, spec, room // (one * (BESIDE + min(members, LEADS))))
+    channels = choose_channels(case, spec, room // (one * (BESIDE + min(members, SOME_MEMBERS))))
     drawn = min(members, MEMBERS, room // (one * len(channels)) - BESIDE)
     if drawn < 1:
         raise ValueError(

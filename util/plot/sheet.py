@@ -107,12 +107,13 @@ class Sheet:
         self, box: Box, places: tuple[np.ndarray, np.ndarray], field: np.ndarray, level: float, pen: Pen
     ) -> None:
         """field (H, W) 的一条等值线；places: 各列的经度、各行的纬度。没有到这个值的不画。"""
-        if field.shape[0] < 2 or not np.nanmin(field) < level < np.nanmax(field):
+        known = np.ma.masked_invalid(field)
+        if not known.min() < level < known.max():  # 全是 NaN 的也不成立
             return
         x, _ = self.place(box, places[0], places[1][0])
         _, y = self.place(box, places[0][0], places[1])
         look = {"colors": [pen.color], "linewidths": [pen.width], "alpha": pen.alpha, "zorder": pen.order}
-        self.canvas.contour(x, y, field, levels=[level], linestyles="solid", **look)
+        self.canvas.contour(x, y, known, levels=[level], linestyles="solid", **look)
 
     def _image(
         self, values: np.ndarray, sides: Extent, colors: str | Colormap, limits: tuple[float, float]
