@@ -23,6 +23,7 @@ WIDEST, TALLEST, NARROWEST = 2.5, 2.3, 1.45  # 一格的大小，英寸
 SMALL = 1.6  # 各成员的一格
 LEFT, RIGHT, GAP, BAR, BAR_LABELS = 0.5, 0.1, 0.12, 0.11, 0.72
 TOP, PANEL_TITLE, TICKS, LINE = 0.42, 0.3, 0.3, 0.24
+LEGEND = 5.4  # 面条图的图例要这么宽
 MEMBERS_SHOWN = 6  # 各成员的地图至多几个
 TRUTH, MEAN = Pen(INK, 2.0, order=6), Pen(MODEL_COLORS[1], 1.6, order=5.5)
 FAINT = Pen("#8a8a8a", 0.5, 0.8, 3)  # 面条图的海岸线：底上没有颜色
@@ -95,7 +96,7 @@ def spaghetti_figure(
         for field, pen in [*fixed, (mean, MEAN), *((one, MEMBER) for one in members)]:
             sheet.contour(box, places, _north_up(field, grid), level, pen)
     pens = {"truth": TRUTH, "climatology": NORMAL, "ensemble mean" if several else "forecast": MEAN}
-    x, y = LEFT, sheet.height - TOP - 0.08
+    x, y = LEFT, boxes[0][0].y + boxes[0][0].height + PANEL_TITLE + 0.06
     for word, pen in (pens | ({"members": MEMBER} if several else {})).items():
         sheet.line(pen, [(x, y), (x + 0.25, y)])
         sheet.text(x + 0.31, y, word, 8.5, va="center")
@@ -132,7 +133,7 @@ def _sheet(
     ratio = (min(north, 90) - max(south, -90)) * aspect / (east - west)
     width = max(min(widest, TALLEST / ratio), NARROWEST)
     height = width * ratio
-    page = LEFT + columns * (width + GAP) + (0.0 if head else BAR + BAR_LABELS) + RIGHT
+    page = max(LEGEND, LEFT + columns * (width + GAP) + (0.0 if head else BAR + BAR_LABELS) + RIGHT)
     lines = textwrap.wrap(title, max(20, int((page - 0.2) / 0.105)))
     top = TOP + LINE * (len(lines) - 1) + head
     sheet = Sheet(page, top + rows * (height + PANEL_TITLE) + TICKS, extent)

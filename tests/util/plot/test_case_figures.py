@@ -91,6 +91,17 @@ def test_a_contour_lies_where_the_field_has_the_value() -> None:
     )
 
 
+def test_the_legend_of_one_panel_stays_on_the_page_and_off_the_title(spec: DataSpec, fields: np.ndarray) -> None:
+    known = {"truth": fields[0], "climatology": fields[3]}
+    title = "a long name of a case: t2m = 280 K, 1981-07-03 12 UTC and more words"
+    figure = spaghetti_figure(spec, 280.0, known, {"+6 h": [fields[1], fields[2]]}, title)
+    figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    heading = next(box for words, box in boxes.items() if words.startswith("a long name"))
+    for name in (*known, "ensemble mean", "members"):
+        assert boxes[name].x1 < figure.bbox.x1 and boxes[name].y1 < heading.y0
+
+
 @pytest.mark.parametrize("joined", [True, False])
 def test_plumes_hold_every_member(spec: DataSpec, joined: bool) -> None:
     rng = np.random.default_rng(1)
