@@ -114,7 +114,7 @@ def test_plumes_hold_every_member(spec: DataSpec, joined: bool) -> None:
     for one, other in zip(drawn, wanted, strict=True):
         np.testing.assert_allclose(one, other)
     assert axes.get_ylabel() == "K" and axes.get_xlabel() == "valid time, UTC"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*bundles, *known]
+    assert axes.get_legend_handles_labels()[1] == [*bundles, *known]
 
 
 def test_missing_truth_and_lost_members_are_drawn(spec: DataSpec, fields: np.ndarray, tmp_path: Path) -> None:
