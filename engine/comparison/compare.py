@@ -28,10 +28,11 @@ from engine.evaluation.page import (
     make_spectra,
     model_lines,
     page_leads,
-    phrase,
 )
+from engine.evaluation.page_facts import split_text, windows_text
 from engine.versions import versions
 from util.atomic import replacing
+from util.bilingual import Bilingual, chinese
 from util.files.records import as_json
 from util.logger import read_metrics, setup_logging
 from util.plot.curves import runs_figure
@@ -99,16 +100,25 @@ def comparison_page(
     """报告的内容；地图与序列在各自的报告里，给出链接。"""
     leads = comparison.lead_hours
     shown = page_leads(comparison)
-    thinned = "" if len(shown) == len(leads) else f", {len(shown)} of them here, all in comparison.csv"
+    splits = list(dict.fromkeys(run.split for run in comparison.runs))
+    some = len(shown) < len(leads)
     first, last = comparison.first_initial_time, comparison.last_initial_time
-    what = ", ".join(e.label for e in entries) if len(entries) <= 4 else f"{len(entries)} runs"
+    names = [e.label for e in entries]
+    what = (", ".join(names), "、".join(names)) if len(names) <= 4 else (f"{len(names)} runs", f"{len(names)} 个运行")
     page = Page(
         kind="comparison",
-        title=f"Comparison of {what}",
+        title=Bilingual(f"Comparison of {what[0]}", f"{what[1]}的对比"),
         facts=[
-            ("split", ", ".join(dict.fromkeys(run.split for run in comparison.runs))),
-            ("windows", phrase("factWindows", comparison.initial_times, first, last)),
-            ("lead times", span_of(leads) + thinned),
+            ("split", Bilingual(", ".join(splits), "、".join(chinese(split_text(split)) for split in splits))),
+            ("windows", windows_text(comparison.initial_times, first, last)),
+            (
+                "lead times",
+                Bilingual(
+                    span_of(leads) + (f", {len(shown)} of them here, all in comparison.csv" if some else ""),
+                    span_of(leads).replace(" to ", " 至 ")
+                    + (f"，本页 {len(shown)} 个，全部见 comparison.csv" if some else ""),
+                ),
+            ),
         ],
         reproduce=[reproduce],
         links=[
@@ -137,8 +147,10 @@ def linkable(report: Path, out: Path) -> bool:
 
 def pairs_note(comparison: Comparison) -> str:
     """各运行自己有多少起报时间与时效。"""
-    own = (f"{run.name} {run.initial_times} x {len(run.lead_hours)}" for run in comparison.runs)
-    return f"Initial times x lead times of each run: {', '.join(own)}"
+    own = [f"{run.name} {run.initial_times} × {len(run.lead_hours)}" for run in comparison.runs]
+    return Bilingual(
+        f"Initial times × lead times of each run: {', '.join(own)}", f"各运行的起报时间 × 时效：{'，'.join(own)}"
+    )
 
 
 def joined_spectra(contenders: Sequence[Contender], comparison: Comparison) -> Spectra | None:

@@ -12,6 +12,7 @@ from engine.comparison.entries import Entry
 from engine.evaluation import baselines
 from engine.evaluation.metrics_file import Cost, Provenance
 from engine.evaluation.results import add_spectral_distance
+from util.bilingual import Bilingual
 from util.calendar import time_text
 from util.scores.cells import tabulate_cells
 from util.scores.common import Common, Contender, common_pairs
@@ -20,6 +21,7 @@ from util.scores.tabulate import tabulate
 from util.strict import nearest
 
 log = logging.getLogger("ar_pred")
+BASES: dict[str, str] = dict(zip(baselines.NAMES, ("持续性预报", "气候态", "线性回归"), strict=True))
 SAME = 1e-4  # 同一个基线在两份评测里的 RMSE 至多相差这么多（相对）：float32 与设备的舍入之上
 
 
@@ -100,8 +102,11 @@ def make_comparison(
         table, label = add_spectral_distance(table, contenders), entries[0].result.spectrum_label
     else:
         notes.append(
-            "spectra and log-spectral distance are left out: they are means over all windows of a run, "
-            "and the runs were not scored on the same windows and lead times"
+            Bilingual(
+                "spectra and log-spectral distance are left out: they are means over all windows of a run, "
+                "and the runs were not scored on the same windows and lead times",
+                "没有谱与对数谱距离：它们是一个运行全部窗口的平均，而各运行评分的窗口或时效不同",
+            )
         )
     for note in notes:
         log.warning("%s", note)
@@ -136,22 +141,28 @@ def describe_entry(entry: Entry, channels: Sequence[str]) -> ComparedRun:
 
 def entry_notes(entries: Sequence[Entry], common: Common) -> list[str]:
     """哪些通道、时效不是人人都有；标准差不同时，以标准差为尺的成绩不能比。"""
-    notes = []
+    notes: list[str] = []
     for entry in entries:
         if lacking := [str(lead) for lead in common.leads if lead not in entry.file.leads]:
-            notes.append(f"{entry.label} has no forecast at +{', +'.join(lacking)} h: a gap there, others are compared")
+            hours = f"+{', +'.join(lacking)} h"
+            said = f"{entry.label} has no forecast at {hours}: a gap there, others are compared"
+            notes.append(Bilingual(said, f"{entry.label} 没有 {hours} 的预报：那里空着，别的照常比较"))
         if extra := [c for c in entry.file.channels if c not in common.channels]:
             names = ", ".join(extra)
-            notes.append(f"not compared, because not every run has them in the same unit: {names} of {entry.label}")
+            said = f"not compared, because not every run has them in the same unit: {names} of {entry.label}"
+            notes.append(Bilingual(said, f"没有比较，因为不是每个运行都以同样的单位有：{entry.label} 的 {names}"))
     first = entries[0]
     for other in entries[1:]:
         for c in common.channels:
             one, two = (e.file.std[e.file.channels.index(c)] for e in (first, other))
             if not np.isclose(one, two, rtol=SAME):
-                notes.append(
+                said = (
                     f"SSIM and PSNR do not compare between {first.label} and {other.label}: they count in standard "
                     f"deviations, which for {c} are {one:.6g} and {two:.6g}"
                 )
+                pair = f"{first.label} 与 {other.label}"
+                unlike = f"{c} 的标准差是 {one:.6g} 与 {two:.6g}"
+                notes.append(Bilingual(said, f"{pair} 的 SSIM、PSNR 不能相比：它们以标准差为尺，而 {unlike}"))
                 break
     return notes
 
@@ -162,11 +173,18 @@ def check_baselines(entries: Sequence[Entry], contenders: Sequence[Contender], c
     Raises:
         ValueError: 持续性预报不同。
     """
-    notes = []
+    notes: list[str] = []
     for base, holders in ((b, [e for e in entries if e.holds(b)]) for b in baselines.NAMES):
         shown = next((e for c in contenders if c.label == base for e in holders if e.file is c.file), None)
         if base == baselines.PERSISTENCE:
-            notes += [f"{e.label}: no plain {base} to check its truth by" for e in entries if e not in holders]
+            unchecked = [e.label for e in entries if e not in holders]
+            notes += [
+                Bilingual(
+                    f"{label}: no plain {base} to check its truth by",
+                    f"{label}：没有未扰动的{BASES[base]}，无从核对真值",
+                )
+                for label in unchecked
+            ]
         if shown is None:
             continue
         reference = shown.rmse(base, common)  # (L, C)
@@ -178,22 +196,26 @@ def check_baselines(entries: Sequence[Entry], contenders: Sequence[Contender], c
                 continue
             c = int(differs.any(0).argmax())
             lead = int(differs[:, c].argmax())
+            place, numbers = common.channels[c], (f"{reference[lead, c]:.6g}", f"{values[lead, c]:.6g}")
             found = (
-                f"RMSE of {base} for {common.channels[c]} at +{common.leads[lead]} h is {reference[lead, c]:.6g} in "
-                f"{shown.folder}, {values[lead, c]:.6g} in {other.folder}"
+                f"RMSE of {base} for {place} at +{common.leads[lead]} h is {numbers[0]} in {shown.folder}, "
+                f"{numbers[1]} in {other.folder}"
             )
             if base == baselines.PERSISTENCE:
                 raise ValueError(
                     f"{shown.label} and {other.label} were scored against different truth (another tree, or other "
                     f"units?): {found}, on the same pairs"
                 )
-            notes.append(f"{found} (fitted to other data); shown is the one of {shown.folder}{own_normal(base)}")
+            own = base == baselines.CLIMATOLOGY  # 距平是相对各自的气候态的
+            said = (
+                f"{found} (fitted to other data); shown is the one of {shown.folder}"
+                + ("; ACC and activity ratio of each run refer to its own" if own else ""),
+                f"{BASES[base]}的 {place} 在 +{common.leads[lead]} h 的均方根误差，{shown.folder} 里是 {numbers[0]}，"
+                f"{other.folder} 里是 {numbers[1]}（由别的数据拟合）；列出的是 {shown.folder} 的"
+                + ("；各运行的 ACC 与活动度之比相对自己的气候态" if own else ""),
+            )
+            notes.append(Bilingual(*said))
     return notes
-
-
-def own_normal(base: str) -> str:
-    """距平是相对各自的气候态的。"""
-    return "; ACC and activity ratio of each run refer to its own" if base == baselines.CLIMATOLOGY else ""
 
 
 def same_fields(entries: Sequence[Entry], table: ScoreTable) -> bool:

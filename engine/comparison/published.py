@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from engine.comparison.comparison import Comparison
+from util.bilingual import Bilingual
 from util.files.records import read_record
 from util.scores.final import METRICS, metric_unit
 from util.scores.statistics_file import Statistics
@@ -21,6 +22,22 @@ OWN_CONVENTION = {
     "rmse": ("root of the mean",),
     "crps": ("fair", "absolute error"),  # 一个成员时就是绝对误差
     "spread_skill": ("ratio of the means",),
+}
+
+# 表里的写法的中文，报告里说做法不同时用
+WORDS = {
+    "grid": "网格",
+    "test years": "测试的年份",
+    "start hours": "起报的钟点",
+    "members": "成员数",
+    "not stated": "没有说",
+    "ordinary": "普通的",
+    "fair": "公平的",
+    "absolute error": "绝对误差",
+    "mean of the ratios": "先相除再平均",
+    "ratio of the means": "先平均再相除",
+    "mean of the roots": "先开方再平均",
+    "root of the mean": "先平均再开方",
 }
 
 
@@ -144,7 +161,10 @@ def span_notes(spans: Sequence[tuple[PublishedScore, str]]) -> list[str]:
         what = (row.metric, channel, row.lead_hours.replace("-", " to +"), row.unit, row.source)
         groups.setdefault(what, []).append(f"{row.model} {row.value:g}")
     return [
-        f"published {metric} of {channel} over +{span} h together, {', '.join(values)} ({unit}; {source})"
+        Bilingual(
+            f"published {metric} of {channel} over +{span} h together, {', '.join(values)} ({unit}; {source})",
+            f"发表的 {channel} 的 {metric}，+{span} h 合在一起：{'、'.join(values)}（{unit}；{source}）",
+        )
         for (metric, channel, span, unit, source), values in groups.items()
     ]
 
@@ -168,10 +188,21 @@ def protocol_notes(used: Sequence[PublishedScore], comparison: Comparison, file:
             if what in own and theirs not in own[what]:
                 differing.setdefault((row.source, what, theirs), {})[row.model] = None
     return [
-        f"published by {source}: {what} {theirs}, here {' or '.join(own[what])}"
-        + ("" if who == models[source] else f" ({', '.join(who)})")
+        Bilingual(
+            f"published by {source}: {what} {theirs}, here {' or '.join(own[what])}"
+            + ("" if who == models[source] else f" ({', '.join(who)})"),
+            f"{source} 发表的：{theirs_chinese(what)} {theirs_chinese(theirs)}，这里 "
+            + " 或 ".join(map(theirs_chinese, own[what]))
+            + ("" if who == models[source] else f"（{'、'.join(who)}）"),
+        )
         for (source, what, theirs), who in differing.items()
     ]
+
+
+def theirs_chinese(text: str) -> str:
+    """表里的一个词的中文；网格、年份与不认得的照原样。"""
+    what, _, metric = text.partition(" of ")
+    return f"{metric} 的求法" if what == "convention" else WORDS.get(text, text)
 
 
 def years_of(comparison: Comparison) -> str:
@@ -189,7 +220,9 @@ def nothing_fits(rows: Sequence[PublishedScore], comparison: Comparison) -> str:
     theirs = ", ".join(dict.fromkeys(f"{row.level} {row.metric} [{row.unit}]" for row in rows))
     leads = sorted({row.lead_hours for row in rows}, key=lambda text: int(text.split("-")[0]))
     ours = ", ".join(f"{c} [{comparison.units[c]}]" for c in comparison.channels)
-    return (
+    here, there = (f"+{', +'.join(map(str, hours))} h" for hours in (comparison.lead_hours, leads))
+    return Bilingual(
         f"no published score is of a channel, unit and lead time compared here: published are {theirs} at "
-        f"+{', +'.join(leads)} h, compared are {ours} at +{', +'.join(map(str, comparison.lead_hours))} h"
+        f"{there}, compared are {ours} at {here}",
+        f"发表的成绩里没有这里比较的通道、单位与时效：发表的是 {there} 的 {theirs}，比较的是 {here} 的 {ours}",
     )

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.evaluation.metrics_file import NAMES, Provenance, read_scores
 from util.atomic import reserved
+from util.bilingual import Bilingual
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
 from util.signals import STOPS, die_with_parent
@@ -124,7 +125,13 @@ def run_suite(
             raise ValueError("; ".join(f"member {label} failed: {error}" for label, error in failed.items()))
         from engine.comparison.compare import compare_runs  # 训练的时候这个进程不必占着 torch 的内存
 
-        notes = [f"member {label} failed and is not in this comparison: {error}" for label, error in failed.items()]
+        notes = [
+            Bilingual(
+                f"member {label} failed and is not in this comparison: {error}",
+                f"成员 {label} 失败了，不在这次比较里：{error}",
+            )
+            for label, error in failed.items()
+        ]
         command = ["--suite", str(path), "--out", str(out)]
         compare_runs(list(done.values()), out, command, list(done), notes, reference, by, scorecard)
         return 1 if failed else 0

@@ -24,7 +24,8 @@ from engine.evaluation.baselines import CLIMATOLOGY, fit_baselines
 from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.metrics_file import NAMES, Provenance, Result
-from engine.evaluation.page import Facts, Page, Spectra, add_scores, make_page
+from engine.evaluation.page import Page, Spectra, add_scores, make_page
+from engine.evaluation.page_facts import Facts, split_text
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.saved_fields import open_zarr
 from engine.evaluation.scoring import score
@@ -41,6 +42,7 @@ from engine.verification.settings import Events, read_events
 from engine.verification.verifier import Verifier, make_verifier
 from models.interface import ForecastModel, can_forecast
 from util.atomic import reserved
+from util.bilingual import Bilingual, chinese
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json, read_record
@@ -296,7 +298,7 @@ def score_checkpoint(
     facts += [("set", " ".join(options.set))] if options.set else []
     page = make_page(
         "evaluation",
-        f"{run}: {options.split} split",
+        Bilingual(f"{run}: {options.split} split", f"{run}：{chinese(split_text(options.split))}"),
         facts,
         f"python evaluate.py {shlex.join(command_line(path, options, out))}",
         config,

@@ -18,9 +18,10 @@ from util.batch import DataSpec
 from util.grid import output_grid
 from util.scores.metrics import area_mean
 
-MAP_VALUES = 600_000  # 每个场的像素总数：三个场各一字节，base64 后约 2.4 MB
+MAP_VALUES = 400_000  # 每个场的像素总数：三个场各一字节，base64 后约 1.6 MB
 MAP_TIMES, FEWEST_TIMES, MAP_LEADS, MAP_CHANNELS = 12, 4, 4, 9
-SERIES_VALUES = 100_000  # 真值与预报合计，写成文字约 0.8 MB
+ROLL_VALUES, ROLL_LEADS = 160_000, 40  # 其中给长的滚动的一组：一个起报时间，时效一个接一个地播放
+SERIES_VALUES = 100_000  # 真值与预报合计，写成文字约 0.7 MB
 SERIES_TIMES = 1500  # 6 小时一个起报时间，约一年
 CITIES = {
     "Beijing": (39.9, 116.4),
@@ -43,28 +44,39 @@ class Point(NamedTuple):
     column: int
 
 
+class Reel(NamedTuple):
+    """播放的一组地图：哪些通道、时效、起报时间，都是序号；每 factor × factor 格平均成一格。"""
+
+    channels: list[int]
+    leads: list[int]
+    rows: range
+    factor: int
+
+
 @dataclass(frozen=True)
 class Glimpse:
-    """取哪些：leads 与 channels 是序号，rows 是起报时间的序号；地图每 factor × factor 格平均成一格。"""
+    """取哪些：channels、leads 是序列、谱与事件的，series_rows 是序列的起报时间，都是序号。
+
+    reels: maps 是几个时效上一个个起报时间，roll（滚得长的才有）是一次预报的一个个时效。
+    """
 
     spec: DataSpec
     channels: list[int]
     leads: list[int]
-    map_rows: range
-    factor: int
+    reels: dict[str, Reel]
     series_rows: range
     points: list[Point]
 
-    def picture(self, fields: Tensor) -> Tensor:
+    def picture(self, fields: Tensor, reel: Reel) -> Tensor:
         """(C, H, W) 标准化 → (C', h, w) float32 物理单位，由北向南。"""
         grid = output_grid(self.spec)
-        physical = self.spec.to_physical(fields)[self.channels][:, grid.rows.copy()][:, :, grid.columns.copy()]
-        return _coarse(physical, self.factor)
+        physical = self.spec.to_physical(fields)[reel.channels][:, grid.rows.copy()][:, :, grid.columns.copy()]
+        return _coarse(physical, reel.factor)
 
-    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+    def axes(self, reel: Reel) -> tuple[np.ndarray, np.ndarray]:
         """picture 的纬度与经度。"""
         grid = output_grid(self.spec)
-        return tuple(_coarse_axis(values, self.factor) for values in (grid.latitudes, grid.longitudes))  # type: ignore[return-value]
+        return tuple(_coarse_axis(values, reel.factor) for values in (grid.latitudes, grid.longitudes))  # type: ignore[return-value]
 
     def series(self, fields: Tensor, weights: Tensor) -> Tensor:
         """(B, C, H, W) 标准化 → (B, C', 1 + P) 物理单位：面积平均在前，各地点在后；weights: (H,)。"""
@@ -77,12 +89,28 @@ class Glimpse:
 def choose_glimpse(spec: DataSpec, windows: int, steps: int, points: list[Point]) -> Glimpse:
     """定下取哪些；放不下时先少取起报时间，再不够就把格子合并。"""
     channels, leads = evenly(spec.num_channels, MAP_CHANNELS), evenly(steps, MAP_LEADS)
+    room = MAP_VALUES - ROLL_VALUES if steps > MAP_LEADS else MAP_VALUES
     pixels = len(channels) * len(leads) * spec.height * spec.width  # 一个起报时间的
-    times = min(windows, MAP_TIMES, max(FEWEST_TIMES, MAP_VALUES // pixels))
-    factor = math.ceil(math.sqrt(max(1.0, times * pixels / MAP_VALUES)))
+    times = min(windows, MAP_TIMES, max(FEWEST_TIMES, room // pixels))
+    reels = {"maps": Reel(channels, leads, _middle(windows, times), _factor(times * pixels, room))}
+    if steps > MAP_LEADS:
+        reels["roll"] = _roll(spec, windows, steps)
     length = SERIES_VALUES // (2 * len(channels) * len(leads) * (1 + len(points)))
     kept = min(windows, SERIES_TIMES, max(1, length))
-    return Glimpse(spec, channels, leads, _middle(windows, times), factor, _middle(windows, kept), points)
+    return Glimpse(spec, channels, leads, reels, _middle(windows, kept), points)
+
+
+def _roll(spec: DataSpec, windows: int, steps: int) -> Reel:
+    """正中的一个起报时间的全部时效；放不下时先少取通道，再把格子合并。"""
+    leads = evenly(steps, ROLL_LEADS)
+    one = len(leads) * spec.height * spec.width
+    channels = evenly(spec.num_channels, max(1, min(MAP_CHANNELS, ROLL_VALUES // one)))
+    return Reel(channels, leads, _middle(windows, 1), _factor(len(channels) * one, ROLL_VALUES))
+
+
+def _factor(pixels: int, most: int) -> int:
+    """每几格平均成一格，像素才不超过 most。"""
+    return math.ceil(math.sqrt(max(1.0, pixels / most)))
 
 
 def evenly(count: int, most: int) -> list[int]:

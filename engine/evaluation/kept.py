@@ -20,7 +20,7 @@ class Kept:
         self.task, self.weights = task, weights
         self.rows = range(row, row + count)
         self.lines: list[Both] = []  # 各时效的 (B, C', P)
-        self.maps: dict[int, list[Both]] = {}  # 起报时间的序号 → 各时效的 (C', h, w)
+        self.maps: dict[tuple[str, int], list[Both]] = {}  # 哪一组、起报时间的序号 → 各时效的 (C', h, w)
         self.saved: list[Both] = []  # 各时效的真值 (B, C, H, W)，预报 (B, M, C, H, W)
 
     def take(self, lead: int, forecast: Tensor, truth: Tensor) -> None:
@@ -28,9 +28,11 @@ class Kept:
         glimpse, mean = self.task.glimpse, forecast.mean(1)
         if lead in glimpse.leads:
             self.lines.append((glimpse.series(truth, self.weights), glimpse.series(mean, self.weights)))
+        for name, reel in glimpse.reels.items():
             for i, row in enumerate(self.rows):
-                if row in glimpse.map_rows:
-                    self.maps.setdefault(row, []).append((glimpse.picture(truth[i]), glimpse.picture(mean[i])))
+                if lead in reel.leads and row in reel.rows:
+                    both = glimpse.picture(truth[i], reel), glimpse.picture(mean[i], reel)
+                    self.maps.setdefault((name, row), []).append(both)
         if self.task.options.save:
             self.saved.append((truth, forecast))
 
@@ -38,11 +40,11 @@ class Kept:
         """(B, L', C', P)。"""
         return Pair(*(torch.stack(leads, 1).cpu().numpy() for leads in zip(*self.lines, strict=True)))
 
-    def pictures(self) -> dict[int, Pair]:
-        """起报时间的序号 → (L', C', h, w)。"""
+    def pictures(self) -> dict[tuple[str, int], Pair]:
+        """哪一组、起报时间的序号 → (L', C', h, w)。"""
         return {
-            row: Pair(*(torch.stack(fields).cpu().numpy() for fields in zip(*leads, strict=True)))
-            for row, leads in self.maps.items()
+            place: Pair(*(torch.stack(fields).cpu().numpy() for fields in zip(*leads, strict=True)))
+            for place, leads in self.maps.items()
         }
 
     def fields(self, batch: Batch) -> Fields | None:

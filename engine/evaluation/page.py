@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -16,32 +14,28 @@ import numpy as np
 
 from engine.evaluation.glimpse import evenly
 from engine.evaluation.metrics_file import Cost, Result
-from engine.evaluation.page_fields import Coast, Maps, Phrase, Series, make_coast, make_maps, make_series, numbers
+from engine.evaluation.page_facts import Curves, DataFacts, Facts, data_facts, read_curves, split_text, windows_text
+from engine.evaluation.page_fields import Coast, Maps, Series, make_coast, make_maps, make_series, numbers
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
 from engine.verification.page import Drift, EventsPage, drift_page, events_page
 from engine.verification.result import SPHERE
 from engine.versions import versions
+from util.bilingual import Bilingual
 from util.calendar import time_text
 from util.config import RunConfig
 from util.data.dataset import WeatherData
-from util.data.index import SPLITS
-from util.logger import read_metrics
-from util.plot.curves import BESIDE
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
 from util.scores.table import WHOLE, Cell, Numbers, ScoreTable, Skill
 from util.strict import dump_yaml
 from util.variables import variable_info
 
-CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
-MISSING_SHOWN = 50
 SCORE_CELLS = 1000  # 页面里通道 × 时效至多这么多；全部的在 metrics.csv
-REGION_CELLS = 12_000  # 各区域、时段的合起来，模型 × 通道 × 时效
-Said = str | int | Phrase  # 照原样，或两种语言各说一句
-Facts = list[tuple[str, Said]]  # 标签与值
+REGION_VALUES = 80_000  # 各区域、时段的成绩与技巧一共多少个数，约 0.8 MB
+FEWEST_LEADS = 4  # 每格这么多时效也放不下全部成绩时，只留主要的
+MAIN_METRICS = ("rmse", "bias", "acc", "crps")
 Value = TypeVar("Value")
-Places = Sequence[int | None]  # 各时效在表里的序号，None 是空着的
 
 
 @dataclass(frozen=True)
@@ -71,13 +65,25 @@ class FieldCounts:
 
 
 @dataclass(frozen=True)
+class SkillLine:
+    """技巧与它的区间，各时效；起报时间太少时没有区间。差值不在页面里，在 CSV。"""
+
+    value: Numbers
+    low: Numbers | None
+    high: Numbers | None
+
+
+Skills = dict[str, dict[str, dict[str, dict[str, SkillLine]]]]  # 模型 → 基线 → 通道 → 成绩
+
+
+@dataclass(frozen=True)
 class CellLine:
     """cells 的一行：一个区域、一段时间的成绩，三栏同 Page 的；all 是整个网格、全部时间。"""
 
     region: str
     period: str
     scores: dict[str, dict[str, dict[str, Numbers]]]
-    skill: dict[str, dict[str, dict[str, dict[str, Skill]]]]
+    skill: Skills
     fields: dict[str, FieldCounts]
 
 
@@ -90,24 +96,6 @@ class Spectra:
     wavenumber: list[int]
     truth: dict[str, list[Numbers]]
     models: dict[str, dict[str, list[Numbers]]]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """训练与验证的损失，各是 [步, 值]；两个基线的验证损失，没有就是 None。"""
-
-    train: list[tuple[int, float]]
-    val: list[tuple[int, float]]
-    persistence: float | None = None
-    climatology: float | None = None
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """数据的说明；missing 的一行是通道、个数、最早、最晚、原因。"""
-
-    facts: Facts
-    missing: list[tuple[str, int, str, str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +127,10 @@ class Page:
     channels: list[ChannelLine] | None = None
     lead_hours: list[int] | None = None
     scores: dict[str, dict[str, dict[str, Numbers]]] | None = None  # 模型 → 通道 → 成绩 → 每个时效
-    skill: dict[str, dict[str, dict[str, dict[str, Skill]]]] | None = None  # 模型 → 基线 → 通道 → 成绩
+    skill: Skills | None = None
     fields: dict[str, FieldCounts] | None = None
     cells: list[CellLine] | None = None
+    cell_leads: list[int] | None = None  # cells 里的是 lead_hours 的哪几个（序号）
     scorecard: str | None = None  # 分区评分卡先对着哪个模型
     ranks: dict[str, list[Numbers]] | None = None  # 通道 → 时效 → M + 1 个份额
     spectra: Spectra | None = None
@@ -149,7 +138,8 @@ class Page:
     events: EventsPage | None = None
     drift: Drift | None = None
     series: Series | None = None
-    maps: Maps | None = None
+    maps: Maps | None = None  # 各起报时间
+    roll: Maps | None = None  # 一次长的预报，各时效
     coast: Coast | None = None
     costs: list[CostLine] | None = None
     comparison: ComparisonFacts | None = None
@@ -196,7 +186,7 @@ def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_pa
         spectra = make_spectra(result.spectrum_label, contenders, channels, task.glimpse.leads)
         wide = task.verifier is not None and task.verifier.sphere
         sphere = make_spectra("total wavenumber", contenders, channels, task.glimpse.leads, SPHERE) if wide else None
-        maps = make_maps(task, seen, statistics)
+        maps, roll = (make_maps(task, seen, statistics, which) for which in ("maps", "roll"))
     shown = page_leads(result)
     page = add_cells(add_table(page, result, shown), result, result.cells, shown)
     if task.verifier and result.events:
@@ -213,13 +203,20 @@ def add_scores(page: Page, task: Task, result: Result, seen: Seen, statistics_pa
         page,
         facts=[*score_facts(task, result, len(shown)), *page.facts],
         models=model_lines(list(task.models), [n for n in task.models if n != task.judged]),
-        ranks={c: thin(rows, shown) for c, rows in result.rank_histogram.items()} if result.rank_histogram else None,
+        ranks=make_ranks(result, channels, shown),
         spectra=spectra,
         series=make_series(task, seen),
         maps=maps,
+        roll=roll,
         coast=make_coast(task),
         costs=[cost_line(task.judged, result.cost)],
     )
+
+
+def make_ranks(result: Result, channels: Sequence[str], leads: Sequence[int]) -> dict[str, list[Numbers]] | None:
+    """秩直方图，与谱同样的几个通道。"""
+    found = result.rank_histogram
+    return {c: [digits(row, range(len(row))) for row in thin(found[c], leads)] for c in channels} if found else None
 
 
 def score_facts(task: Task, result: Result, shown: int) -> Facts:
@@ -228,21 +225,24 @@ def score_facts(task: Task, result: Result, shown: int) -> Facts:
     first, last = (time_text(int(h)) for h in (hours[0], hours[-1]))
     left_out, scored = (sum(map(sum, counts.values())) for counts in (result.left_out, result.pairs))
     facts: Facts = [
-        ("split", options.split),
-        ("windows", phrase("factWindows", len(hours), first, last)),
-        ("fields scored", phrase("factScored", scored, left_out)),
+        ("split", split_text(options.split)),
+        ("windows", windows_text(len(hours), first, last)),
+        (
+            "fields scored",
+            Bilingual(
+                f"{scored:,} ({left_out:,} left out: interpolated truth)",
+                f"{scored:,} 场（另有 {left_out:,} 场真值系插值而得，未计入）",
+            ),
+        ),
     ]
     if options.members > 1:
-        noise = [options.perturb] if options.perturb else []
-        facts += [("members", phrase("factMembersNoise" if noise else "factMembers", options.members, *noise))]
+        count, noise = options.members, f"{options.perturb:g}"
+        noisy = Bilingual(f"{count}, initial noise {noise} std", f"{count} 个，初值噪声为 {noise} 倍标准差")
+        facts += [("members", noisy if options.perturb else count)]
     if shown < task.steps:
-        facts += [("lead times", phrase("factLeads", shown, task.steps))]
+        english = f"{shown} of {task.steps} on this page, all in metrics.csv"
+        facts += [("lead times", Bilingual(english, f"本页 {shown} 个，共 {task.steps} 个，全部见 metrics.csv"))]
     return facts
-
-
-def phrase(key: str, *values: str | float) -> Phrase:
-    """页面按语言说出的一句话；句子在 util/report/words.js 里。"""
-    return Phrase(key, list(values))
 
 
 def model_lines(names: Sequence[str], baselines: Sequence[str], published: Sequence[str] = ()) -> list[ModelLine]:
@@ -270,56 +270,85 @@ def add_table(page: Page, table: ScoreTable, leads: Sequence[int]) -> Page:
 
 
 def add_cells(page: Page, table: ScoreTable, cells: Sequence[Cell] | None, leads: Sequence[int]) -> Page:
-    """各区域、各段时间；放不下时先舍去既分区域又分时段的，再少放几个时效（别的时效空着），末了才舍去别的格。"""
+    """各区域、各段时间；放不下时先只留主要的成绩，再舍去既分区域又分时段的，再少放几个时效，末了才舍去别的格。"""
     if not cells:
         return page
-    room = REGION_CELLS // (len(table.scores) * len(table.channels))  # 格 × 时效
     ordered = sorted(cells, key=lambda cell: WHOLE not in (cell.region, cell.period))
     simple = sum(WHOLE in (cell.region, cell.period) for cell in cells)
+    metrics, room = None, REGION_VALUES // values_per_lead(cells[0])  # 格 × 时效
+    if room < simple * min(len(leads), FEWEST_LEADS):
+        metrics, room = MAIN_METRICS, REGION_VALUES // values_per_lead(cells[0], MAIN_METRICS)
     kept = ordered[: max(1, simple, room // len(leads))]
-    held = {leads[i] for i in evenly(len(leads), max(2, room // len(kept)))}
-    kept = kept[: max(1, room // len(held))]
-    places = [i if i in held else None for i in leads]
-    said = phrase("factCells", len(kept), len(cells), len(held), len(table.lead_hours))
-    facts = [*page.facts, ("regions and periods", said)]
-    none = [0] * len(leads)
+    places = evenly(len(leads), max(2, room // len(kept)))
+    kept = kept[: max(1, room // len(places))]
+    held = [leads[place] for place in places]
     lines = [
         CellLine(
             cell.region,
             cell.period,
-            thin_scores(cell, places),
-            thin_skills(cell, places),
-            {c: FieldCounts(thin(counts, leads), none) for c, counts in cell.pairs.items()},
+            thin_scores(cell, held, metrics),
+            thin_skills(cell, held, metrics),
+            {c: FieldCounts(thin(counts, held), [0] * len(held)) for c, counts in cell.pairs.items()},
         )
         for cell in kept
     ]
-    whole = len(kept) == len(cells) and len(held) == len(leads)
-    return replace(page, facts=page.facts if whole else facts, cells=lines)
+    page = replace(page, cells=lines, cell_leads=places)
+    whole = metrics is None and len(kept) == len(cells) and len(held) == len(leads)
+    if whole:
+        return page
+    shown, times, all_times = len(kept), len(held), len(table.lead_hours)
+    main = ("", "") if metrics is None else ("the main scores of ", "，只有主要的成绩")
+    english = f"{main[0]}{shown} of {len(cells)} on this page, at {times} of {all_times} lead times"
+    chinese = f"本页 {shown} 个（共 {len(cells)} 个），各 {times} 个时效（共 {all_times} 个）{main[1]}"
+    said = Bilingual(f"{english}; all in the CSV beside it", f"{chinese}，全部见旁边的 CSV")
+    return replace(page, facts=[*page.facts, ("regions and periods", said)])
 
 
-def thin_scores(table: ScoreTable | Cell, leads: Places) -> dict[str, dict[str, dict[str, Numbers]]]:
+def values_per_lead(cell: Cell, metrics: Sequence[str] | None = None) -> int:
+    """一格一个时效有多少个数。"""
+
+    def count(found: Mapping[str, object]) -> int:
+        return sum(metrics is None or name in metrics for name in found)
+
+    scores = sum(count(found) for one in cell.scores.values() for found in one.values())
+    skills = sum(count(found) for bases in cell.skill.values() for one in bases.values() for found in one.values())
+    return max(1, scores + 3 * skills)
+
+
+def thin_scores(
+    table: ScoreTable | Cell, leads: Sequence[int], metrics: Sequence[str] | None = None
+) -> dict[str, dict[str, dict[str, Numbers]]]:
+    """metrics: 只留这些成绩，None 是全部。"""
     return {
-        model: {c: {name: pick(values, leads) for name, values in found.items()} for c, found in one.items()}
+        model: {
+            c: {name: digits(values, leads) for name, values in found.items() if metrics is None or name in metrics}
+            for c, found in one.items()
+        }
         for model, one in table.scores.items()
     }
 
 
-def thin_skills(table: ScoreTable | Cell, leads: Places) -> dict[str, dict[str, dict[str, dict[str, Skill]]]]:
+def thin_skills(table: ScoreTable | Cell, leads: Sequence[int], metrics: Sequence[str] | None = None) -> Skills:
     return {
         model: {
-            base: {c: {name: thin_skill(s, leads) for name, s in found.items()} for c, found in one.items()}
+            base: {
+                c: {name: thin_skill(s, leads) for name, s in found.items() if metrics is None or name in metrics}
+                for c, found in one.items()
+            }
             for base, one in bases.items()
         }
         for model, bases in table.skill.items()
     }
 
 
-def thin_skill(skill: Skill, leads: Places) -> Skill:
-    return replace(skill, **{key: pick(values, leads) for key, values in vars(skill).items() if values is not None})
+def thin_skill(skill: Skill, leads: Sequence[int]) -> SkillLine:
+    low, high = (None if bound is None else digits(bound, leads) for bound in (skill.low, skill.high))
+    return SkillLine(digits(skill.value, leads), low, high)
 
 
-def pick(values: Numbers, leads: Places) -> Numbers:
-    return [None if i is None else values[i] for i in leads]
+def digits(values: Numbers, leads: Sequence[int]) -> Numbers:
+    """五位有效数字：页面写四位。"""
+    return [None if v is None else float(f"{v:.5g}") for v in thin(values, leads)]
 
 
 def thin(values: Sequence[Value], leads: Sequence[int]) -> list[Value]:
@@ -358,42 +387,3 @@ def make_spectra(
         truth=truth,
         models={c.label: of(c) for c in contenders},
     )
-
-
-def data_facts(data: WeatherData, config: RunConfig, missing: Path) -> DataFacts:
-    """各划分的样本数、段数；缺失与读坏的文件按通道与原因合计。"""
-    spec = data.spec
-    parts = config.data.part_configs()
-    facts: Facts = [(f"data set {name}", part.store or part.root) for name, part in parts.items()]
-    facts += [] if parts else [("root", config.data.root)]
-    facts += [("statistics", config.data.statistics)] if config.data.statistics else []
-    facts += [("store", str(config.data.store))] if config.data.source == "store" else []
-    facts += [("grid", f"{spec.height} x {spec.width}")]
-    facts += [("interval", f"{spec.interval_hours} h"), ("files standardised", str(spec.standardized).lower())]
-    for split in SPLITS:
-        dates = " to ".join(getattr(config.data.splits, split))
-        facts.append((split, f"{dates}: {data.samples(split)} samples in {len(data.segments[split])} segment(s)"))
-    groups: dict[tuple[str, str], list[str]] = {}
-    if missing.is_file():
-        with missing.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                groups.setdefault((row["channel"], row["reason"]), []).append(row["time"])
-    rows = [(channel, len(times), min(times), max(times), reason) for (channel, reason), times in groups.items()]
-    return DataFacts(facts, rows[:MISSING_SHOWN])
-
-
-def read_curves(path: Path) -> Curves | None:
-    """训练与验证损失；没有这个文件就没有这一节。点太多时隔着取，最后一个总在。"""
-    if not path.is_file():
-        return None
-    points: dict[str, list[tuple[int, float]]] = {"train": [], "val": []}
-    beside: dict[str, float] = {}
-    for row in read_metrics(path):
-        if row.name in BESIDE:
-            beside[row.name] = float(f"{row.value:.6g}")
-        if row.name == "loss" and row.split in points and math.isfinite(row.value):
-            points[row.split].append((row.step, float(f"{row.value:.6g}")))
-    every = {split: -(-len(found) // CURVE_POINTS) or 1 for split, found in points.items()}
-    kept = {split: found[:: -every[split]][::-1] for split, found in points.items()}
-    curves = Curves(**kept, persistence=beside.get("persistence"), climatology=beside.get("climatology"))
-    return curves if curves.train or curves.val else None

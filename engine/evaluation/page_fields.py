@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from engine.evaluation.glimpse import Reel
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
+from util.bilingual import Bilingual
 from util.calendar import moment_of
 from util.plot.coast import coastlines
 from util.plot.style import color_limits, plotly_scale
@@ -18,14 +21,6 @@ from util.scores.table import Numbers
 from util.variables import variable_info
 
 Coast = list[list[list[float]]]  # 折线，各点是经度、纬度
-
-
-@dataclass(frozen=True)
-class Phrase:
-    """页面用两种语言写出的一句：words.js 里 WORDS 的键，与填入的值。"""
-
-    key: str
-    values: list[str | float]
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Maps:
     times: list[str]
     lead_hours: list[int]
     channels: list[str]
-    note: list[Phrase]
+    note: list[str]
     fields: dict[str, list[list[Panels]]]
     colors: dict[str, Colors]
     scores: dict[str, list[list[MapScore | None]]]
@@ -111,14 +106,14 @@ def make_series(task: Task, seen: Seen) -> Series:
     glimpse = task.glimpse
     truth, forecast = (np.concatenate(parts) for parts in zip(*seen.series, strict=True))  # (T, L', C', P)
     inits = task.init_hours[glimpse.series_rows.start : glimpse.series_rows.stop]
-    leads = lead_hours(task)
+    leads = lead_hours(task, glimpse.leads)
     points = [Place("area mean", None, None)]
     points += [Place(p.name, p.latitude, p.longitude) for p in glimpse.points]
 
     def nested(values: np.ndarray) -> dict[str, list[list[Numbers]]]:
         return {
             task.spec.channels[c]: [
-                [numbers(values[:, i, j, p], 6) for p in range(len(points))] for i in range(len(leads))
+                [numbers(values[:, i, j, p], 5) for p in range(len(points))] for i in range(len(leads))
             ]
             for j, c in enumerate(glimpse.channels)
         }
@@ -127,9 +122,9 @@ def make_series(task: Task, seen: Seen) -> Series:
     return Series(points, leads, times, nested(truth), {task.judged: nested(forecast)})
 
 
-def lead_hours(task: Task) -> list[int]:
-    """地图与序列里的时效，小时。"""
-    return [task.spec.interval_hours * (i + 1) for i in task.glimpse.leads]
+def lead_hours(task: Task, leads: Sequence[int]) -> list[int]:
+    """序号 → 小时。"""
+    return [task.spec.interval_hours * (i + 1) for i in leads]
 
 
 def numbers(values: np.ndarray, digits: int) -> Numbers:
@@ -141,39 +136,41 @@ def _iso(hour: int) -> str:
     return moment_of(hour).strftime("%Y-%m-%dT%H:%M")
 
 
-def make_maps(task: Task, seen: Seen, statistics: Statistics) -> Maps:
-    """真值、预报、误差的地图，每个像素一字节。"""
+def make_maps(task: Task, seen: Seen, statistics: Statistics, which: str = "maps") -> Maps | None:
+    """一组真值、预报、误差的地图，每个像素一字节；which 是 Glimpse.reels 的哪一组，没有就是 None。"""
     glimpse, spec = task.glimpse, task.spec
-    latitudes, longitudes = glimpse.axes()
-    truth, forecast = (np.stack(p) for p in zip(*(seen.pictures[row] for row in glimpse.map_rows), strict=True))
+    reel = glimpse.reels.get(which)
+    if reel is None:
+        return None
+    latitudes, longitudes = glimpse.axes(reel)
+    truth, forecast = (np.stack(p) for p in zip(*(seen.pictures[which, row] for row in reel.rows), strict=True))
     fields: dict[str, list[list[Panels]]] = {}
     colors: dict[str, Colors] = {}
-    for j, c in enumerate(glimpse.channels):  # truth、forecast 是 (T, L', C', h, w)
+    for j, c in enumerate(reel.channels):  # truth、forecast 是 (T, L', C', h, w)
         name = spec.channels[c]
         three = (truth[:, :, j], forecast[:, :, j], forecast[:, :, j] - truth[:, :, j])  # 各 (T, L', h, w)
         fields[name] = [
             [Panels(*(_picture(stack[t, i]) for stack in three)) for t in range(len(truth))]
-            for i in range(len(glimpse.leads))
+            for i in range(len(reel.leads))
         ]
         kind = variable_info(name).kind
         colors[name] = Colors(_color_bar(np.stack(three[:2]), kind), _color_bar(three[2], "difference"))
     return Maps(
         latitudes=latitudes.round(4).tolist(),
         longitudes=longitudes.round(4).tolist(),
-        times=[_iso(int(task.init_hours[row])) for row in glimpse.map_rows],
-        lead_hours=lead_hours(task),
+        times=[_iso(int(task.init_hours[row])) for row in reel.rows],
+        lead_hours=lead_hours(task, reel.leads),
         channels=list(fields),
-        note=_notes(task),
+        note=_notes(task, reel),
         fields=fields,
         colors=colors,
-        scores=map_scores(task, statistics),
+        scores=map_scores(task, reel, statistics),
     )
 
 
-def map_scores(task: Task, statistics: Statistics) -> dict[str, list[list[MapScore | None]]]:
+def map_scores(task: Task, reel: Reel, statistics: Statistics) -> dict[str, list[list[MapScore | None]]]:
     """每张地图自己的 RMSE 与偏差，取自全部格点的统计量，不由合并过的像素算。"""
-    glimpse, spec = task.glimpse, task.spec
-    rows = slice(glimpse.map_rows.start, glimpse.map_rows.stop)
+    spec, rows = task.spec, slice(reel.rows.start, reel.rows.stop)
     square, error = (statistics.read(name, task.judged, rows) for name in ("square", "error"))  # (T, L, C)
 
     def one(row: int, lead: int, c: int) -> MapScore | None:
@@ -182,8 +179,8 @@ def map_scores(task: Task, statistics: Statistics) -> dict[str, list[list[MapSco
         return MapScore(math.sqrt(square[row, lead, c]) * spec.std[c], float(error[row, lead, c] * spec.std[c]))
 
     return {
-        spec.channels[c]: [[one(row, lead, c) for row in range(len(square))] for lead in glimpse.leads]
-        for c in glimpse.channels
+        spec.channels[c]: [[one(row, lead, c) for row in range(len(square))] for lead in reel.leads]
+        for c in reel.channels
     }
 
 
@@ -201,17 +198,25 @@ def _color_bar(values: np.ndarray, kind: str) -> ColorBar:
     return ColorBar(plotly_scale(kind), *color_limits(values, kind))
 
 
-def _notes(task: Task) -> list[Phrase]:
+def _notes(task: Task, reel: Reel) -> list[str]:
     """页面里少放了什么，说明白。"""
-    glimpse, spec = task.glimpse, task.spec
-    notes = [Phrase("mapsPooled", [glimpse.factor])] if glimpse.factor > 1 else []
-    kept = (("mapsChannels", len(glimpse.channels), spec.num_channels), ("mapsLeads", len(glimpse.leads), task.steps))
-    return notes + [Phrase(key, [shown, whole]) for key, shown, whole in kept if shown < whole]
+    size = f"{reel.factor} × {reel.factor}"
+    pooled = Bilingual(f"maps are means over {size} grid points", f"地图为每 {size} 个格点的平均")
+    kept = (
+        ("channels", "通道", len(reel.channels), task.spec.num_channels),
+        ("lead times", "时效", len(reel.leads), task.steps),
+    )
+    fewer: list[str] = [
+        Bilingual(f"{shown} of {whole} {english}", f"{whole} 个{chinese}中的 {shown} 个")
+        for english, chinese, shown, whole in kept
+        if shown < whole
+    ]
+    return [pooled, *fewer] if reel.factor > 1 else fewer
 
 
 def make_coast(task: Task) -> Coast:
     """海岸线，已在地图的经度约定里。"""
-    latitudes, longitudes = task.glimpse.axes()
+    latitudes, longitudes = task.glimpse.axes(task.glimpse.reels["maps"])
     half = [np.abs(np.diff(v)).max(initial=1.0) / 2 for v in (latitudes, longitudes)]
     lines = coastlines(
         longitudes.min() - half[1], longitudes.max() + half[1],

@@ -44,7 +44,7 @@ class Seen:
         self.events: dict[tuple[str, str], np.ndarray] = {}
         self.blown_up: list[BlownUp] = []
         self.series: list[Pair] = []
-        self.pictures: dict[int, Pair] = {}
+        self.pictures: dict[tuple[str, int], Pair] = {}
         self.seconds: dict[str, float] = {}
         self.cases: list[list[CaseFound]] = [[] for _ in task.cases]
         self.windows = 0

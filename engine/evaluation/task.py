@@ -115,7 +115,7 @@ class Scored(NamedTuple):
     events: dict[tuple[str, str], np.ndarray]  # （哪一种和，模型或 truth）→ (L, C, …)，见 Verifier.lead
     blown_up: list[BlownUp]
     series: Pair  # (B, L', C', P)
-    pictures: dict[int, Pair]  # 起报时间的序号 → (L', C', h, w)
+    pictures: dict[tuple[str, int], Pair]  # 哪一组地图、起报时间的序号 → (L', C', h, w)
     fields: Fields | None  # 什么也不存时没有
     seconds: dict[str, float]  # 模型 → 预报所用的时间
     cases: tuple[CaseFound | None, ...] = ()  # 各个例的，次序照 Task.cases；这一批里没有的是 None

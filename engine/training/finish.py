@@ -18,7 +18,8 @@ from engine.codecs.scores import score_codecs
 from engine.codecs.table import CodecScores, Reconstruction, reconstruction_text
 from engine.evaluation.evaluate import Evaluated, Trained, evaluate, publish
 from engine.evaluation.metrics_file import Cost
-from engine.evaluation.page import Facts, make_page
+from engine.evaluation.page import make_page
+from engine.evaluation.page_facts import Facts
 from engine.evaluation.results import scores_text, write_result
 from engine.evaluation.task import Options
 from engine.loading import load_forecaster
@@ -29,6 +30,7 @@ from engine.training.validation import validation_loss
 from models.interface import Autoencoder, ForecastModel, can_forecast, is_codec
 from util.atomic import WAITING, replacing, reserved, waiting
 from util.batch import DataSpec
+from util.bilingual import Bilingual
 from util.calendar import time_text
 from util.checkpoint import load_checkpoint
 from util.config import eval_batch_size
@@ -157,9 +159,14 @@ def reconstruction_facts(table: Reconstruction) -> Facts:
     """报告开头的几行：每个通道重建的 RMSE。"""
     (found,) = table.codecs.values()
     scores = ((channel, found.scores[channel].rmse) for channel in table.channels)
+    shape, part = " x ".join(map(str, found.latent_shape)), f"{found.compression:.3g}"
     return [
-        ("latent", f"{' x '.join(map(str, found.latent_shape))}, {found.compression:.3g} of the field's values"),
-        *((f"reconstruction RMSE, {c}", f"{v:.4g} {table.units[c]}") for c, v in scores if v is not None),
+        ("latent", Bilingual(f"{shape}, {part} of the field's values", f"{shape}，为场的数的 {part}")),
+        *(
+            (Bilingual(f"reconstruction RMSE, {c}", f"重建的均方根误差，{c}"), f"{v:.4g} {table.units[c]}")
+            for c, v in scores
+            if v is not None
+        ),
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from util.atomic import replacing
+from util.bilingual import Bilingual
 from util.scores.final import METRICS
 
 ASSETS = Path(__file__).parent
-FIRST = ("words.js", "tools.js", "frame.js", "plots.js")  # 各节都要用的，前面的定义后面的要用
+FIRST = ("words.js", "tools.js", "frame.js", "plots.js", "brush.js")  # 各节都要用的，前面的定义后面的要用
 PANELS = (
     "summary.js",
     "pictures.js",
@@ -33,6 +35,9 @@ PANELS = (
 )  # 要排定先后的；别的跟在后面
 LAST = ("tables.js", "page.js")  # 没有图的几节；page.js 最后，由它开始
 MAX_BYTES = 10_000_000
+SPARE = ("sphere", "spectra", "series", "events", "cells", "roll", "maps")  # 放不下时舍去的次序，页面会说舍了哪些
+
+log = logging.getLogger("ar_pred")
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:
@@ -42,11 +47,10 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
         path: 目标，通常叫 report.html；所在的文件夹不存在就新建。
         content: 普通的 JSON 值与 NumPy 的数，一键一节；除 title 外都可缺，缺的节没有标题也没有菜单项。NaN 写成 null，
             浮点数留 7 位有效数字（float32 的精度）。各节的写法是 engine/evaluation/page.py 里 Page 的各栏；
-            其中的一「句」（facts 的值、maps 的 note）是字符串或数，照原样，或者
-            {"key": WORDS 的键, "values": [填入的值]}，页面用两种语言写出。
+            其中的一「句」（title、facts、说明）是字符串或数，照原样，或者 Bilingual，页面按语言写出。
 
     Raises:
-        ValueError: 整页超过 MAX_BYTES；会说哪一段最大。
+        ValueError: 舍去 SPARE 的各节，整页仍超过 MAX_BYTES；会说哪一段最大。
     """
     from plotly.offline import get_plotlyjs
 
@@ -54,16 +58,20 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
     parts = {
         "title": html.escape(str(content["title"])),
         "style": _asset("page.css"),
-        "content": _embed(plain),
+        "content": "",
         "plotly": get_plotlyjs(),
         "metrics": _embed([[m.name, m.english, m.chinese, m.unit, m.best] for m in METRICS]),
         "script": "\n".join(map(_asset, scripts())),
     }
-    words = set(re.findall(r"(?m)^  (\w+): \[", parts["script"]))
-    unknown = set(re.findall(r'"key":"(.*?)"', parts["content"])) - words
-    assert not unknown, f"the page has no words for {sorted(unknown)}"
     assert "</script" not in (parts["plotly"] + parts["script"]).lower(), "a script would end its own element"
-    page = re.sub(r"@(\w+)@", lambda found: parts[found[1]], _asset("page.html")).encode()
+    spare = iter([key for key in SPARE if plain.get(key) is not None])
+    while len(page := _assemble(parts | {"content": _embed(plain)})) > MAX_BYTES:
+        key = next(spare, None)
+        if key is None:
+            break
+        plain = {name: value for name, value in plain.items() if name != key}
+        plain["left_out"] = [*plain.get("left_out", []), key]
+        log.warning("%s: %s left out, to stay below %.0f MB", path, key, MAX_BYTES / 1e6)
     if len(page) > MAX_BYTES:
         sizes = {key: len(_embed(value)) for key, value in plain.items()}
         largest = max(sizes, key=lambda key: sizes[key])
@@ -81,12 +89,18 @@ def scripts() -> list[str]:
     return [*FIRST, *PANELS, *sorted(more), *LAST]
 
 
+def _assemble(parts: Mapping[str, str]) -> bytes:
+    return re.sub(r"@(\w+)@", lambda found: parts[found[1]], _asset("page.html")).encode()
+
+
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
     """换成 JSON 的普通值；NaN 与无穷是 null。"""
+    if isinstance(value, Bilingual):
+        return {"en": str(value), "zh": value.chinese}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

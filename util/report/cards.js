@@ -27,7 +27,7 @@ function triangle(skill, i, place) {
   const title = known(low) ? t("cardsRange", place, change, from, to) : t("cardsTip", place, change);
   const mark = el("span", { role: "img", "aria-label": title }, glyph);
   mark.style.fontSize = `${Math.round(11 + 11 * Math.sqrt(Math.min(1, (Math.abs(value) * 100) / FULL_CHANGE)))}px`;
-  mark.style.color = value >= 0 ? GOOD : BAD;
+  mark.style.color = readable(value >= 0 ? GOOD : BAD);
   return el("td", { class: "triangle", title }, mark);
 }
 
@@ -61,7 +61,7 @@ section("cards", skillReferences.length && (content.scorecard || cells.length), 
     const shown = cardRegions.filter(at);
     const heading = t("cardTitle", metricInfo(metric).name, modelText(base));
     title.textContent = `${heading} · ${modelText(model)}${period === WHOLE ? "" : ` · ${periodText(period)}`}`;
-    const names = shown.map((r) => th(regionText(r), { class: "triangle first", colspan: leads.length }));
+    const names = shown.map((r) => th(regionText(r), { class: "triangle first", colspan: leads.length, scope: "colgroup" }));
     const hours = shown.flatMap(() => leads.map((h, i) => th(String(h), { class: i ? "triangle" : "triangle first" })));
     const rows = scoredChannels.map((channel) => {
       const marks = shown.flatMap((region) => {
@@ -74,7 +74,7 @@ section("cards", skillReferences.length && (content.scorecard || cells.length), 
       });
       return tr(th(channel, { scope: "row", title: channelText(channel) }), ...marks);
     });
-    const head = el("thead", {}, tr(th(t("channel"), { rowspan: 2 }), ...names), tr(...hours));
-    table.replaceChildren(el("table", { class: "triangles" }, head, el("tbody", {}, ...rows)));
+    const heads = [tr(th(t("channel"), { rowspan: 2 }), ...names), tr(...hours)];
+    fillTable(table, title.textContent, heads, rows, "triangles");
   };
 });

@@ -17,7 +17,15 @@ function curveTrace(name, { x, y, sizes }) {
   };
 }
 
-const diagonal = { type: "line", x0: 0, x1: 1, y0: 0, y1: 1, layer: "below", line: { color: EDGE, dash: "dash" } };
+const diagonal = () => ({
+  type: "line",
+  x0: 0,
+  x1: 1,
+  y0: 0,
+  y1: 1,
+  layer: "below",
+  line: { color: EDGE, dash: "dash" },
+});
 
 function drawCurves(plot, traces, [across, along], { x = UNIT_RANGE, y = UNIT_RANGE, shapes = [], ticks = {} }) {
   const layout = {
@@ -56,9 +64,9 @@ section("events", Object.keys(content.events?.curves ?? {}).length, (body) => {
       y: observed,
       sizes: share.map((s) => 5 + 16 * Math.sqrt(s ?? 0)),
     });
-    drawCurves(plots[0], traces(said), [t("saidAxis"), t("seenAxis")], { shapes: [diagonal] });
+    drawCurves(plots[0], traces(said), [t("saidAxis"), t("seenAxis")], { shapes: [diagonal()] });
     const roc = ({ hit, false: alarm }) => ({ x: alarm, y: hit });
-    drawCurves(plots[1], traces(roc), [t("falseAxis"), t("hitAxis")], { shapes: [diagonal] });
+    drawCurves(plots[1], traces(roc), [t("falseAxis"), t("hitAxis")], { shapes: [diagonal()] });
     const value = (one) => ({ x: ratios, y: one.value, sizes: 3 });
     drawCurves(plots[2], traces(value), [t("ratioAxis"), t("valueAxis")], { y: [-0.2, 1.03], shapes: [levelLine(0)] });
     if (plots[3]) {

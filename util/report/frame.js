@@ -12,6 +12,8 @@ const state = {
   model: null,
   point: 0,
   time: 0,
+  roll: 0,
+  span: null, // 序列看哪一段，毫秒；null 是末尾三十天
   hidden: new Set(),
   region: null,
   period: null,
@@ -51,15 +53,13 @@ function t(key, ...values) {
   return WORDS[key][inChinese() ? 1 : 0].replace(/\{(\d)\}/g, (_, i) => values[i]);
 }
 
-// 引擎写来的一句：{key, values} 用 WORDS 的话说，字符串与数照原样
-function phrase(said) {
-  const text = (value) => (Number.isInteger(value) ? integer(value) : String(value ?? "–"));
-  return said?.key ? t(said.key, ...said.values.map(text)) : valueText(said);
-}
+// 引擎写来的一句：两种语言的 {en, zh} 取一种，字符串与数照原样
+const phrase = (said) => (said?.zh ? said[inChinese() ? "zh" : "en"] : valueText(said));
 
-// 引擎写来的标签与模型名：认得的译成中文，其余照原样
+// 引擎写来的标签与名字：认得的译成中文，其余照原样
 function label(text) {
-  return (inChinese() && LABELS[String(text).toLowerCase().replaceAll("_", " ")]) || String(text);
+  const own = phrase(text);
+  return (inChinese() && LABELS[own.toLowerCase().replaceAll("_", " ")]) || own;
 }
 
 // node 的文字由 make() 给出，换语言时重写
@@ -75,8 +75,8 @@ function say(node, make) {
 // 登记一段；needed 缺就没有标题也没有菜单项。build(body) 建好控件，返回「按现在的状态重画」的函数
 function section(id, needed, build, { title = `${id}Title`, caption = `${id}Caption` } = {}) {
   if (!needed) return;
-  const node = el("section", { id });
-  node.append(say(el("h2"), () => t(WORDS[title] ? title : id)));
+  const node = el("section", { id, "aria-labelledby": `${id}-heading` });
+  node.append(say(el("h2", { id: `${id}-heading` }), () => t(WORDS[title] ? title : id)));
   if (WORDS[caption]) node.append(say(el("p", { class: "caption" }), () => t(caption)));
   document.getElementById("page").append(node);
   sections.push({ id, node, draw: build(node), dirty: true, visible: false });
@@ -98,6 +98,7 @@ function drawUpTo(id) {
 }
 
 function redraw() {
+  readColors();
   for (const part of sections) part.dirty = true;
   drawDirty();
 }
@@ -140,7 +141,7 @@ function channelInfo(name) {
 
 function channelText(name) {
   const { long_name: longName } = channelInfo(name);
-  return longName && longName !== name ? `${name} — ${longName}` : name;
+  return longName && longName !== name ? `${name} — ${label(longName)}` : name;
 }
 
 const channelOptions = (names) => names.map((name) => [name, channelText(name)]);
@@ -179,7 +180,15 @@ function metricOptions(...names) {
 
 // 区域与时段：各段的成绩取自 state.cell，默认是整个网格的全部时间
 const WHOLE = "all";
-const cells = content.cells ?? [];
+const cells = (content.cells ?? []).map((cell) => (content.cell_leads ? spreadOut(cell) : cell));
+
+// 一格的数只有几个时效：摊到页面的全部时效上，别的空着
+function spreadOut(part) {
+  if (Array.isArray(part)) return leads.map((_, i) => part[content.cell_leads.indexOf(i)] ?? null);
+  if (part === null || typeof part !== "object") return part;
+  return Object.fromEntries(Object.entries(part).map(([key, value]) => [key, spreadOut(value)]));
+}
+
 const cellAt = (region, period) => cells.find((c) => c.region === region && c.period === period) ?? content;
 const regionText = (name) => (name === WHOLE ? t("wholeGrid") : label(name));
 const periodText = (name) => (name === WHOLE ? t("allTimes") : label(name));

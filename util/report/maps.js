@@ -1,9 +1,8 @@
-// 地图：真值、预报、误差三幅，滑块走过各起报时间；下面是每个时刻的误差。
-const maps = content.maps;
+// 地图：真值、预报、误差三幅，滑块走过各起报时间（maps）或一次预报的各时效（roll）；下面是每一张的误差。
 const MAP_PANELS = ["truth", "forecast", "error"];
 const FRAME_MS = 400; // 播放每秒两三幅
 const MAP_HEIGHT = 460; // 像素，一幅地图最高这么多
-const EMPTY_MAP = maps?.latitudes.map(() => maps.longitudes.map(() => null));
+const emptyMap = ({ latitudes, longitudes }) => latitudes.map(() => longitudes.map(() => null));
 const present = (map) => Boolean(map) && known(map.low); // 真值有缺的时刻没有图
 
 // 一字节一格 → 每行一段 Float32Array；只在要画时解码。divisor 是提出的 10 的幂
@@ -89,7 +88,7 @@ function mapAxes(frame, width, height) {
 }
 
 // 画一幅，返回它的高；rows 为 null 时只有坐标轴和海岸线。look: {colors, unit, exponent, name}
-function drawMap(plot, { frame, places, coast }, rows, { colors, unit, exponent, name }) {
+function drawMap(plot, { maps, frame, places, coast }, rows, { colors, unit, exponent, name }) {
   const margin = { l: 44, r: 8, t: 10, b: 66 };
   const room = plot.clientWidth - margin.l - margin.r;
   const height = Math.min(room * frame.ratio, MAP_HEIGHT); // 窄高的区域限高，靠左放
@@ -100,7 +99,7 @@ function drawMap(plot, { frame, places, coast }, rows, { colors, unit, exponent,
     type: "heatmap",
     x: maps.longitudes,
     y: maps.latitudes,
-    z: rows ?? EMPTY_MAP,
+    z: rows ?? emptyMap(maps),
     text: places,
     zsmooth: false,
     colorscale: colors.scale,
@@ -144,24 +143,30 @@ function linkHover(plots) {
   }
 }
 
-// 播放条：按钮、滑块、起报与有效时间。返回按现在的状态更新它的函数
-function player(body, go) {
-  const button = el("button", { type: "button", class: "play", id: "maps-play" });
-  const slider = el("input", { type: "range", min: 0, max: maps.times.length - 1, step: 1, id: "maps-time" });
-  const clockText = el("output", { class: "clock", for: "maps-time" });
-  body.append(el("div", { class: maps.times.length > 1 ? "player" : "player single" }, button, slider, clockText));
+// 播放条：按钮、滑块、起报与有效时间。frames 是 {count, at() 现在第几张, word 滑块是什么}；返回按现在的状态更新它的函数
+function player(body, id, frames, go) {
+  const button = el("button", { type: "button", class: "play", id: `${id}-play` });
+  const slider = el("input", { type: "range", min: 0, max: frames.count - 1, step: 1, id: `${id}-time` });
+  const clockText = el("output", { class: "clock", for: `${id}-time` });
+  body.append(el("div", { class: frames.count > 1 ? "player" : "player single" }, button, slider, clockText));
   let timer = null;
   let waiting = false;
   const face = () => {
     button.textContent = timer ? "❚❚" : "▶";
     button.setAttribute("aria-label", t(timer ? "pause" : "play"));
     button.title = t(timer ? "pause" : "play");
-    slider.setAttribute("aria-label", t("initial"));
+    slider.setAttribute("aria-label", t(frames.word));
   };
-  button.addEventListener("click", () => {
+  const toggle = () => {
     if (timer) clearInterval(timer);
-    timer = timer ? null : setInterval(() => go((state.time + 1) % maps.times.length), FRAME_MS);
+    timer = timer ? null : setInterval(() => go((frames.at() + 1) % frames.count), FRAME_MS);
     face();
+  };
+  button.addEventListener("click", toggle);
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== " " || !timer || event.target === button) return; // 放着的时候，哪里按空格都停
+    event.preventDefault();
+    toggle();
   });
   slider.addEventListener("input", () => {
     // 拖得再快，一帧屏幕只画一次
@@ -172,91 +177,101 @@ function player(body, go) {
       go(Number(slider.value));
     });
   });
-  return (lead) => {
+  return (time, lead) => {
     face();
-    slider.value = state.time;
-    const part = (word, text) => el("span", {}, `${t(word)} `, el("b", {}, text));
-    clockText.replaceChildren(
-      part("initial", clock(maps.times[state.time])),
-      part("valid", clock(maps.times[state.time], lead)),
-    );
+    slider.value = frames.at();
+    const parts = [["initial", clock(time)], ["valid", clock(time, lead)]];
+    slider.setAttribute("aria-valuetext", parts.map(([word, text]) => `${t(word)} ${text}`).join(", "));
+    clockText.replaceChildren(...parts.map(([word, text]) => el("span", {}, `${t(word)} `, el("b", {}, text))));
   };
 }
 
-// 每个起报时间一点：这一通道、这一时效的地图误差；点一下就到那里
-function errorStrip(plot, values, unit, height) {
-  const here = styles.get(contenders[0])?.color ?? COLORS[0];
+// 每张地图一点：这一通道的误差；点一下就到那一张。x: 各张的位置，here 是现在第几张
+function errorStrip(plot, x, values, here, { axisOf, hover, unit, height }) {
+  const color = styles.get(contenders[0])?.color ?? COLORS[0];
   const current = {
     type: "scatter",
     mode: "markers",
-    x: [maps.times[state.time]],
-    y: [values[state.time]],
+    x: [x[here]],
+    y: [values[here]],
     hoverinfo: "skip",
     marker: { size: 13, color: "rgba(0,0,0,0)", line: { color: INK, width: 1.8 } },
   };
   const trace = {
     type: "scatter",
     mode: "lines+markers",
-    x: maps.times,
+    x,
     y: values,
-    line: { color: here, width: 1.6 },
-    marker: { size: 6, color: here },
-    customdata: maps.times.map((time, i) => `${clock(time)}<br>RMSE <b>${withUnit(num(values[i]), unit)}</b>`),
+    line: { color, width: 1.6 },
+    marker: { size: 6, color },
+    customdata: x.map((_, i) => `${hover(i)}<br>RMSE <b>${withUnit(num(values[i]), unit)}</b>`),
     hovertemplate: "%{customdata}<extra></extra>",
   };
-  draw(
-    plot,
-    [trace, current],
-    {
-      hovermode: "closest",
-      dragmode: false,
-      margin: { b: 56 },
-      xaxis: timeAxis(t("initial"), plot.clientWidth),
-      yaxis: axis(axisTitle("RMSE", unit), { range: padded(values, true), fixedrange: true, nticks: 5 }),
-    },
-    height,
-  );
+  const layout = {
+    hovermode: "closest",
+    dragmode: false,
+    margin: { b: 56 },
+    xaxis: axisOf(plot.clientWidth),
+    yaxis: axis(axisTitle("RMSE", unit), { range: padded(values, true), fixedrange: true, nticks: 5 }),
+  };
+  draw(plot, [trace, current], layout, height);
 }
 
 // 三幅地图与误差曲线的位置；返回各自的 [标题, 画板]
-function mapFigures(body, frame) {
+function mapFigures(body, prefix, maps, frame, count) {
   const holder = body.appendChild(el("div", { class: frame.ratio > 0.62 ? "maps tall" : "maps" }));
-  const panels = MAP_PANELS.map((panel) => figure(holder, `map-${panel}`));
-  const strip = el("div", { class: "strip" });
-  const errors = figure(strip, "map-errors");
-  if (maps.times.length > 1) holder.append(strip);
+  const panels = MAP_PANELS.map((panel) => figure(holder, `${prefix}-${panel}`));
+  const strip = holder.appendChild(el("div", { class: "errors" }));
+  const errors = figure(strip, `${prefix}-errors`);
+  strip.hidden = count < 2;
   const notes = [maps.note ?? []].flat();
   const joined = () => notes.map(phrase).join(inChinese() ? "；" : "; ");
   if (notes.length) body.append(say(el("p", { class: "note" }), joined));
   return { holder, panels, errors };
 }
 
-// 误差曲线：标题与图；heightBeside 是误差图的高，并排时一样高
-function paintStrip({ holder, errors: [title, plot] }, scores, unit, heightBeside) {
-  const values = scores.map((one) => one?.rmse ?? null);
-  const exponent = exponentOf(values);
-  const scaled = values.map((v) => (known(v) ? v / 10 ** exponent : null));
-  const beside = getComputedStyle(holder).gridTemplateColumns.split(" ").length === 2;
-  title.replaceChildren(el("span", {}, el("b", {}, t("mapErrors")), ` · ${t("mapErrorsCaption")}`));
-  errorStrip(plot, scaled, scaledUnit(unit, exponent), beside ? Math.max(200, heightBeside) : 210);
-}
+// 播放的是什么：maps 走过各起报时间，时效在下拉框里；roll 走过各时效，起报时间只有一个
+const REELS = {
+  maps: (maps) => ({
+    count: maps.times.length,
+    key: "time",
+    word: "initial",
+    x: maps.times,
+    hover: (i) => clock(maps.times[i]),
+    axisOf: (width) => timeAxis(t("initial"), width),
+    place: (lead) => ({ time: state.time, lead }),
+    scores: (rows, lead) => rows[lead],
+  }),
+  roll: (maps) => ({
+    count: maps.lead_hours.length,
+    key: "roll",
+    word: "lead",
+    x: maps.lead_hours,
+    hover: (i) => leadText(maps.lead_hours[i]),
+    axisOf: () => axis(t("leadAxis")),
+    place: () => ({ time: 0, lead: state.roll }),
+    scores: (rows) => rows.map(([one]) => one),
+  }),
+};
 
-section("maps", maps, (body) => {
+const buildReel = (id) => (body) => {
+  const maps = content[id];
+  const reel = REELS[id](maps);
+  const prefix = id === "maps" ? "map" : id;
   const bar = controls(body);
   const channelOf = select(bar, "channel", "channel", () => channelOptions(maps.channels));
-  const leadOf = select(bar, "lead", "lead", () => leadOptions(maps.lead_hours));
-  const go = (time) => {
-    state.time = time;
+  const leadOf = id === "roll" ? () => null : select(bar, "lead", "lead", () => leadOptions(maps.lead_hours));
+  const go = (step) => {
+    state[reel.key] = step;
     paint();
   };
-  const showTime = player(body, go);
+  const showTime = player(body, id, { ...reel, at: () => state[reel.key] }, go);
   const heading = body.appendChild(el("p", { class: "tabletitle" }));
   const frame = mapFrame(maps.latitudes, maps.longitudes);
-  const figures = mapFigures(body, frame);
+  const figures = mapFigures(body, prefix, maps, frame, reel.count);
   const [north, east] = [maps.latitudes.map(latitudeText), maps.longitudes.map(longitudeText)];
   const places = north.map((lat) => east.map((lon) => `${lat} ${lon}`));
-  const ground = { frame, places, coast: coastImages(frame) };
-  const width = maps.longitudes.length;
+  const ground = { maps, frame, places, coast: coastImages(frame) };
   let linked = false;
 
   // 画三幅中的一幅，返回它的高
@@ -267,28 +282,43 @@ section("maps", maps, (body) => {
     const aside = panel === "error" && known(score?.rmse) ? t("thisMap", rmse, bias) : "";
     const name = el("span", {}, el("b", {}, t(panel)), ` ${axisTitle("", shown).trim()}`);
     title.replaceChildren(name, el("span", { class: "aside" }, aside));
-    const rows = present(map) ? decode(map, width, 10 ** exponent) : null;
+    const rows = present(map) ? decode(map, maps.longitudes.length, 10 ** exponent) : null;
     return drawMap(plot, ground, rows, { colors, unit: shown, exponent, name: t(panel) });
+  }
+
+  // 误差曲线：标题与图；heightBeside 是误差图的高，并排时一样高
+  function paintStrip(scores, unit, heightBeside) {
+    const [title, plot] = figures.errors;
+    const values = scores.map((one) => one?.rmse ?? null);
+    const exponent = exponentOf(values);
+    const scaled = values.map((v) => (known(v) ? v / 10 ** exponent : null));
+    const beside = getComputedStyle(figures.holder).gridTemplateColumns.split(" ").length === 2;
+    title.replaceChildren(el("span", {}, el("b", {}, t("mapErrors")), ` · ${t("mapErrorsCaption")}`));
+    const height = beside ? Math.max(200, heightBeside) : 210;
+    errorStrip(plot, reel.x, scaled, state[reel.key], { ...reel, unit: scaledUnit(unit, exponent), height });
   }
 
   function paint() {
     const channel = channelOf();
-    const lead = leadOf();
-    const i = maps.lead_hours.indexOf(lead);
-    const scores = maps.scores[channel][i];
+    const wanted = leadOf();
+    const { time, lead } = reel.place(maps.lead_hours.indexOf(wanted));
+    const hours = maps.lead_hours[lead];
     const { field, error } = maps.colors[channel];
     const unit = prettyUnit(channelInfo(channel).unit);
-    showTime(lead);
-    heading.textContent = `${channelText(channel)} · ${leadText(lead)}`;
-    const now = maps.fields[channel][i][state.time];
+    showTime(maps.times[time], hours);
+    heading.textContent = `${channelText(channel)} · ${leadText(hours)}`;
+    const now = maps.fields[channel][lead][time];
+    const score = maps.scores[channel][lead][time];
     const heights = MAP_PANELS.map((panel, place) =>
-      paintPanel(panel, figures.panels[place], now[panel], panel === "error" ? error : field, unit, scores[state.time]),
+      paintPanel(panel, figures.panels[place], now[panel], panel === "error" ? error : field, unit, score),
     );
-    if (maps.times.length > 1) paintStrip(figures, scores, unit, heights[2]);
+    if (reel.count > 1) paintStrip(reel.scores(maps.scores[channel], lead), unit, heights[2]);
     if (linked) return;
     linked = true; // 画板要先画过一次才有 on
     linkHover(figures.panels.map(([, plot]) => plot));
-    if (maps.times.length > 1) figures.errors[1].on("plotly_click", ({ points }) => go(points[0].pointIndex));
+    if (reel.count > 1) figures.errors[1].on("plotly_click", ({ points }) => go(points[0].pointIndex));
   }
   return paint;
-});
+};
+
+for (const id of ["maps", "roll"]) section(id, content[id], buildReel(id));

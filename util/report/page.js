@@ -2,9 +2,12 @@
 function hero() {
   const node = document.getElementById("hero");
   if (WORDS[content.kind]) node.append(say(el("p", { class: "kicker" }), () => t(content.kind)));
-  node.append(el("h1", {}, content.title));
+  node.append(say(el("h1"), () => phrase(content.title)));
+  spoken.push(() => (document.title = phrase(content.title)));
   if (content.subtitle) node.append(el("p", { class: "subtitle" }, content.subtitle));
   if (content.facts?.length) node.append(factList(content.facts));
+  const dropped = () => content.left_out.map((id) => t(id)).join(inChinese() ? "、" : ", ");
+  if (content.left_out) node.append(say(el("p", { class: "note" }), () => t("leftOutNote", dropped())));
   if (content.links?.length) {
     const heading = say(el("span"), () => t("related"));
     const row = el("p", { class: "links" }, heading);
@@ -14,6 +17,7 @@ function hero() {
     }
     node.append(row);
   }
+  say(document.getElementById("skip"), () => t("skip"));
   say(document.getElementById("foot"), () => t("footer", Plotly.version));
 }
 
@@ -76,6 +80,7 @@ function watch() {
     redraw();
     if (printing) drawDirty(() => true);
   };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => paper(true));
   addEventListener("afterprint", () => paper(false));
 }

@@ -1,15 +1,49 @@
 // 图的共同样子：颜色、字体、坐标轴、图例、末端的名字。
-const INK = "#1f2933";
-const QUIET = "#5b6672";
-const GRID = "#e9ecef";
-const EDGE = "#c3cad2";
+let [INK, QUIET, GRID, EDGE, GROUND] = []; // page.css 里的，浅色、深色、纸上各一套
 const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe–Ito，白底上看得清的六色
 const BASELINE = "#808080"; // 基线都是灰的，靠虚线与记号区分
 const DASHES = ["dash", "dot", "dashdot", "longdash"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star"];
 const FONT = getComputedStyle(document.documentElement).getPropertyValue("--sans").trim().replace(/\s+/g, " "); // 与正文同一套字体
 const TOUCH = matchMedia("(pointer: coarse)").matches || !matchMedia("(any-hover: hover)").matches; // 手指：拖动留给翻页
-const TRUTH = { color: INK, dash: "solid", width: 2.2 };
+const TRUTH = {
+  get color() {
+    return INK;
+  },
+  dash: "solid",
+  width: 2.2,
+};
+
+function readColors() {
+  const look = getComputedStyle(document.documentElement);
+  [INK, QUIET, GRID, EDGE, GROUND] = ["ink", "quiet", "grid", "edge", "ground"].map((name) =>
+    look.getPropertyValue(`--${name}`).trim(),
+  );
+}
+readColors();
+
+const channelsOf = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+
+// WCAG 2.2 的相对亮度与对比度
+function luminance(hex) {
+  const [r, g, b] = channelsOf(hex).map((c) => (c <= 10 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+function contrast(one, other) {
+  const [low, high] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}
+
+// 线的颜色用作文字时：往墨色调，到对比度有 4.5
+function readable(color) {
+  for (let share = 0; share <= 1; share += 0.1) {
+    const mixed = channelsOf(color).map((c, i) => Math.round(c + (channelsOf(INK)[i] - c) * share));
+    const hex = `#${mixed.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
+    if (contrast(hex, GROUND) >= 4.5) return hex;
+  }
+  return INK;
+}
 
 const models = content.models ?? Object.keys(content.scores ?? {}).map((name) => ({ name, role: "model" }));
 const baselines = models.filter((m) => m.role === "baseline").map((m) => m.name);
@@ -91,13 +125,13 @@ function draw(node, traces, layout, height) {
   const margin = narrow() ? { l: 54, r: 12, t: 10, b: 46 } : { l: 66, r: 18, t: 10, b: 48 };
   const look = {
     font: { family: FONT, size: 12, color: QUIET },
-    paper_bgcolor: "white",
-    plot_bgcolor: "white",
+    paper_bgcolor: GROUND,
+    plot_bgcolor: GROUND,
     showlegend: false,
     hovermode: "x unified",
     hoverdistance: layout.hovermode ? 20 : -1,
     dragmode: TOUCH ? false : "zoom",
-    hoverlabel: { bgcolor: "white", bordercolor: EDGE, align: "left", font: { family: FONT, size: 12.5, color: INK } },
+    hoverlabel: { bgcolor: GROUND, bordercolor: EDGE, align: "left", font: { family: FONT, size: 12.5, color: INK } },
     width: node.clientWidth,
     height,
     ...layout,
@@ -116,15 +150,17 @@ function draw(node, traces, layout, height) {
 
 // 一幅图：标题（HTML，可换行、可换语言）与画板；返回 [标题, 画板]
 function figure(body, id) {
-  const title = el("figcaption");
-  const plot = el("div", { class: "plot", id });
+  const title = el("figcaption", { id: `${id}-title` });
+  const names = `${body.closest("section").id}-heading ${id}-title`; // 读屏：哪一节、标题
+  const plot = el("div", { class: "plot", id, role: "img", "aria-labelledby": names });
   body.append(el("figure", {}, title, plot));
   return [title, plot];
 }
 
 // 图例：点名字隐去或显示，一切图联动；fixed 是不可隐去的，如真值
 function legend(body) {
-  const row = body.appendChild(el("div", { class: "legend" }));
+  const row = body.appendChild(el("div", { class: "legend", role: "group" }));
+  spoken.push(() => row.setAttribute("aria-label", t("legend")));
   return (names, fixed = []) => {
     const entries = [
       ...fixed.map(([text, style]) => el("span", { class: "entry" }, swatch(style), text)),
@@ -194,7 +230,7 @@ function endLabels(lines, x, range, height) {
     xanchor: "left",
     xshift: 10,
     yshift: at - put,
-    font: { size: 12, color },
+    font: { size: 12, color: readable(color) },
     captureevents: false,
   }));
 }
@@ -321,7 +357,7 @@ function bars(node, rows, title, dots = false) {
       showgrid: false,
       ticks: "outside",
       ticklen: 8,
-      tickcolor: "white",
+      tickcolor: GROUND,
       tickfont: { size: 12.5, color: INK },
       fixedrange: true,
     },

@@ -144,7 +144,7 @@ function buildSkill(body) {
 section("skill", skillReferences.length, buildSkill, { caption: oneLead ? "skillCaptionOne" : "skillCaption" });
 
 // 可点列名排序的表。columns: 列名，rows: [{name, values, texts}]；badnessOf(列, 值) 越小越好，最好的加粗
-function sortedTable(holder, first, columns, rows, badnessOf) {
+function sortedTable(holder, caption, first, columns, rows, badnessOf) {
   const order = { column: null, up: true };
   const own = rows.filter((r) => !published.includes(r.name)); // 发表的做法不同，不与自己的争最好
   const best = columns.map((_, c) => Math.min(...own.map((r) => badnessOf(c, r.values[c]))));
@@ -171,7 +171,7 @@ function sortedTable(holder, first, columns, rows, badnessOf) {
     if (order.column === -1) sorted.sort((a, b) => modelText(a.name).localeCompare(modelText(b.name)));
     else if (order.column !== null) sorted.sort((a, b) => compareKnown(a.values[order.column], b.values[order.column]));
     if (!order.up) sorted.reverse();
-    fillTable(holder, tr(heading(first, -1), ...columns.map(heading)), sorted.map(bodyRow), "sortable");
+    fillTable(holder, caption, tr(heading(first, -1), ...columns.map(heading)), sorted.map(bodyRow), "sortable");
   }
   paint();
 }
@@ -212,6 +212,6 @@ section("table", scoredChannels.length, (body) => {
       : `${axisTitle(metricInfo(metric).name, units[0]?.[1])} · ${channelText(channel)}`;
     title.textContent = what + where;
     const heads = used.map(([m, lead], i) => (oneLead ? axisTitle(metricInfo(m).short, units[i][1]) : leadText(lead)));
-    sortedTable(table, t("model"), heads, rows, (c, v) => badness(used[c][0], v));
+    sortedTable(table, title.textContent, t("model"), heads, rows, (c, v) => badness(used[c][0], v));
   };
 });

@@ -17,7 +17,7 @@ function timeAxis(title, width) {
 }
 
 function pointText({ name, latitude, longitude }) {
-  return known(latitude) ? `${name} (${latitudeText(latitude)}, ${longitudeText(longitude)})` : t("areaMean");
+  return known(latitude) ? `${label(name)} (${latitudeText(latitude)}, ${longitudeText(longitude)})` : t("areaMean");
 }
 
 // 一条线。style 是线型，点少时画出点
@@ -43,22 +43,33 @@ function buildSeries(body) {
   const leadOf = select(bar, "lead", "lead", () => leadOptions(hours));
   const names = legend(body);
   const [title, plot] = figure(body, "series-plot");
-  return () => {
+  const showSpan = brush(body, paint);
+  function paint() {
     const [channel, point, lead] = [channelOf(), pointOf(), leadOf()];
     const i = hours.indexOf(lead);
     const of = (table) => table[channel]?.[i]?.[point];
     const present = modelsIn(series.models).filter((m) => of(series.models[m]));
     const shown = names(present, [[t("truth"), TRUTH]]);
-    const forecasts = shown.map((m) => [modelText(m), styles.get(m), of(series.models[m])]);
-    const lines = [[t("truth"), TRUTH, of(series.truth)], ...forecasts]; // 真值垫在下面，粗一些
-    const exponent = exponentOf(lines.flatMap(([, , values]) => values));
+    const times = series.valid_times[i].map(instant);
+    const whole = [times[0], times.at(-1)];
+    const span = shownSpan(whole);
+    const first = Math.max(0, times.findIndex((time) => time >= span[0]) - 1); // 窗口外各多一个：线画到边
+    const after = times.findIndex((time) => time > span[1]);
+    const cut = (values) => values.slice(first, after < 0 ? times.length : after + 1);
+    const forecasts = shown.map((m) => [modelText(m), styles.get(m), cut(of(series.models[m]))]);
+    const lines = [[t("truth"), TRUTH, cut(of(series.truth))], ...forecasts]; // 真值垫在下面，粗一些
+    const exponent = exponentOf(of(series.truth)); // 换一段看，单位不变
     const unit = prettyUnit(channelInfo(channel).unit);
-    const traces = lines.map((one) => seriesTrace(one, series.valid_times[i], unit, exponent));
-    title.textContent = `${channelText(channel)} · ${pointText(series.points[point])} · ${leadText(lead)}`;
+    const traces = lines.map((one) => seriesTrace(one, cut(series.valid_times[i]), unit, exponent));
+    const when = span[1] - span[0] < whole[1] - whole[0] ? ` · ${spanText(span)}` : "";
+    title.textContent = `${channelText(channel)} · ${pointText(series.points[point])} · ${leadText(lead)}${when}`;
+    showSpan(times, of(series.truth));
     const xaxis = timeAxis(t("validAxis"), plot.clientWidth);
+    if (when) xaxis.range = span.map((time) => new Date(time).toISOString().slice(0, 16));
     const yaxis = axis(axisTitle(channel, scaledUnit(unit, exponent)));
     draw(plot, traces, { margin: { b: 60 }, xaxis, yaxis }, narrow() ? 300 : 380);
-  };
+  }
+  return paint;
 }
 
 section("series", content.series?.points.length, buildSeries, {

@@ -72,7 +72,7 @@ section("summary", scoredChannels.length && metricOptions(...scoredChannels).som
     sentence.textContent = ((baselines.length && headline(lead)) || `${t("lead")} ${leadText(lead)}`) + where;
     const heads = names.map((m) => th(breakable(modelText(m)), { class: "number" }));
     const rows = scoredChannels.map((channel) => summaryRow(channel, names, lead));
-    fillTable(table, tr(th(t("channel")), th(t("unit")), ...heads), rows);
+    fillTable(table, t("summaryCaption"), tr(th(t("channel")), th(t("unit")), ...heads), rows);
     const ranked = baselines.length ? rankingRows(lead) : [];
     ranking.hidden = ranked.length < 2;
     if (ranking.hidden) return;
@@ -91,7 +91,7 @@ function cardColor(change) {
   const strength = Math.min(1, Math.abs(change) / 60) ** 0.8;
   const [r, g, b] = change < 0 ? [33, 102, 172] : [178, 24, 43];
   const mix = (c) => Math.round(255 + (c - 255) * strength * 0.85);
-  return { background: `rgb(${mix(r)},${mix(g)},${mix(b)})`, color: strength > 0.62 ? "white" : INK };
+  return { background: `rgb(${mix(r)},${mix(g)},${mix(b)})`, color: strength > 0.62 ? "white" : "#1f2933" };
 }
 
 function cardCell(model, reference, channel, metric, lead) {
@@ -133,6 +133,7 @@ section("scorecard", scoredChannels.length && cardMetrics().length && modelsIn(c
       const cells = columns.map(([m, lead]) => cardCell(m, reference, channel, metric, lead));
       return tr(th(channel, { scope: "row", title: channelText(channel) }), ...cells);
     });
-    fillTable(table, tr(th(t("channel")), ...columns.map(([, , text]) => th(text, { class: "card" }))), rows, "cards");
+    const heads = columns.map(([, , text]) => th(text, { class: "card" }));
+    fillTable(table, title.textContent, tr(th(t("channel")), ...heads), rows, "cards");
   };
 });

@@ -13,12 +13,12 @@ function factList(pairs) {
 }
 
 // heads: [[列名, 靠右]]
-function plainTable(holder, heads, rows) {
+function plainTable(holder, caption, heads, rows) {
   const css = (c) => (heads[c][1] ? "number" : "");
   const body = rows.map(([first, ...rest]) =>
     tr(th(String(first), { scope: "row" }), ...rest.map((v, c) => td(valueText(v), css(c + 1)))),
   );
-  fillTable(holder, tr(...heads.map(([text], c) => th(text, { class: css(c) }))), body);
+  fillTable(holder, caption, tr(...heads.map(([text], c) => th(text, { class: css(c) }))), body);
 }
 
 const bytesText = (value) => prefixed(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]);
@@ -42,7 +42,7 @@ section("costs", content.costs?.length, (body) => {
   });
   return () => {
     const heads = used.map(([key]) => t(key));
-    sortedTable(table, t("model"), heads, rows, () => Infinity);
+    sortedTable(table, t("costsTitle"), t("model"), heads, rows, () => Infinity);
   };
 });
 
@@ -56,11 +56,11 @@ function buildData(body) {
   return () => {
     const heads = [[t("channel")], [t("count"), true], [t("first")], [t("last")], [t("reason")]];
     const rows = (missing ?? []).map(([channel, n, first, last, reason]) => [channel, n, first, last, label(reason)]);
-    if (rows.length) plainTable(lost, heads, rows);
+    if (rows.length) plainTable(lost, t("dataCaption"), heads, rows);
     else if (missing) lost.replaceChildren(el("p", { class: "note" }, t("noMissing")));
     const counts = Object.entries(content.fields ?? {});
     const spans = counts.map(([name, n]) => [name, countSpan(n.scored), countSpan(n.left_out)]);
-    plainTable(counted, [[t("channel")], [t("scored"), true], [t("leftOut"), true]], spans);
+    plainTable(counted, t("fieldsCaption"), [[t("channel")], [t("scored"), true], [t("leftOut"), true]], spans);
   };
 }
 
@@ -85,7 +85,7 @@ function copyButton(text) {
 }
 
 const codeBlock = (text, ...children) =>
-  el("div", { class: "code" }, copyButton(text), el("pre", {}, el("code", {}, ...children)));
+  el("div", { class: "code" }, copyButton(text), el("pre", { tabindex: 0 }, el("code", {}, ...children)));
 
 // YAML：键、注释着色
 function yamlLines(text) {

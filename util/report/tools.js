@@ -20,8 +20,17 @@ const th = (text, look = {}) => el("th", { scope: "col", ...look }, ...[text].fl
 const td = (text, css = "") => el("td", { class: css }, text);
 const tr = (...cells) => el("tr", {}, ...cells);
 
-function fillTable(holder, head, rows, css = "") {
-  holder.replaceChildren(el("table", { class: css }, el("thead", {}, head), el("tbody", {}, ...rows)));
+// caption 只给读屏的人：看得见的标题在表的上面。heads 是一行或几行；表比框大时，框可以用键盘滚
+function fillTable(holder, caption, heads, rows, css = "") {
+  const name = el("caption", { class: "unseen" }, caption);
+  const head = el("thead", {}, ...[heads].flat());
+  holder.replaceChildren(el("table", { class: css }, name, head, el("tbody", {}, ...rows)));
+  const larger = holder.scrollWidth > holder.clientWidth + 1 || holder.scrollHeight > holder.clientHeight + 1;
+  const look = { role: "region", "aria-label": caption, tabindex: "0" };
+  for (const [key, value] of Object.entries(look)) {
+    if (larger) holder.setAttribute(key, value);
+    else holder.removeAttribute(key);
+  }
 }
 
 const breakable = (text) =>

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.evaluation.cost import flops_per_sample, parameter_count
-from engine.evaluation.glimpse import MAP_VALUES, SERIES_VALUES, choose_glimpse, parse_points
+from engine.evaluation.glimpse import MAP_LEADS, MAP_VALUES, SERIES_VALUES, choose_glimpse, parse_points
 from tests.models.small import make_model, small_spec, tiny_model
 from util.grid import latitude_weights
 
@@ -44,16 +44,21 @@ def test_points_of_a_region() -> None:
 def test_the_plan_stays_within_its_budget(channels: int, grid: tuple[int, int], steps: int, windows: int) -> None:
     spec = small_spec(channels=channels, grid=grid)
     view = choose_glimpse(spec, windows, steps, parse_points([], spec))
-    latitudes, longitudes = view.axes()
-    maps = len(view.channels) * len(view.leads) * len(view.map_rows)
-    assert maps * len(latitudes) * len(longitudes) <= 1.05 * MAP_VALUES
+    pixels = 0
+    for reel in view.reels.values():
+        latitudes, longitudes = view.axes(reel)
+        pixels += len(reel.channels) * len(reel.leads) * len(reel.rows) * len(latitudes) * len(longitudes)
+        assert 0 <= reel.rows.start < reel.rows.stop <= windows and reel.leads[-1] == steps - 1
+    assert pixels <= 1.05 * MAP_VALUES
+    assert ("roll" in view.reels) == (steps > MAP_LEADS)
+    if "roll" in view.reels:
+        assert view.reels["roll"].leads == list(range(steps)) and len(view.reels["roll"].rows) == 1
     numbers = 2 * len(view.channels) * len(view.leads) * len(view.series_rows) * (1 + len(view.points))
     assert numbers <= SERIES_VALUES
     assert view.leads[0] == 0 and view.leads[-1] == steps - 1
-    for rows in (view.map_rows, view.series_rows):
-        assert 0 <= rows.start < rows.stop <= windows
+    assert 0 <= view.series_rows.start < view.series_rows.stop <= windows
     if channels * grid[0] < 1000:
-        assert view.factor == 1 and view.channels == list(range(channels))
+        assert view.reels["maps"].factor == 1 and view.channels == list(range(channels))
 
 
 def test_pictures_and_series_are_physical_and_north_to_south() -> None:
@@ -61,15 +66,16 @@ def test_pictures_and_series_are_physical_and_north_to_south() -> None:
         small_spec(channels=2, grid=(8, 16)), mean=(280.0, 1.0), std=(10.0, 2.0),
         latitudes=tuple(-78.75 + 22.5 * i for i in range(8)),
     )  # fmt: skip
-    view = replace(choose_glimpse(spec, 4, 1, parse_points(["33.9S,151.2E"], spec)), factor=2)
+    view = choose_glimpse(spec, 4, 1, parse_points(["33.9S,151.2E"], spec))
+    reel = view.reels["maps"]._replace(factor=2)
     fields = torch.randn(3, 2, 8, 16, generator=torch.Generator().manual_seed(0))
     physical = fields.numpy() * np.array([10.0, 2.0])[:, None, None] + np.array([280.0, 1.0])[:, None, None]
-    picture = view.picture(fields[0])
+    picture = view.picture(fields[0], reel)
     for i in range(4):
         for j in range(8):
             block = physical[0, :, ::-1][:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
             np.testing.assert_allclose(picture[:, i, j], block.mean((1, 2)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(view.axes()[0], [67.5, 22.5, -22.5, -67.5])
+    np.testing.assert_allclose(view.axes(reel)[0], [67.5, 22.5, -22.5, -67.5])
     area = np.diff(np.sin(np.deg2rad(np.linspace(-90, 90, 9))))
     series = view.series(fields, latitude_weights(spec.latitudes))
     np.testing.assert_allclose(series[:, :, 0], (physical.mean(-1) * area).sum(-1) / area.sum(), rtol=1e-5, atol=1e-6)

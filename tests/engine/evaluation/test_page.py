@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from engine.evaluation.page import REGION_CELLS, Page, add_cells, add_table, page_leads
+from engine.evaluation.page import FEWEST_LEADS, REGION_VALUES, Page, add_cells, add_table, page_leads
+from util.bilingual import Bilingual
 from util.scores.table import Cell, Numbers, ScoreTable, Skill
 
 CHANNELS = [f"c{i}" for i in range(69)]
@@ -41,17 +42,34 @@ def test_regions_leave_the_main_curves_alone() -> None:
     page = add_cells(plain, table, cells, shown)
     assert page.cells is not None and (page.lead_hours, page.scores) == (plain.lead_hours, plain.scores)
     names = {(cell.region, cell.period) for cell in page.cells}
-    assert names == {(c.region, c.period) for c in cells if "all" in (c.region, c.period)}  # 13 个区域与 4 季都在
-    known = 0
+    assert names >= {(c.region, c.period) for c in cells if "all" in (c.region, c.period)}  # 13 个区域与 4 季都在
+    held = [shown[i] for i in page.cell_leads or []]
+    assert len(held) >= FEWEST_LEADS and (held[0], held[-1]) == (shown[0], shown[-1])
     for line in page.cells:
         (cell,) = (c for c in cells if (c.region, c.period) == (line.region, line.period))
-        values = line.scores["model"]["c0"]["rmse"]
-        assert len(values) == len(shown) and values[0] is not None and values[-1] is not None
-        held = {i: value for i, value in zip(shown, values, strict=True) if value is not None}
-        assert held == {i: cell.scores["model"]["c0"]["rmse"][i] for i in held}
-        known += len(held) * len(MODELS) * len(CHANNELS)
-    assert REGION_CELLS / 2 < known <= REGION_CELLS
+        assert line.scores["model"]["c0"]["rmse"] == [cell.scores["model"]["c0"]["rmse"][i] for i in held]
+        assert len(line.fields["c0"].scored) == len(held)
+    one = (len(MODELS) + 3) * len(CHANNELS)  # 三个模型的成绩，一个技巧的三个数
+    assert REGION_VALUES / 2 < one * len(held) * len(page.cells) <= REGION_VALUES
     assert page.facts == [("regions and periods", page.facts[0][1])]
+
+
+def test_the_main_scores_stay_when_all_do_not_fit() -> None:
+    cells, units = make_cells(13, ("DJF", "MAM", "JJA", "SON")), dict.fromkeys(CHANNELS, "K")
+    more = [f"m{i}" for i in range(30)]
+    for cell in cells:
+        for one in cell.scores.values():
+            for found in one.values():
+                found.update(dict.fromkeys(more, found["rmse"]))
+    table = ScoreTable(
+        channels=CHANNELS, units=units, lead_hours=LEADS, initial_times=9, left_out=parts(1.0)["pairs"], **parts(1.0)
+    )
+    page = add_cells(Page(kind="evaluation", title="", facts=[]), table, cells, page_leads(table))
+    assert page.cells is not None and [*page.cells[0].scores["model"]["c0"]] == ["rmse"]
+    said = page.facts[0][1]
+    assert (
+        isinstance(said, Bilingual) and said.startswith("the main scores of ") and "主要" in said.chinese
+    )
 
 
 def test_a_few_cells_keep_every_lead() -> None:

@@ -171,7 +171,7 @@ def test_language(page):
         "en", "Summary", "AR_predpersistenceclimatology", "Summary", "lead time (h)", "t2m — 2 metre temperature",
     ]  # fmt: skip
     press("zh")
-    chinese = ["zh-CN", "概要", "AR_pred持续性预报气候态", "概要", "时效 (h)", "t2m — 2 metre temperature"]
+    chinese = ["zh-CN", "概要", "AR_pred持续性预报气候态", "概要", "时效 (h)", "t2m — 2 米气温"]
     assert labels() == chinese
     assert page.find_element("css selector", "#series .caption").text.startswith("黑线为真值")
     page.refresh()

@@ -23,7 +23,9 @@ def open_browser(profile: Path) -> Any:
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    browser.set_script_timeout(300)  # 机器忙的时候，画全部的图要一会儿
+    return browser
 
 
 def visit(browser: Any, path: Path) -> None:

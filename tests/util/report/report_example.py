@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.evaluation.page_facts import windows_text
+from util.bilingual import Bilingual
 from util.plot.coast import coastlines
 from util.plot.style import color_limits, plotly_scale
 from util.report import write_report
@@ -89,14 +91,13 @@ def content_of(world: World, members: int = 10, kind: str = "evaluation") -> dic
     size = "×".join(map(str, ahead.shape[-2:]))
     content = {
         "kind": kind,
-        "title": "AR_pred video vanilla · test 1981" if kind == "evaluation" else "AR_pred and two rivals, test 1981",
-        "subtitle": "Synthetic smooth fields, every six hours, scored on the test split",
+        "title": Bilingual("AR_pred: test 1981", "AR_pred：1981 年的测试"),
+        "subtitle": "ar_pred_video_vanilla",
         "facts": [
             ["split", "test"],
-            ["windows", {"key": "factWindows", "values": [times, initial[0], initial[-1]]}],
-            ["fields scored", {"key": "factScored", "values": [times * leads * len(CHANNELS), 6 * leads]}],
-            ["lead times", {"key": "factLeads", "values": [leads, leads + 2]}],
-            ["members", {"key": "factMembersNoise", "values": [members, 0.05]}],
+            ["windows", windows_text(times, initial[0], initial[-1])],
+            ["fields scored", times * leads * len(CHANNELS)],
+            ["members", Bilingual(f"{members}, initial noise 0.05 std", f"{members} 个，初值噪声为 0.05 倍标准差")],
             ["grid", size],
             ["checkpoint", "checkpoints/quickstart/best.ckpt"],
         ],
@@ -125,7 +126,11 @@ def content_of(world: World, members: int = 10, kind: str = "evaluation") -> dic
         "costs": [cost_of(m, i) for i, m in enumerate(own)],
     }
     if kind == "comparison":
-        content["comparison"] = {"pairs": times * leads, "notes": ["log/A has every start, log/B every second one."]}
+        note = Bilingual("log/A has every start, log/B every second one.", "log/A 有全部起点，log/B 隔一个有一个。")
+        content["comparison"] = {
+            "pairs": times * leads,
+            "notes": [note],
+        }
         content["links"] = [[m, f"../{m}/report.html"] for m in own]
         return content
     content["ranks"] = ranks_of(world, leads, members)
@@ -267,8 +272,13 @@ def maps_of(
         limits = {name: color_limits(values, kind) for name, (kind, values) in kinds.items()}
         colors[c] = {name: {"scale": plotly_scale(kind), "low": limits[name][0], "high": limits[name][1]}
                      for name, (kind, _) in kinds.items()}  # fmt: skip
-    notes = [{"key": "mapsChannels", "values": [len(DRAWN), len(CHANNELS)]},
-             {"key": "mapsLeads", "values": [len(leads), ahead.shape[1]]}]  # fmt: skip
+    notes = [
+        Bilingual(f"{shown} of {whole} {english}", f"{whole} 个{chinese}中的 {shown} 个")
+        for shown, whole, english, chinese in (
+            (len(DRAWN), len(CHANNELS), "channels", "通道"),
+            (len(leads), ahead.shape[1], "lead times", "时效"),
+        )
+    ]
     return {"latitudes": world.latitudes, "longitudes": world.longitudes, "times": initial,
             "lead_hours": hours_of(leads), "channels": list(DRAWN), "note": notes,
             "scores": scores, "fields": fields, "colors": colors}  # fmt: skip
@@ -319,7 +329,7 @@ def example(kind: str, shape: tuple[int, int], times: int = 16, leads: int = 4) 
     """三种报告之一（evaluation、comparison、run）的内容；每次相同。"""
     if kind == "run":
         one = content_of(make_world(shape, times, 1, {"AR_pred": 0.18}, seed=0), members=1)
-        head = {"kind": "run", "title": "quickstart", "subtitle": "AR_pred video vanilla on the sample data"}
+        head = {"kind": "run", "title": "quickstart", "subtitle": "ar_pred_video_vanilla"}
         return head | {key: one[key] for key in RUN}
     names = {"AR_pred": 0.18} if kind == "evaluation" else {"AR_pred": 0.18, "SimVP": 0.22, "linear_regression": 0.3}
     return content_of(make_world(shape, times, leads, names, seed=0), kind=kind)
