@@ -23,6 +23,7 @@ function readColors() {
 readColors();
 
 const channelsOf = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+const toHex = (parts) => `#${parts.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
 
 // WCAG 2.2 的相对亮度与对比度
 function luminance(hex) {
@@ -39,8 +40,7 @@ function contrast(one, other) {
 function readable(color) {
   for (let share = 0; share <= 1; share += 0.1) {
     const mixed = channelsOf(color).map((c, i) => Math.round(c + (channelsOf(INK)[i] - c) * share));
-    const hex = `#${mixed.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
-    if (contrast(hex, GROUND) >= 4.5) return hex;
+    if (contrast(toHex(mixed), GROUND) >= 4.5) return toHex(mixed);
   }
   return INK;
 }
@@ -146,6 +146,8 @@ function draw(node, traces, layout, height) {
     displayModeBar: TOUCH ? false : "hover",
   };
   Plotly.react(node, traces, look, config);
+  const scratch = document.getElementById("js-plotly-tester"); // plotly 量字宽用的
+  for (const silent of [node.firstElementChild, scratch]) silent?.setAttribute("aria-hidden", "true"); // 读屏只念 node 的名字
 }
 
 // 一幅图：标题（HTML，可换行、可换语言）与画板；返回 [标题, 画板]

@@ -90,8 +90,9 @@ function cardColor(change) {
   // −100 % 深蓝 … 0 白 … +100 % 深红；±50 % 已近饱和
   const strength = Math.min(1, Math.abs(change) / 60) ** 0.8;
   const [r, g, b] = change < 0 ? [33, 102, 172] : [178, 24, 43];
-  const mix = (c) => Math.round(255 + (c - 255) * strength * 0.85);
-  return { background: `rgb(${mix(r)},${mix(g)},${mix(b)})`, color: strength > 0.62 ? "white" : "#1f2933" };
+  const background = toHex([r, g, b].map((c) => Math.round(255 + (c - 255) * strength * 0.85)));
+  const ink = ["#1f2933", "#ffffff", "#000000"].find((one) => contrast(one, background) >= 4.5);
+  return { background, color: ink };
 }
 
 function cardCell(model, reference, channel, metric, lead) {

@@ -88,7 +88,9 @@ def test_everything_has_a_name_for_a_screen_reader(page: Any, language: str) -> 
         if node.get("ignored") or role not in wanted:
             continue
         seen[role] = seen.get(role, 0) + 1
-        assert node.get("name", {}).get("value", "").strip(), (role, node)
+        about = {"backendNodeId": node["backendDOMNodeId"]}
+        name = node.get("name", {}).get("value", "").strip()
+        assert name, page.execute_cdp_cmd("DOM.getOuterHTML", about)["outerHTML"][:200]
     assert min(seen.get(role, 0) for role in wanted) > 0, seen
     sliders = [n["name"]["value"] for n in nodes if n.get("role", {}).get("value") == "slider"]
     assert len(sliders) == 3 and len(set(sliders)) == 3  # 起报时间、时效、看的一段
