@@ -14,6 +14,7 @@ from engine.cases.collect import CaseFound
 from engine.cases.figures import KINDS, Picture, draw_case
 from engine.cases.plan import Plan
 from engine.cases.result import case_scores, write_plume, write_scores
+from util.bilingual import Bilingual, chinese, split_text
 from util.calendar import moment_of, time_text
 from util.report import write_report
 from util.scores.table import ScoreTable
@@ -74,18 +75,21 @@ def page_content(
     """页面的 JSON；写法同 engine/evaluation/page.py 的 Page，另有 pictures。"""
     baselines = [name for name in table.scores if name != about.judged]
     first, last = (f"{moment_of(hour):%Y-%m-%d %H}" for hour in plan.case.dates)
+    box = box_text(plan)
     members = found.values[about.judged].shape[1]
-    facts: list[tuple[str, Any]] = [("model", about.judged), ("split", about.origin["split"])]
+    facts: list[tuple[str, Any]] = [("model", about.judged), ("split", split_text(about.origin["split"]))]
     facts += [("initial times", table.initial_times), ("grid points", f"{plan.spec.height} x {plan.spec.width}")]
     facts += [("members", members)] if members > 1 else []
     shown = within_budget(pictures)
     count = sum(map(len, shown.values()))
-    said = {"key": "figuresShown", "values": [count, len(pictures)]}
+    whole = len(pictures)
+    english = f"{count} of {whole} on this page, all in figures/"
+    said = Bilingual(english, f"本页 {count} 张，共 {whole} 张，全部在 figures/")
     facts += [("figures", said)] if count < len(pictures) else []
     return {
         "kind": "case",
         "title": plan.case.name,
-        "subtitle": f"{first} – {last} UTC, {box_text(plan)}",
+        "subtitle": Bilingual(f"{first} – {last} UTC, {box}", f"{first} – {last} UTC，{chinese(box)}"),
         "facts": facts,
         "links": [(about.title, "../../report.html")],
         "models": [
@@ -130,7 +134,10 @@ def box_text(plan: Plan) -> str:
     """框里的格点到哪里为止。"""
     spec = plan.spec
     if plan.case.latitude is None and plan.case.longitude is None:
-        return "whole grid"
+        return Bilingual("whole grid", "整个网格")
     south, north = min(spec.latitudes), max(spec.latitudes)
     west, east = spec.longitudes[0], spec.longitudes[-1]
-    return f"latitude {south:g} to {north:g}, longitude {west:g} to {east:g}"
+    return Bilingual(
+        f"latitude {south:g} to {north:g}, longitude {west:g} to {east:g}",
+        f"纬度 {south:g} 至 {north:g}，经度 {west:g} 至 {east:g}",
+    )

@@ -29,10 +29,10 @@ from engine.evaluation.page import (
     model_lines,
     page_leads,
 )
-from engine.evaluation.page_facts import split_text, windows_text
+from engine.evaluation.page_facts import windows_text
 from engine.versions import versions
 from util.atomic import replacing
-from util.bilingual import Bilingual, chinese
+from util.bilingual import Bilingual, chinese, split_text
 from util.files.records import as_json
 from util.logger import read_metrics, setup_logging
 from util.plot.curves import runs_figure

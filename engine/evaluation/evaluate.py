@@ -25,7 +25,7 @@ from engine.evaluation.cost import model_cost
 from engine.evaluation.glimpse import choose_glimpse, parse_points
 from engine.evaluation.metrics_file import NAMES, Provenance, Result
 from engine.evaluation.page import Page, Spectra, add_scores, make_page
-from engine.evaluation.page_facts import Facts, split_text
+from engine.evaluation.page_facts import Facts
 from engine.evaluation.results import Seen, scores_text, write_result, write_statistics
 from engine.evaluation.saved_fields import open_zarr
 from engine.evaluation.scoring import score
@@ -42,7 +42,7 @@ from engine.verification.settings import Events, read_events
 from engine.verification.verifier import Verifier, make_verifier
 from models.interface import ForecastModel, can_forecast
 from util.atomic import reserved
-from util.bilingual import Bilingual, chinese
+from util.bilingual import Bilingual, chinese, split_text
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json, read_record

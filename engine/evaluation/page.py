@@ -14,14 +14,14 @@ import numpy as np
 
 from engine.evaluation.glimpse import evenly
 from engine.evaluation.metrics_file import Cost, Result
-from engine.evaluation.page_facts import Curves, DataFacts, Facts, data_facts, read_curves, split_text, windows_text
+from engine.evaluation.page_facts import Curves, DataFacts, Facts, data_facts, read_curves, windows_text
 from engine.evaluation.page_fields import Coast, Maps, Series, make_coast, make_maps, make_series, numbers
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
 from engine.verification.page import Drift, EventsPage, drift_page, events_page
 from engine.verification.result import SPHERE
 from engine.versions import versions
-from util.bilingual import Bilingual
+from util.bilingual import Bilingual, split_text
 from util.calendar import time_text
 from util.config import RunConfig
 from util.data.dataset import WeatherData

@@ -16,7 +16,6 @@ from util.plot.curves import BESIDE
 
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
 MISSING_SHOWN = 50
-SPLIT_NAMES = {"train": "训练集", "val": "验证集", "test": "测试集"}
 Facts = list[tuple[str, str | int]]  # 标签与值；两种语言各有说法的是 Bilingual
 
 
@@ -36,10 +35,6 @@ class DataFacts:
 
     facts: Facts
     missing: list[tuple[str, int, str, str, str]]
-
-
-def split_text(split: str) -> str:
-    return Bilingual(split, SPLIT_NAMES[split])
 
 
 def windows_text(count: int, first: str, last: str) -> str:

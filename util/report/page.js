@@ -4,7 +4,7 @@ function hero() {
   if (WORDS[content.kind]) node.append(say(el("p", { class: "kicker" }), () => t(content.kind)));
   node.append(say(el("h1"), () => phrase(content.title)));
   spoken.push(() => (document.title = phrase(content.title)));
-  if (content.subtitle) node.append(el("p", { class: "subtitle" }, content.subtitle));
+  if (content.subtitle) node.append(say(el("p", { class: "subtitle" }), () => phrase(content.subtitle)));
   if (content.facts?.length) node.append(factList(content.facts));
   const dropped = () => content.left_out.map((id) => t(id)).join(inChinese() ? "、" : ", ");
   if (content.left_out) node.append(say(el("p", { class: "note" }), () => t("leftOutNote", dropped())));
@@ -13,7 +13,7 @@ function hero() {
     const row = el("p", { class: "links" }, heading);
     for (const [text, href] of content.links) {
       const outside = /^[a-z][a-z0-9+.-]*:/i.test(href) && !/^https?:/i.test(href); // javascript: 一类不做成链接
-      row.append(outside ? el("span", {}, text) : el("a", { href }, text));
+      row.append(say(outside ? el("span") : el("a", { href }), () => phrase(text)));
     }
     node.append(row);
   }

@@ -24,7 +24,6 @@ Object.assign(WORDS, {
     "The first members beside the truth and the mean, all in one colour scale.",
     "头几个成员，旁边是真值与平均，同一个色标。",
   ],
-  figuresShown: ["{0} of {1} on this page, all in figures/", "本页 {0} 张，共 {1} 张，全部在 figures/"],
 });
 
 function buildPictures(pictures) {
@@ -43,7 +42,8 @@ function buildPictures(pictures) {
       const contour = contourOf(ofTime);
       const shown = ofTime.find((one) => one.contour === contour);
       image.src = `data:image/webp;base64,${shown.data}`;
-      image.alt = shown.name;
+      const what = [t(body.id), channelText(shown.channel), time && clock(time), contour];
+      image.alt = what.filter((one) => one || one === 0).join(" · ");
     };
   };
 }

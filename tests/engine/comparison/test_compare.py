@@ -308,7 +308,7 @@ def test_regions_hours_and_a_scorecard(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--scorecard A: no other run to compare with it; .* among persistence, clim"):
         compare_command(["--runs", str(a), "--out", str(tmp_path / "one"), "--scorecard", "A"])
     assert not (tmp_path / "one/scorecard.csv").exists()
-    monkeypatch.setattr("engine.evaluation.page.REGION_CELLS", 5 * 2 * 9)  # 九格，一个时效也放不下
+    monkeypatch.setattr("engine.evaluation.page.REGION_VALUES", 100)  # 九格，一个时效也放不下
     assert compare_command([*words[:4], str(out), "--by", "hour"]) == 0
     assert not (out / "scorecard.csv").exists() and not [*(out / "figures").glob("scorecard*")]
     found = re.search(

@@ -93,6 +93,8 @@ def test_beside_the_own_run(tmp_path, monkeypatch):
     content = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', (out / "report.html").read_text())
     assert content is not None
     page = json.loads(content[1])
+    assert page["comparison"]["notes"] and all(set(note) == {"en", "zh"} for note in page["comparison"]["notes"])
+    assert page["comparison"]["notes"][-1]["zh"] == "T 发表的：rmse 的求法 先开方再平均，这里 先平均再开方"
     assert [m["role"] for m in page["models"]] == ["model", "baseline", "baseline", "published", "published"]
     assert page["reproduce"][0].endswith(f"--out {out} --reference {reference}")
     assert (out / "figures/rmse.png").stat().st_size > 0

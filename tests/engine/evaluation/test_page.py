@@ -67,9 +67,7 @@ def test_the_main_scores_stay_when_all_do_not_fit() -> None:
     page = add_cells(Page(kind="evaluation", title="", facts=[]), table, cells, page_leads(table))
     assert page.cells is not None and [*page.cells[0].scores["model"]["c0"]] == ["rmse"]
     said = page.facts[0][1]
-    assert (
-        isinstance(said, Bilingual) and said.startswith("the main scores of ") and "主要" in said.chinese
-    )
+    assert isinstance(said, Bilingual) and said.startswith("the main scores of ") and "主要" in said.chinese
 
 
 def test_a_few_cells_keep_every_lead() -> None:

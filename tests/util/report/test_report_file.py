@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from html.parser import HTMLParser
@@ -126,6 +127,7 @@ def test_a_sentence_carries_both_languages(tmp_path):
     found = json.loads(page.texts["content"])
     assert found["facts"] == [["windows", {"en": "2 of 3 channels", "zh": "3 个通道中的 2 个"}]]
     assert found["notes"] == ["plain 2 of 3 channels"]
+    assert copy.deepcopy(said).chinese == said.chinese
     assert json.dumps([said]) == '["2 of 3 channels"]' and chinese(said) == "3 个通道中的 2 个" and chinese("x") == "x"
 
 
