@@ -14,9 +14,9 @@ from engine.cases.collect import CaseFound
 from engine.cases.figures import KINDS, Picture, draw_case
 from engine.cases.plan import Plan
 from engine.cases.result import case_scores, write_plume, write_scores
-from util.bilingual import Bilingual, chinese, split_text
 from util.calendar import moment_of, time_text
 from util.report import write_report
+from util.report.bilingual import Bilingual, chinese, split_text
 from util.scores.table import ScoreTable
 from util.variables import variable_info
 

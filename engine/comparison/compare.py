@@ -32,7 +32,6 @@ from engine.evaluation.page import (
 from engine.evaluation.page_facts import windows_text
 from engine.versions import versions
 from util.atomic import replacing
-from util.bilingual import Bilingual, chinese, split_text
 from util.files.records import as_json
 from util.logger import read_metrics, setup_logging
 from util.plot.curves import runs_figure
@@ -40,6 +39,7 @@ from util.plot.scorecard import save_scorecards
 from util.plot.scores import scores_figure
 from util.plot.style import remove_figures, save_figures
 from util.report import write_report
+from util.report.bilingual import Bilingual, chinese, split_text
 from util.scores.common import Contender
 from util.scores.scorecard import make_cards, write_cards
 from util.scores.tabulate import write_csv

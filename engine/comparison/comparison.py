@@ -12,8 +12,8 @@ from engine.comparison.entries import Entry
 from engine.evaluation import baselines
 from engine.evaluation.metrics_file import Cost, Provenance
 from engine.evaluation.results import add_spectral_distance
-from util.bilingual import Bilingual
 from util.calendar import time_text
+from util.report.bilingual import Bilingual
 from util.scores.cells import tabulate_cells
 from util.scores.common import Common, Contender, common_pairs
 from util.scores.table import Cell, ScoreTable

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from engine.comparison.comparison import Comparison
-from util.bilingual import Bilingual
 from util.files.records import read_record
+from util.report.bilingual import Bilingual
 from util.scores.final import METRICS, metric_unit
 from util.scores.statistics_file import Statistics
 from util.strict import nearest

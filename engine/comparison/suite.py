@@ -15,9 +15,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from engine.evaluation.metrics_file import NAMES, Provenance, read_scores
 from util.atomic import reserved
-from util.bilingual import Bilingual
 from util.config import RunConfig, load_config, read_mapping
 from util.logger import setup_logging
+from util.report.bilingual import Bilingual
 from util.signals import STOPS, die_with_parent
 from util.strict import Name, PositiveInt, Strict, nearest, validate
 

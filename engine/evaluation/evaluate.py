@@ -42,7 +42,6 @@ from engine.verification.settings import Events, read_events
 from engine.verification.verifier import Verifier, make_verifier
 from models.interface import ForecastModel, can_forecast
 from util.atomic import reserved
-from util.bilingual import Bilingual, chinese, split_text
 from util.config import RunConfig, eval_batch_size
 from util.data.dataset import WeatherData, open_data
 from util.files.records import as_json, read_record
@@ -53,6 +52,7 @@ from util.plot.scorecard import save_scorecards
 from util.plot.scores import ranks_figure, scores_figure, spectra_figure
 from util.plot.style import remove_figures, save_figures
 from util.report import write_report
+from util.report.bilingual import Bilingual, chinese, split_text
 from util.scores.regions import check_regions, read_regions
 from util.scores.scorecard import make_cards, write_cards
 

@@ -21,10 +21,10 @@ from engine.evaluation.task import Task
 from engine.verification.page import Drift, EventsPage, drift_page, events_page
 from engine.verification.result import SPHERE
 from engine.versions import versions
-from util.bilingual import Bilingual, split_text
 from util.calendar import time_text
 from util.config import RunConfig
 from util.data.dataset import WeatherData
+from util.report.bilingual import Bilingual, split_text
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
 from util.scores.table import WHOLE, Cell, Numbers, ScoreTable, Skill

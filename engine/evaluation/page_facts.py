@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.bilingual import Bilingual
 from util.config import RunConfig
 from util.data.dataset import WeatherData
 from util.data.index import SPLITS
 from util.logger import read_metrics
 from util.plot.curves import BESIDE
+from util.report.bilingual import Bilingual
 
 CURVE_POINTS = 1000  # 损失曲线至多这么多点，再多就隔着取
 MISSING_SHOWN = 50

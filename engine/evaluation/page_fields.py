@@ -12,10 +12,10 @@ import numpy as np
 from engine.evaluation.glimpse import Reel
 from engine.evaluation.results import Seen
 from engine.evaluation.task import Task
-from util.bilingual import Bilingual
 from util.calendar import moment_of
 from util.plot.coast import coastlines
 from util.plot.style import color_limits, plotly_scale
+from util.report.bilingual import Bilingual
 from util.scores.statistics_file import Statistics
 from util.scores.table import Numbers
 from util.variables import variable_info

@@ -30,7 +30,6 @@ from engine.training.validation import validation_loss
 from models.interface import Autoencoder, ForecastModel, can_forecast, is_codec
 from util.atomic import WAITING, replacing, reserved, waiting
 from util.batch import DataSpec
-from util.bilingual import Bilingual
 from util.calendar import time_text
 from util.checkpoint import load_checkpoint
 from util.config import eval_batch_size
@@ -43,6 +42,7 @@ from util.plot.curves import curves_figure
 from util.plot.maps import forecast_figure
 from util.plot.style import save_figures
 from util.report import write_report
+from util.report.bilingual import Bilingual
 from util.scores.table import Numbers
 
 if TYPE_CHECKING:

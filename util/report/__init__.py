@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from util.atomic import replacing
-from util.bilingual import Bilingual
+from util.report.bilingual import Bilingual
 from util.scores.final import METRICS
 
 ASSETS = Path(__file__).parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from engine.evaluation.page import FEWEST_LEADS, REGION_VALUES, Page, add_cells, add_table, page_leads
-from util.bilingual import Bilingual
+from util.report.bilingual import Bilingual
 from util.scores.table import Cell, Numbers, ScoreTable, Skill
 
 CHANNELS = [f"c{i}" for i in range(69)]

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.evaluation.page_facts import windows_text
-from util.bilingual import Bilingual
 from util.plot.coast import coastlines
 from util.plot.style import color_limits, plotly_scale
 from util.report import write_report
+from util.report.bilingual import Bilingual
 from util.variables import variable_info
 
 CHANNELS = {"t2m": (284.0, 9.0), "tp": (6e-4, 2e-4), "u10": (0.5, 5.0), "z_level_00": (54300.0, 1900.0)}  # 均值、标准差

@@ -24,10 +24,10 @@ from engine.evaluation.page_facts import Curves, DataFacts, windows_text
 from engine.evaluation.page_fields import ColorBar, Colors, Maps, MapScore, Panels, Picture, Place, Series
 from engine.verification.page import Drift, EventCurves, EventsPage
 from tests.models.small import small_spec
-from util.bilingual import Bilingual, split_text
 from util.files.records import as_json
 from util.plot.coast import coastlines
 from util.plot.style import plotly_scale
+from util.report.bilingual import Bilingual, split_text
 from util.scores.final import METRICS
 from util.scores.table import Cell, ScoreTable, Skill
 from util.verification.events import LOSS_RATIOS

@@ -15,8 +15,8 @@ import pytest
 from tests.util.report.report_example import content_of, example, make_world
 from tests.util.report.report_full import full_content
 from util import report
-from util.bilingual import Bilingual, chinese
 from util.report import MAX_BYTES, write_report
+from util.report.bilingual import Bilingual, chinese
 from util.scores.final import METRICS, Metric
 
 EVIL = '</script><!-- <b> & "quotes"'
