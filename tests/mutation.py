@@ -58,6 +58,7 @@ COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mod: ast.Add, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 QUIET = ("log", "warnings")  # 少一句话不算
+CHECKED = "strict"  # zip(strict=True) 与断言一样：长短总是相同的，少了它没有测试看得出
 
 
 Record = dict[str, dict[str, Any]]
@@ -101,8 +102,9 @@ def changes_of(node: ast.AST) -> Iterator[Change]:
         kept = ast.UAdd() if isinstance(node.op, ast.USub) else None
         if kept is not None and not isinstance(node.operand, ast.Constant):
             yield "minus left out", lambda: setattr(node, "op", kept)
-    elif isinstance(node, ast.Call) and node.keywords and _root(node.func) not in QUIET:
-        yield f"argument {node.keywords[-1].arg} left out", lambda: node.keywords.pop() and None
+    elif isinstance(node, ast.Call) and _root(node.func) not in QUIET:
+        for keyword in [one for one in node.keywords if one.arg != CHECKED][-1:]:
+            yield f"argument {keyword.arg} left out", lambda one=keyword: node.keywords.remove(one)
     elif isinstance(node, ast.Return) and node.value is not None:
         yield "returns None", lambda: setattr(node, "value", ast.Constant(None))
     body = getattr(node, "body", None)
@@ -137,7 +139,7 @@ def nodes(tree: ast.Module) -> list[ast.AST]:
         for name, value in ast.iter_fields(node):
             skipped = name in ("annotation", "returns", "decorator_list") or isinstance(node, ast.Raise | ast.JoinedStr)
             for child in [] if skipped else value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
+                if isinstance(child, ast.AST) and getattr(child, "arg", None) != CHECKED:
                     visit(child)
 
     visit(tree)

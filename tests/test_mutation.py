@@ -15,7 +15,7 @@ def clip(value, low=0):
     """不低于 low。"""
     if value < low and not low is None:
         value = low
-    print(value)
+    print(*zip([value], strict=True))
     return value + 1
 '''
 TESTS = "from room import clip\n\ndef test():\n    assert clip(-2) == 1 and clip(3) == 4\n"
