@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import logging
 import os
@@ -101,7 +102,7 @@ def only_new_garbage() -> Iterator[None]:
 
 
 def report_error(error: Exception) -> int:
-    """说出错误，返回退出码：用户的错（ValueError）2，其余的 1；traceback 总在日志文件里（有的话）。"""
+    """说出错误，返回退出码：用户的错（ValueError，太长的文件名）2，其余的 1；traceback 总在日志文件里（有的话）。"""
     log.debug("stopped:", exc_info=error)
     close_bars()
     line = one_line(error) if isinstance(error, ValueError | OSError) else describe(error)
@@ -110,7 +111,8 @@ def report_error(error: Exception) -> int:
     else:
         error.__traceback__ = None  # 还拿在手里的都放下：读取进程、写到一半的文件
         print(f"{beginning()}{line}", file=sys.stderr)
-    return 2 if isinstance(error, ValueError) else 1
+    too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    return 2 if too_long or isinstance(error, ValueError) else 1
 
 
 def close_bars() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -22,14 +23,14 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from tests.engine.runs import ROOT
-from util.cli import Parser, only_new_garbage, run_command
+from util.cli import Parser, only_new_garbage, report_error, run_command
 from util.logger import setup_logging
 
 PAIR = """
 import os, sys
 import torch
 import torch.distributed as dist
-from util.cli import Parser, only_new_garbage, run_command
+from util.cli import Parser, only_new_garbage, report_error, run_command
 
 fails = sys.argv[2] == "fails"
 children = []
@@ -238,3 +239,10 @@ def test_an_unknown_argument_is_told_on_one_line(capsys: pytest.CaptureFixture[s
         assert caught.value.code == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert said == f"x.py: error: unrecognized arguments: {' '.join(' '.join(words).split())}"
+
+
+def test_a_name_too_long_for_a_file_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="too long") as caught:
+        Path("x" * 300).read_bytes()
+    assert report_error(caught.value) == 2
+    assert re.fullmatch(r"error: .*File name too long.*\n", capsys.readouterr().err)
