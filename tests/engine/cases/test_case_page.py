@@ -36,11 +36,11 @@ def test_the_page_opens(make_tree, tmp_path):
             script = f"const i = document.querySelector('#{section} img'); return i.complete ? i.naturalWidth : 0"
             return browser.execute_script(script)
 
-        assert shown("caseMaps").startswith("maps-z_level_00-2000-02-1")
+        assert shown("caseMaps").startswith("Maps · z_level_00 — geopotential · 2000-02-1")
         choose(browser, "caseMaps", "channel", "t2m")
-        assert shown("caseMaps").startswith("maps-t2m") and shown("casePlume") == "plume-t2m"
+        assert shown("caseMaps").startswith("Maps · t2m") and shown("casePlume").startswith("Plume · t2m")
         choose(browser, "caseSpaghetti", "contour", "280")
-        assert shown("caseSpaghetti").endswith("-280")
+        assert shown("caseSpaghetti").endswith(" · 280")
         for section in ("casePlume", "caseMaps", "caseSpaghetti", "caseMembers"):
             assert drawn(section) > 500
         browser.execute_script("setLanguage('zh'); drawDirty(() => true)")
