@@ -140,7 +140,11 @@ class DataSpec:
 
     def leads(self, steps: int) -> list[int]:
         """前 steps 个时效，小时。"""
-        return [self.interval_hours * (i + 1) for i in range(steps)]
+        return [self.lead(i) for i in range(steps)]
+
+    def lead(self, place: Any) -> Any:
+        """第 place 个时效（从零数；也可以是数组），小时。"""
+        return self.interval_hours * (place + 1)
 
     @property
     def closes_circle(self) -> bool:

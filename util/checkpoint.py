@@ -27,9 +27,11 @@ import torch
 from xxhash import xxh3_128_hexdigest
 
 from util.atomic import DISK_FULL, flush, no_room, replacing
+from util.cli import out_of_memory
 
 FORMAT, UNCHECKED = 2, 1  # UNCHECKED：从前的，没有校验和
 RECORD = "the record (all that is not a tensor)"
+DAMAGED = "truncated, damaged or not a checkpoint; nothing in it was executed"
 INSTEAD = "take another checkpoint beside it, or --no-verify to take it as it is"
 SHARDS = ".shards"  # 分片的文件夹，名字是 last-8 位十六进制.shards
 PIECE = 2**24  # 算 sha256 时一次读多少字节
@@ -197,10 +199,9 @@ def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) 
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
         raise ValueError(f"no checkpoint {path}; there: {', '.join(beside) or 'none'}")
-    damaged = f"{path}: truncated, damaged or not a checkpoint; nothing in it was executed"
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch.save 写的是 zip；裸的 pickle 连试都不试
-            raise ValueError(damaged)
+            raise ValueError(f"{path}: {DAMAGED}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -208,7 +209,7 @@ def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) 
             f"{path}: refused, it holds objects other than tensors and plain values (code?); nothing was executed"
         ) from None
     except Exception as error:  # noqa: BLE001  改过的文件，torch 抛哪一种的都有
-        raise ValueError(f"{damaged} ({type(error).__name__})") from None
+        raise unreadable(path, error) from None
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, UNCHECKED):
         raise ValueError(f"{path}: not an ar_pred checkpoint of format {UNCHECKED} or {FORMAT}")
     wanted = content.pop("digests", None)
@@ -217,8 +218,8 @@ def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) 
     elif verify:
         try:
             found = digests(content)
-        except Exception as error:  # noqa: BLE001  改过的文件：成环的、太深的、两个张量同名的
-            raise ValueError(f"{damaged} ({type(error).__name__})") from None
+        except Exception as error:  # noqa: BLE001  成环的、太深的、两个张量同名的、没有数的张量
+            raise unreadable(path, error) from None
         check_digests(found, wanted, str(path))
     else:
         content.pop("pieces", None)
@@ -232,6 +233,12 @@ def load_checkpoint(path: str | Path, gather: bool = True, verify: bool = True) 
         if gather:
             gather_shards(content)
     return content
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """读的时候出的错怎样说；内存不够未必是文件坏了。"""
+    what = f"needs more memory than there is, or is {DAMAGED}" if out_of_memory(error) else DAMAGED
+    return ValueError(f"{path}: {what} ({type(error).__name__})")
 
 
 @cache

@@ -52,7 +52,7 @@ def draw_case(
         for hour, pairs in plan.shots.items():
             shots = {}
             for row, lead in pairs:
-                hours = (lead + 1) * plan.spec.interval_hours
+                hours = plan.spec.lead(lead)
                 shots[f"+{hours} h, from {moment_of(int(inits[row])):%m-%d %H}"] = found.shots[row, lead]
             for kind, contour, figure in draw_moment(plan, shots, c, hour):
                 end = "-".join(filter(None, (channel, time_text(hour), contour)))
@@ -119,7 +119,7 @@ def contour_levels(plan: Plan, c: int, truth: np.ndarray, normal: np.ndarray) ->
 def draw_plume(plan: Plan, found: CaseFound, judged: str, normal: str, inits: np.ndarray, c: int) -> Figure:
     """各起报时间一束；每次起报在这几天里只有一个时刻的（不滚动），各时效一束。"""
     spec, case = plan.spec, plan.case
-    hours = inits[found.rows] + (found.leads + 1) * spec.interval_hours  # (n,) 有效时刻
+    hours = inits[found.rows] + spec.lead(found.leads)  # (n,) 有效时刻
     rows, counts = np.unique(found.rows, return_counts=True)
     joined = bool((counts > 1).any())
     groups, keys = (rows[counts > 1], found.rows) if joined else (np.unique(found.leads), found.leads)
@@ -130,7 +130,7 @@ def draw_plume(plan: Plan, found: CaseFound, judged: str, normal: str, inits: np
         return Line(hours[order].astype("datetime64[h]"), found.values[name][order, :, c].T)
 
     def called(key: int) -> str:
-        return f"from {moment_of(int(inits[key])):%m-%d %H}" if joined else f"+{(key + 1) * spec.interval_hours} h"
+        return f"from {moment_of(int(inits[key])):%m-%d %H}" if joined else f"+{spec.lead(key)} h"
 
     _, once = np.unique(hours, return_index=True)  # 真值、气候态每个时刻一个
     single = np.isin(np.arange(len(hours)), once)

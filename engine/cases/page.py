@@ -15,10 +15,9 @@ from engine.cases.figures import KINDS, Picture, draw_case
 from engine.cases.plan import Plan
 from engine.cases.result import case_scores, write_plume, write_scores
 from util.calendar import moment_of, time_text
-from util.report import write_report
+from util.report import channel_line, write_report
 from util.report.bilingual import Bilingual, chinese, split_text
 from util.scores.table import ScoreTable
-from util.variables import variable_info
 
 log = logging.getLogger("ar_pred")
 FOLDER = "cases"
@@ -103,11 +102,6 @@ def page_content(
         "pictures": {KINDS[kind]: lines for kind, lines in shown.items() if lines},
         "reproduce": list(about.reproduce),
     }
-
-
-def channel_line(name: str, unit: str) -> dict[str, str]:
-    info = variable_info(name)
-    return {"name": name, "long_name": info.long_name, "unit": unit, "kind": info.kind}
 
 
 def within_budget(pictures: Sequence[Picture]) -> dict[str, list[dict[str, Any]]]:

@@ -142,7 +142,7 @@ def choose_leads(case: Case, spec: DataSpec, valid: np.ndarray, hour: int) -> li
     if case.leads is None:
         chosen = np.linspace(0, len(places) - 1, min(len(places), LEADS)).round().astype(int)
         return [(int(rows[i]), int(leads[i])) for i in sorted(set(chosen.tolist()))]
-    have = (leads + 1) * spec.interval_hours
+    have = spec.lead(leads)
     found = {asked: int(np.abs(have - asked).argmin()) for asked in case.leads}
     for asked, i in found.items():
         if have[i] != asked:

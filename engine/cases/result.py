@@ -75,7 +75,7 @@ def write_plume(path: Path, plan: Plan, found: CaseFound, judged: str, inits: np
         writer.writerow(head)
         for c, channel in enumerate(plan.spec.channels):
             for i, (row, lead) in enumerate(zip(found.rows, found.leads, strict=True)):
-                init, hours = int(inits[row]), int(lead + 1) * plan.spec.interval_hours
+                init, hours = int(inits[row]), plan.spec.lead(int(lead))
                 moment = [time_text(init), hours, time_text(init + hours)]
                 own = found.values[judged][i, :, c]
                 numbers = [

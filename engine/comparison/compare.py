@@ -115,8 +115,7 @@ def comparison_page(
                 "lead times",
                 Bilingual(
                     span_of(leads) + (f", {len(shown)} of them here, all in comparison.csv" if some else ""),
-                    span_of(leads).replace(" to ", " 至 ")
-                    + (f"，本页 {len(shown)} 个，全部见 comparison.csv" if some else ""),
+                    chinese(span_of(leads)) + (f"，本页 {len(shown)} 个，全部见 comparison.csv" if some else ""),
                 ),
             ),
         ],

@@ -10,6 +10,7 @@ from engine.comparison.comparison import Comparison
 from engine.evaluation.glimpse import evenly
 from util.cli import number
 from util.plot.style import pretty_unit
+from util.report.bilingual import Bilingual
 from util.scores.table import Numbers, Skill
 
 MOST_LEADS = 8  # 文字表里至多这么多时效，均匀地取；全部在 CSV 与 JSON 里
@@ -59,7 +60,10 @@ def pairs_block(table: Comparison) -> Block:
 
 
 def span_of(leads: Sequence[int]) -> str:
-    return f"+{leads[0]} h" if len(leads) == 1 else f"+{leads[0]} to +{leads[-1]} h ({len(leads)})"
+    if len(leads) == 1:
+        return f"+{leads[0]} h"
+    first, last, count = f"+{leads[0]}", f"+{leads[-1]} h", len(leads)
+    return Bilingual(f"{first} to {last} ({count})", f"{first} 至 {last}（{count} 个）")
 
 
 def channel_block(table: Comparison, channel: str, shown: Sequence[int]) -> Block:

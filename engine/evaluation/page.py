@@ -24,12 +24,12 @@ from engine.versions import versions
 from util.calendar import time_text
 from util.config import RunConfig
 from util.data.dataset import WeatherData
+from util.report import channel_line
 from util.report.bilingual import Bilingual, split_text
 from util.scores.common import Contender
 from util.scores.statistics_file import Statistics
 from util.scores.table import WHOLE, Cell, Numbers, ScoreTable, Skill
 from util.strict import dump_yaml
-from util.variables import variable_info
 
 SCORE_CELLS = 1000  # 页面里通道 × 时效至多这么多；全部的在 metrics.csv
 REGION_VALUES = 80_000  # 各区域、时段的成绩与技巧一共多少个数，约 0.8 MB
@@ -44,16 +44,6 @@ class ModelLine:
 
     name: str
     role: Literal["model", "baseline", "published"]
-
-
-@dataclass(frozen=True)
-class ChannelLine:
-    """channels 的一行；kind 是配色。"""
-
-    name: str
-    long_name: str
-    unit: str
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -124,7 +114,7 @@ class Page:
     reproduce: list[str] | None = None  # 命令
     links: list[tuple[str, str]] | None = None  # 文字与相对的地址
     models: list[ModelLine] | None = None
-    channels: list[ChannelLine] | None = None
+    channels: list[dict[str, str]] | None = None
     lead_hours: list[int] | None = None
     scores: dict[str, dict[str, dict[str, Numbers]]] | None = None  # 模型 → 通道 → 成绩 → 每个时效
     skill: Skills | None = None
@@ -353,11 +343,6 @@ def digits(values: Numbers, leads: Sequence[int]) -> Numbers:
 
 def thin(values: Sequence[Value], leads: Sequence[int]) -> list[Value]:
     return [values[i] for i in leads]
-
-
-def channel_line(name: str, unit: str) -> ChannelLine:
-    info = variable_info(name)
-    return ChannelLine(name, info.long_name, unit, info.kind)
 
 
 def cost_line(name: str, cost: Cost) -> CostLine:

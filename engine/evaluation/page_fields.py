@@ -124,7 +124,7 @@ def make_series(task: Task, seen: Seen) -> Series:
 
 def lead_hours(task: Task, leads: Sequence[int]) -> list[int]:
     """序号 → 小时。"""
-    return [task.spec.interval_hours * (i + 1) for i in leads]
+    return [task.spec.lead(i) for i in leads]
 
 
 def numbers(values: np.ndarray, digits: int) -> Numbers:

@@ -112,6 +112,17 @@ def test_what_was_never_saved_is_one_line(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def test_too_little_memory_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "x.ckpt", SMALL)
+
+    def no_room(content: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr("util.checkpoint.digests", no_room)
+    with pytest.raises(ValueError, match="x.ckpt: needs more memory than there is, or is truncated, damaged or"):
+        load_checkpoint(tmp_path / "x.ckpt")
+
+
 def test_one_from_before_says_that_it_cannot_be_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "old.ckpt"
     torch.save({"format": 1, **SMALL}, path)

@@ -20,6 +20,7 @@ import numpy as np
 from util.atomic import replacing
 from util.report.bilingual import Bilingual
 from util.scores.final import METRICS
+from util.variables import variable_info
 
 ASSETS = Path(__file__).parent
 FIRST = ("words.js", "tools.js", "frame.js", "plots.js", "brush.js")  # 各节都要用的，前面的定义后面的要用
@@ -81,6 +82,12 @@ def write_report(path: Path, content: Mapping[str, Any]) -> None:
         )
     with replacing(path) as temporary:
         temporary.write_bytes(page)
+
+
+def channel_line(name: str, unit: str) -> dict[str, str]:
+    """channels 的一行；kind 是配色。"""
+    info = variable_info(name)
+    return {"name": name, "long_name": info.long_name, "unit": unit, "kind": info.kind}
 
 
 def scripts() -> list[str]:

@@ -246,6 +246,13 @@ def test_what_is_missing_is_announced_once(tree, tmp_path: Path, caplog: pytest.
     assert len(lines) == 2 and lines[1].startswith("t2m,2000-01-02T06")
 
 
+def test_the_history_may_use_the_initial_time_itself(tree):
+    damage(tree, "t2m", T0 + 30, "removed")
+    reader = open_reader(tree)
+    for until, sources in ((T0 + 36, [T0 + 24, T0 + 36]), (T0 + 35, [T0 + 24])):
+        assert reader.frame(T0 + 30, until).sources == [(0, hour) for hour in sources]
+
+
 def test_which_of_several_hours_is_broken(tree):
     damage(tree, "t2m", T0 + 12, "cut in the values")
     for standardize in ("yes", "no"):  # 一个个读，几个一起读

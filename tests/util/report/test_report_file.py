@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -134,3 +135,21 @@ def test_a_sentence_carries_both_languages(tmp_path):
 def test_example_is_deterministic():
     one, two = (content_of(make_world((6, 12), 3, 2, {"m": 0.2}, seed=1)) for _ in range(2))
     np.testing.assert_array_equal(one["scores"]["m"]["t2m"]["rmse"], two["scores"]["m"]["t2m"]["rmse"])
+
+
+def test_no_word_is_written_twice():
+    found: dict[str, list[str]] = {"WORDS": [], "LABELS": []}
+    for script in report.scripts():
+        text, table = (report.ASSETS / script).read_text(encoding="utf-8"), None
+        for line in text.splitlines():
+            if line.startswith(("const WORDS", "Object.assign(WORDS")):
+                table = "WORDS"
+            elif line.startswith(("const LABELS", "Object.assign(LABELS")):
+                table = "LABELS"
+            elif line.startswith("}"):
+                table = None
+            elif table and (key := re.match(r'  ("[^"]+"|\w+): ', line)):
+                found[table].append(key[1])
+    assert len(found["WORDS"]) > 100 and len(found["LABELS"]) > 50
+    for keys in found.values():
+        assert len(set(keys)) == len(keys), sorted({key for key in keys if keys.count(key) > 1})
